@@ -1,0 +1,131 @@
+"""The settings of a run, checked; plain values only."""
+
+import dataclasses
+import math
+
+from agsfl.models import MODELS
+
+
+class ConfigError(ValueError):
+  """A setting that cannot be used; the text names it and what is allowed."""
+
+
+DATASETS = ("mnist_5k",)
+PARTITIONS = ("one_class", "iid", "natural")
+METHODS = ("fab_top_k",)
+CONTROLLERS = ("fixed", "sign", "sign_interval")
+
+
+def _require(condition, field, value, allowed):
+  if not condition:
+    raise ConfigError(f"--{field}={value}: must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run.
+
+  Attributes:
+    dataset: "mnist_5k", or "npz:PATH" (see `data.load`).
+    partition: how samples go to clients, one of `PARTITIONS`.
+    num_clients: N; 0 means 10, or with "natural" every client of the data.
+    model: a key of `models.MODELS`.
+    method: one of `METHODS`.
+    controller: one of `CONTROLLERS`.
+    k: elements per message; where k is learned, its first value.
+    k_min, k_max: where k may move; 0 means 0.002 D, and D.
+    comm_time: beta, the time of sending D values both ways.
+    learning_rate: eta.
+    batch_size: samples per client and round.
+    num_rounds: rounds at most.
+    time_budget: normalised time after which no round begins; 0 means none.
+    eval_every: rounds between evaluations; the last round has one too.
+    client_chunk: clients per vmapped piece; 0 means all, -1 the platform's
+      measured default.
+    seed: of every draw.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+
+  dataset: str = "mnist_5k"
+  partition: str = "one_class"
+  num_clients: int = 0
+  model: str = "cnn"
+  method: str = "fab_top_k"
+  controller: str = "sign_interval"
+  k: float = 1000.0
+  k_min: float = 0.0
+  k_max: float = 0.0
+  comm_time: float = 10.0
+  learning_rate: float = 0.01
+  batch_size: int = 32
+  num_rounds: int = 300
+  time_budget: float = 0.0
+  eval_every: int = 20
+  client_chunk: int = -1
+  seed: int = 0
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"--{field.name}={value}: must be a finite number")
+    for field, names in (
+        ("partition", PARTITIONS),
+        ("model", tuple(MODELS)),
+        ("method", METHODS),
+        ("controller", CONTROLLERS),
+    ):
+      value = getattr(self, field)
+      _require(value in names, field, value, f"one of {', '.join(names)}")
+    known = self.dataset in DATASETS or self.dataset.startswith("npz:")
+    names = ", ".join(DATASETS)
+    _require(known, "dataset", self.dataset, f"{names} or npz:PATH")
+    for field, least in (
+        ("num_clients", 0),
+        ("k", 1),
+        ("k_min", 0),
+        ("k_max", 0),
+        ("comm_time", 0),
+        ("time_budget", 0),
+        ("batch_size", 1),
+        ("num_rounds", 1),
+        ("eval_every", 1),
+        ("client_chunk", -1),
+        ("seed", 0),
+    ):
+      value = getattr(self, field)
+      _require(value >= least, field, value, f"at least {least}")
+    _require(
+        self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0"
+    )
+
+  def k_interval(self, dim: int) -> tuple[float, float]:
+    """The interval of k for a model of D = `dim` weights.
+
+    Args:
+      dim: D.
+
+    Returns:
+      (k_min, k_max), elements.
+
+    Raises:
+      ConfigError: the values do not fit the model or each other.
+    """
+    k_min = self.k_min or max(2.0, 0.002 * dim)
+    k_max = self.k_max or float(dim)
+    _require(self.k <= dim, "k", self.k, f"at most the model's {dim} weights")
+    if self.controller == "fixed":
+      return k_min, k_max
+    _require(2 <= k_min <= dim, "k_min", k_min, f"2 to {dim}, the model's size")
+    _require(
+        k_min <= k_max <= dim, "k_max", k_max, f"{k_min:g} (k_min) to {dim}"
+    )
+    _require(
+        k_min <= self.k <= k_max,
+        "k",
+        self.k,
+        f"{k_min:g} (k_min) to {k_max:g} (k_max), where k is learned",
+    )
+    return k_min, k_max

@@ -1,0 +1,182 @@
+"""How k moves from round to round: the rules, as (init, update) pairs."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.cost import cost_slope
+from agsfl.types import KController, KProposal
+
+
+def fixed(k: float) -> KController:
+  """The same k in every round; nothing is measured."""
+  proposal = lambda: KProposal(jnp.float32(k), jnp.float32(k))
+
+  def init(key):
+    del key
+    return proposal(), ()
+
+  def update(key, observed, state):
+    del key, observed
+    return proposal(), state
+
+  return KController(init, update, probes=False)
+
+
+def _propose(k, step_length, k_min):
+  """k beside its probe k' = k - delta / 2.
+
+  The probe stays one element below k and above a tenth of k_min, as in the
+  authors' code; the paper leaves those ends open.
+  """
+  floor = max(1.0, 0.1 * k_min)
+  return KProposal(k, jnp.clip(k - step_length / 2.0, floor, k - 1.0))
+
+
+class SignState(NamedTuple):
+  """State of `sign_descent`: k, and the number of rounds done."""
+
+  k: jax.Array
+  rounds: jax.Array
+
+
+def sign_descent(k_init: float, k_min: float, k_max: float) -> KController:
+  """Descent on k by the sign of the estimated slope of the cost.
+
+  k_{m+1} = P_K(k_m - delta_m s_m) with delta_m = B / sqrt(2 m). A round
+  without a usable sign leaves k where it is and still counts for m.
+
+  Args:
+    k_init: k_1, elements.
+    k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+
+  Returns:
+    A controller that probes.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Alg. 2.
+  """
+  width = k_max - k_min  # B
+
+  def step_length(rounds):  # delta_m, m = rounds + 1
+    return width / jnp.sqrt(2.0 * (rounds + 1.0))
+
+  def init(key):
+    del key
+    state = SignState(jnp.float32(k_init), jnp.int32(0))
+    return _propose(state.k, step_length(state.rounds), k_min), state
+
+  def update(key, observed, state):
+    del key
+    sign = cost_slope(observed).sign
+    k = jnp.clip(state.k - step_length(state.rounds) * sign, k_min, k_max)
+    state = SignState(k, state.rounds + 1)
+    return _propose(k, step_length(state.rounds), k_min), state
+
+  return KController(init, update, probes=True)
+
+
+class IntervalState(NamedTuple):
+  """State of `sign_interval`.
+
+  Attributes:
+    k: [] f32.
+    k_low, k_high: [] f32, the current instance's interval.
+    rounds: [] i32, rounds done in this instance, m - m0.
+    previous_rounds: [] i32, length of the instance before it.
+    window_low, window_high: [] f32, range of k in the current window.
+    window_count: [] i32, updates in the current window.
+  """
+
+  k: jax.Array
+  k_low: jax.Array
+  k_high: jax.Array
+  rounds: jax.Array
+  previous_rounds: jax.Array
+  window_low: jax.Array
+  window_high: jax.Array
+  window_count: jax.Array
+
+
+def sign_interval(
+    k_init: float,
+    k_min: float,
+    k_max: float,
+    growth: float = 1.5,
+    window: int = 20,
+) -> KController:
+  """Sign descent that begins anew on smaller intervals as k settles.
+
+  After `window` updates the range of k over them, widened by `growth`, is
+  taken as a new interval if it is at most sqrt(2) - 1 times as wide as the
+  current one and this instance lasted as many rounds as the one before it.
+  Rounds without a usable sign count for the step length, not for the window.
+
+  Args:
+    k_init: k_1, elements.
+    k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+    growth: alpha > 1.
+    window: M_u, updates between reviews.
+
+  Returns:
+    A controller that probes.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Alg. 3.
+  """
+  shrink = math.sqrt(2.0) - 1.0
+
+  def step_length(state):  # delta_m = B / sqrt(2 (m - m0))
+    width = state.k_high - state.k_low
+    return width / jnp.sqrt(2.0 * (state.rounds + 1.0))
+
+  def init(key):
+    del key
+    state = IntervalState(
+        k=jnp.float32(k_init),
+        k_low=jnp.float32(k_min),
+        k_high=jnp.float32(k_max),
+        rounds=jnp.int32(0),
+        previous_rounds=jnp.int32(0),
+        window_low=jnp.float32(jnp.inf),
+        window_high=jnp.float32(-jnp.inf),
+        window_count=jnp.int32(0),
+    )
+    return _propose(state.k, step_length(state), k_min), state
+
+  def update(key, observed, state):
+    del key
+    slope = cost_slope(observed)
+    k = state.k - step_length(state) * slope.sign
+    k = jnp.clip(k, state.k_low, state.k_high)
+    rounds = state.rounds + 1
+    low = jnp.where(
+        slope.valid, jnp.minimum(state.window_low, k), state.window_low
+    )
+    high = jnp.where(
+        slope.valid, jnp.maximum(state.window_high, k), state.window_high
+    )
+    count = state.window_count + slope.valid
+    review = count == window
+    new_low = jnp.maximum(low / growth, k_min)
+    new_high = jnp.minimum(high * growth, k_max)
+    new_width = new_high - new_low
+    restart = (
+        review
+        & (new_width > 0)
+        & (new_width <= shrink * (state.k_high - state.k_low))
+        & (rounds >= state.previous_rounds)
+    )
+    state = IntervalState(
+        k=k,
+        k_low=jnp.where(restart, new_low, state.k_low),
+        k_high=jnp.where(restart, new_high, state.k_high),
+        rounds=jnp.where(restart, 0, rounds),
+        previous_rounds=jnp.where(restart, rounds, state.previous_rounds),
+        window_low=jnp.where(review, jnp.inf, low),
+        window_high=jnp.where(review, -jnp.inf, high),
+        window_count=jnp.where(review, 0, count),
+    )
+    return _propose(k, step_length(state), k_min), state
+
+  return KController(init, update, probes=True)

@@ -1,0 +1,80 @@
+"""Normalised time, and the slope of its cost in k (Han et al. 2020, Sec. IV)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.types import Observation
+
+
+def round_time(
+    k_up: jax.Array,
+    k_down: jax.Array,
+    *,
+    dim: int,
+    comm_time: float,
+    compute: float = 1.0,
+) -> jax.Array:
+  """Normalised duration of a round, theta_m(k).
+
+  A sparse element is two numbers, its index and its value.
+
+  Args:
+    k_up: [] elements that each client sends, 0..dim.
+    k_down: [] elements that the server sends, 0..dim.
+    dim: D.
+    comm_time: beta, the time to send D values up and down; the unit is the
+      computation of one minibatch gradient at all clients.
+    compute: the round's computation, same unit.
+
+  Returns:
+    [] f32, same unit.
+
+  Source: Han, Wang, Leung, ICDCS 2020, normalised time of the experiments.
+
+  >>> float(round_time(50, 50, dim=200, comm_time=10.0))
+  6.0
+  """
+  elements = jnp.float32(k_up) + jnp.float32(k_down)
+  return compute + comm_time * 2.0 * elements / (2.0 * dim)
+
+
+class CostSlope(NamedTuple):
+  """An estimate of d tau_m / dk.
+
+  Attributes:
+    value: [] f32, time per element; NaN where not valid.
+    sign: [] f32, its sign, -1, 0 or 1; 0 where not valid.
+    valid: [] bool, both losses fell and every number is finite.
+  """
+
+  value: jax.Array
+  sign: jax.Array
+  valid: jax.Array
+
+
+def cost_slope(observed: Observation) -> CostSlope:
+  """Compares the round's time with what k' would have needed for its gain.
+
+  tau^(k') = theta(k') * (L(w-) - L(w)) / (L(w-) - L(w')), and the slope is
+  (theta(k) - tau^(k')) / (k - k').
+
+  Args:
+    observed: one round's losses and times, k > k'.
+
+  Returns:
+    The slope, not valid when a loss did not fall.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, estimation of the derivative's sign.
+  """
+  fall = observed.loss_before - observed.loss_after
+  fall_probe = observed.loss_before - observed.loss_probe
+  cost_probe = observed.time_probe * fall / fall_probe
+  slope = (observed.time - cost_probe) / (observed.k - observed.k_probe)
+  valid = (fall > 0) & (fall_probe > 0) & jnp.isfinite(slope)
+  return CostSlope(
+      value=jnp.where(valid, slope, jnp.nan),
+      sign=jnp.where(valid, jnp.sign(slope), 0.0),
+      valid=valid,
+  )

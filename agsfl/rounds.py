@@ -1,0 +1,208 @@
+"""One round of federated learning, composed of the other files' parts.
+
+The only file with a client axis to map over.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from agsfl import topk
+from agsfl.client import build_client
+from agsfl.cost import cost_slope, round_time
+from agsfl.data import ClientData
+from agsfl.models import sample_losses
+from agsfl.types import (
+    KController,
+    Model,
+    Observation,
+    RoundInfo,
+    RoundState,
+    Sparsifier,
+)
+
+# Clients per vmapped piece, by platform: on CPU one client's activations stay
+# in the caches; an accelerator wants them all at once (0).
+CLIENT_CHUNK = {"cpu": 1}
+
+
+def map_clients(
+    function: Callable, arguments: tuple, client_chunk: int
+) -> jax.Array:
+  """vmap over the leading axis, in pieces.
+
+  Args:
+    function: of one client.
+    arguments: pytrees with a leading axis N.
+    client_chunk: clients per vmapped piece; 0 means all.
+
+  Returns:
+    The results, stacked along a leading axis N, whatever the chunk.
+  """
+  num_clients = jax.tree.leaves(arguments)[0].shape[0]
+  if client_chunk == 1:
+    return lax.map(lambda one: function(*one), arguments)
+  if client_chunk == 0 or client_chunk >= num_clients:
+    return jax.vmap(function)(*arguments)
+  return lax.map(
+      lambda one: function(*one), arguments, batch_size=client_chunk
+  )
+
+
+class Round(NamedTuple):
+  """A simulation as two pure functions.
+
+  Attributes:
+    init: (root_key, num_clients) -> RoundState.
+    step: (root_key, ClientData, RoundState) -> (RoundState, RoundInfo).
+  """
+
+  init: Callable[[jax.Array, int], RoundState]
+  step: Callable[..., tuple[RoundState, RoundInfo]]
+
+
+def build_round(
+    model: Model,
+    sparsifier: Sparsifier,
+    controller: KController,
+    *,
+    learning_rate: float,
+    batch_size: int,
+    comm_time: float,
+    client_chunk: int,
+) -> Round:
+  """Composes a round of gradient sparsification.
+
+  Every draw comes from the root key, the round and the client, so results do
+  not depend on chunking or on where a run was resumed. A round whose gradients
+  are not all finite selects with k = 0: it changes no weight, and
+  `RoundInfo.finite` is False.
+
+  Args:
+    model: the network.
+    sparsifier: what is sent.
+    controller: how k moves.
+    learning_rate: eta.
+    batch_size: samples per client and round.
+    comm_time: beta, see `cost.round_time`.
+    client_chunk: see `map_clients`.
+
+  Returns:
+    The round.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1 and Sec. IV.
+  """
+  local_result = build_client(model, batch_size)
+  # Online learning evaluates one more sample per client.
+  compute = 1.0 + (1.0 / batch_size if controller.probes else 0.0)
+
+  def theta(selection):
+    return round_time(
+        selection.k_up,
+        selection.k_down,
+        dim=model.dim,
+        comm_time=comm_time,
+        compute=compute,
+    )
+
+  def init(root_key, num_clients):
+    key_model, key_controller = jax.random.split(
+        jax.random.fold_in(root_key, 0)
+    )
+    params = model.init(key_model)
+    proposal, controller_state = controller.init(key_controller)
+    return RoundState(
+        params=params,
+        residual=jnp.zeros((num_clients, model.dim), params.dtype),
+        sparsifier=sparsifier.init(num_clients, model.dim),
+        controller=controller_state,
+        proposal=proposal,
+        round_index=jnp.int32(0),
+        elapsed=jnp.float32(0.0),
+    )
+
+  def step(root_key, data: ClientData, state: RoundState):
+    round_index = state.round_index + 1
+    key = jax.random.fold_in(root_key, round_index)
+    key_batch, key_select, key_rounding, key_update = jax.random.split(key, 4)
+
+    def accumulate(client, residual, images, labels, count):
+      key_client = jax.random.fold_in(key_batch, client)
+      local = local_result(key_client, state.params, images, labels, count)
+      accumulated = residual + local.gradient  # a_i
+      finite = jnp.all(jnp.isfinite(accumulated))
+      return accumulated, finite, local._replace(gradient=None)
+
+    clients = jnp.arange(data.counts.shape[0])
+    accumulated, finite, local = map_clients(
+        accumulate,
+        (clients, state.residual, data.images, data.labels, data.counts),
+        client_chunk,
+    )
+    weights = data.counts / jnp.sum(data.counts)  # C_i / C
+    all_finite = jnp.all(finite)
+
+    uniform = jax.random.uniform(key_rounding)
+
+    def choose(k):
+      k = jnp.where(all_finite, topk.stochastic_round(k, uniform), 0)
+      return sparsifier.apply(
+          key_select, accumulated, weights, k, state.sparsifier
+      )
+
+    def move(selection):
+      return state.params - learning_rate * selection.aggregate
+
+    def loss_at(params):
+      logits = model.apply(params, local.image)
+      return jnp.sum(weights * sample_losses(logits, local.label))
+
+    selection, sparsifier_state = choose(state.proposal.k)
+    params = move(selection)
+    time = theta(selection)
+    sign = jnp.float32(jnp.nan)
+    proposal, controller_state = state.proposal, state.controller
+    if controller.probes:
+      probe, _ = choose(state.proposal.k_probe)
+      observed = Observation(
+          k=selection.k_down.astype(jnp.float32),
+          k_probe=probe.k_down.astype(jnp.float32),
+          time=time,
+          time_probe=theta(probe),
+          loss_before=loss_at(state.params),
+          loss_after=loss_at(params),
+          loss_probe=loss_at(move(probe)),
+      )
+      slope = cost_slope(observed)
+      sign = jnp.where(slope.valid, slope.sign, jnp.nan)
+      proposal, controller_state = controller.update(
+          key_update, observed, state.controller
+      )
+
+    new_state = RoundState(
+        params=params,
+        residual=selection.residual,
+        sparsifier=sparsifier_state,
+        controller=controller_state,
+        proposal=proposal,
+        round_index=round_index,
+        elapsed=state.elapsed + time,
+    )
+    info = RoundInfo(
+        round_index=round_index,
+        elapsed=new_state.elapsed,
+        k=state.proposal.k,
+        k_probe=state.proposal.k_probe,
+        k_up=selection.k_up,
+        k_down=selection.k_down,
+        minibatch_loss=jnp.sum(weights * local.loss),
+        sign=sign,
+        contributed=jnp.sum(selection.client_mask, axis=1),
+        finite=all_finite,
+    )
+    return new_state, info
+
+  return Round(init, step)

@@ -1,0 +1,117 @@
+"""Exact order statistics of magnitudes with a traced rank.
+
+The entries of a vector x are ordered by |x_j|, largest first, and by index
+where magnitudes are equal. An `Entry` names one place in that order with two
+integers, so "the q largest entries" costs no memory: it is everything
+`at_or_above` the q-th entry. The rank q is always a traced number; no shape
+depends on it, so a change of q never recompiles.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# A float32 magnitude has 31 bits; two radix digits cover them.
+_LOW_BITS = 16
+_HIGH_BINS = 1 << (31 - _LOW_BITS)
+_LOW_BINS = 1 << _LOW_BITS
+
+
+class Entry(NamedTuple):
+  """A place in the order of a vector's entries, largest magnitude first.
+
+  Attributes:
+    key: [...] i32, the magnitude's bits (see `magnitude_key`).
+    index: [...] i32, the coordinate.
+  """
+
+  key: jax.Array
+  index: jax.Array
+
+
+def magnitude_key(x: jax.Array) -> jax.Array:
+  """The bits of |x| as int32: they order as the magnitudes do.
+
+  Integers tell denormals from zero where the hardware flushes floats.
+
+  Args:
+    x: [...] f32. NaN counts as larger than infinity.
+
+  Returns:
+    [...] i32, not negative.
+  """
+  return lax.bitcast_convert_type(jnp.abs(x), jnp.int32)
+
+
+def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
+  """Mask of the entries that come no later than `entry` in the order.
+
+  Args:
+    keys: [D] i32 from `magnitude_key`.
+    entry: [] an entry of that vector.
+
+  Returns:
+    [D] bool.
+  """
+  index = lax.iota(jnp.int32, keys.shape[0])
+  return (keys > entry.key) | ((keys == entry.key) & (index <= entry.index))
+
+
+def _digit(digits, rank, num_bins):
+  """The digit at `rank` (from 1, largest first), and the rank within it."""
+  counts = jnp.zeros(num_bins, jnp.int32).at[digits].add(1, mode="drop")
+  at_least = jnp.cumsum(counts[::-1])[::-1]
+  digit = jnp.sum(at_least >= rank) - 1
+  within = rank - (at_least[digit] - counts[digit])
+  return digit.astype(jnp.int32), within, counts[digit]
+
+
+def nth_largest(keys: jax.Array, q: jax.Array) -> Entry:
+  """The q-th entry of one vector, by a radix search of two digits.
+
+  The cost does not depend on q: two histograms and at most one scan.
+
+  Args:
+    keys: [D] i32 from `magnitude_key`.
+    q: [] i32 rank from 1. At 0 the entry lies above all others, so that
+      nothing is `at_or_above` it; ranks past D mean D.
+
+  Returns:
+    The [] entry.
+  """
+  q = jnp.minimum(q, keys.shape[0])
+  high, q_high, _ = _digit(keys >> _LOW_BITS, q, _HIGH_BINS)
+  low_digits = jnp.where(
+      keys >> _LOW_BITS == high, keys & (_LOW_BINS - 1), _LOW_BINS
+  )
+  low, q_low, num_ties = _digit(low_digits, q_high, _LOW_BINS)
+  key = (high << _LOW_BITS) | low
+  ties = keys == key
+  index = lax.cond(
+      q_low == num_ties,
+      lambda: jnp.max(
+          jnp.where(ties, lax.iota(jnp.int32, keys.shape[0]), -1)
+      ),
+      lambda: jnp.argmax(jnp.cumsum(ties) >= q_low).astype(jnp.int32),
+  )
+  return Entry(key, index)
+
+
+def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Rounds k to floor(k) or ceil(k) without bias: E = k.
+
+  With one `uniform` for both, k' <= k - 1 stays below k after rounding.
+  The fraction is compared rather than added: floor(k + u) in float32 would
+  overshoot near k = 444,062.
+
+  Args:
+    k: [] f32, not negative.
+    uniform: [] f32 from [0, 1).
+
+  Returns:
+    [] i32.
+  """
+  whole = jnp.floor(k)
+  return whole.astype(jnp.int32) + (uniform < k - whole).astype(jnp.int32)

@@ -1,0 +1,153 @@
+"""The records that flow between the parts of a round; no logic."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+PyTree = Any
+
+
+class Model(NamedTuple):
+  """A network as two pure functions of a flat weight vector.
+
+  Attributes:
+    init: key -> [D] f32, the initial weights.
+    apply: ([D] weights, [B, ...] f32 images) -> [B, L] logits.
+    dim: D.
+  """
+
+  init: Callable[[jax.Array], jax.Array]
+  apply: Callable[[jax.Array, jax.Array], jax.Array]
+  dim: int
+
+
+class Selection(NamedTuple):
+  """What one round of sparsification sends and keeps.
+
+  Attributes:
+    mask: [D] bool, the downlink set J.
+    client_mask: [N, D] bool, what client i sent and the server used (J_i in J).
+    sent: [N, D] f32, `accumulated` on `client_mask`, else 0.
+    residual: [N, D] f32, `accumulated` off `client_mask`, else 0.
+    aggregate: [D] f32, b_j: the data-size-weighted mean of `sent`.
+    k_up: [] i32, elements that each client sends.
+    k_down: [] i32, elements that the server sends, |J|.
+  """
+
+  mask: jax.Array
+  client_mask: jax.Array
+  sent: jax.Array
+  residual: jax.Array
+  aggregate: jax.Array
+  k_up: jax.Array
+  k_down: jax.Array
+
+
+class Sparsifier(NamedTuple):
+  """A way to pick what is sent.
+
+  Attributes:
+    init: (num_clients, dim) -> state.
+    apply: (key, accumulated [N, D] f32, weights [N] f32 summing to 1, k [] i32,
+      state) -> (Selection, state). Pure, so a round may call it again with
+      another k and drop the second state. With k = 0 nothing is sent.
+  """
+
+  init: Callable[[int, int], PyTree]
+  apply: Callable[..., tuple[Selection, PyTree]]
+
+
+class KProposal(NamedTuple):
+  """Elements per message for the next round; both real numbers.
+
+  Attributes:
+    k: [] f32, k_m.
+    k_probe: [] f32, k'_m < k_m; equal to k where the controller needs none.
+  """
+
+  k: jax.Array
+  k_probe: jax.Array
+
+
+class Observation(NamedTuple):
+  """What a round shows of its cost; all [] f32.
+
+  Attributes:
+    k, k_probe: elements really sent, after rounding.
+    time, time_probe: theta_m(k), theta_m(k'), in rounds of computation.
+    loss_before, loss_after, loss_probe: one-sample losses at w(m-1), w(m)
+      and w'(m), data-size-weighted means over clients.
+  """
+
+  k: jax.Array
+  k_probe: jax.Array
+  time: jax.Array
+  time_probe: jax.Array
+  loss_before: jax.Array
+  loss_after: jax.Array
+  loss_probe: jax.Array
+
+
+class KController(NamedTuple):
+  """A rule that picks k from round to round.
+
+  Attributes:
+    init: key -> (KProposal for round 1, state).
+    update: (key, Observation, state) -> (KProposal for the next round, state).
+    probes: whether the round must try k_probe and measure one-sample losses.
+  """
+
+  init: Callable[[jax.Array], tuple[KProposal, PyTree]]
+  update: Callable[..., tuple[KProposal, PyTree]]
+  probes: bool
+
+
+@flax.struct.dataclass
+class RoundState:
+  """All that the next round needs; with the root key it resumes a run.
+
+  Attributes:
+    params: [D] f32, w(m).
+    residual: [N, D] f32, accumulated and not yet sent.
+    sparsifier: the sparsifier's state.
+    controller: the controller's state.
+    proposal: k for the next round.
+    round_index: [] i32, rounds done, m.
+    elapsed: [] f32, normalised time; the unit is one round's computation.
+  """
+
+  params: jax.Array
+  residual: jax.Array
+  sparsifier: PyTree
+  controller: PyTree
+  proposal: KProposal
+  round_index: jax.Array
+  elapsed: jax.Array
+
+
+class RoundInfo(NamedTuple):
+  """What a reader wants to know of a round; nothing reads it back.
+
+  Attributes:
+    round_index: [] i32, m, from 1.
+    elapsed: [] f32, normalised time at the round's end.
+    k, k_probe: [] f32, the controller's real numbers.
+    k_up, k_down: [] i32, elements really sent each way.
+    minibatch_loss: [] f32, data-size-weighted mean at w(m-1).
+    sign: [] f32, the cost's estimated slope: -1, 0 or 1; NaN if none was had.
+    contributed: [N] i32, elements of each client that the server used.
+    finite: [] bool; False: a gradient was not finite and nothing was sent.
+  """
+
+  round_index: jax.Array
+  elapsed: jax.Array
+  k: jax.Array
+  k_probe: jax.Array
+  k_up: jax.Array
+  k_down: jax.Array
+  minibatch_loss: jax.Array
+  sign: jax.Array
+  contributed: jax.Array
+  finite: jax.Array

@@ -1,0 +1,45 @@
+"""Installation of agsfl; `pip install -e .` is all that a run needs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "agsfl" / "__init__.py").read_text()
+).group(1)
+
+setup(
+    name="agsfl",
+    version=VERSION,
+    description=(
+        "Federated learning with adaptive gradient sparsification, "
+        "simulated in JAX"
+    ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["agsfl", "agsfl.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.90",
+        "flax>=0.12",
+        "jax>=0.10,!=0.10.1",
+        "jaxlib>=0.10,!=0.10.1",
+        "matplotlib>=3.8",
+        "mlxtend>=0.23",
+        "numpy>=1.26",
+        "optax>=0.2.5",
+        "tensorflow-datasets>=4.9.8",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "ruff>=0.9",
+        ],
+    },
+)

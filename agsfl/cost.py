@@ -1,4 +1,4 @@
-"""Normalised time, and the slope of its cost in k (Han et al. 2020, Sec. IV)."""
+"""Normalised time, and the slope of its cost in k."""
 
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def cost_slope(observed: Observation) -> CostSlope:
   Returns:
     The slope, not valid when a loss did not fall.
 
-  Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, estimation of the derivative's sign.
+  Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, on estimating the sign.
   """
   fall = observed.loss_before - observed.loss_after
   fall_probe = observed.loss_before - observed.loss_probe

@@ -170,7 +170,10 @@ def build(config: Config, data: FederatedData) -> Simulation:
   step = jax.jit(simulated.step, donate_argnums=2)
   return Simulation(
       model=model,
-      state=simulated.init(root_key, len(data.clients.counts)),
+      # Jitted, so that no two leaves share a buffer: the step donates them.
+      state=jax.jit(simulated.init, static_argnums=1)(
+          root_key, len(data.clients.counts)
+      ),
       step=lambda state: step(root_key, clients, state),
       evaluate=build_evaluate(model, data),
   )

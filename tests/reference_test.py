@@ -5,9 +5,8 @@ import math
 import os
 import pathlib
 
-from absl.testing import absltest
-from absl.testing import parameterized
 import numpy as np
+from absl.testing import absltest, parameterized
 
 from tests import reference
 

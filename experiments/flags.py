@@ -1,0 +1,74 @@
+"""The flags of a run, and the Config made of them."""
+
+import dataclasses
+
+from absl import flags
+
+from agsfl import config as settings
+
+_DEFAULTS = settings.Config()
+
+_HELP = {
+    "dataset": "mnist_5k (5,000 real digits, no download) or npz:PATH with the "
+    "keys images, labels, is_train and client.",
+    "partition": "How training samples go to clients; natural takes the data's "
+    "own client ids.",
+    "num_clients": "N. 0: 10, or with natural every client of the data.",
+    "model": "Network.",
+    "method": "What is sent.",
+    "controller": "How k moves from round to round.",
+    "k": "Elements per message; its first value where k is learned.",
+    "k_min": "Least k where it is learned. 0: 0.002 D.",
+    "k_max": "Largest k where it is learned. 0: D.",
+    "comm_time": "Time to send all D weights up and down; 1 is the computation "
+    "of one round (beta).",
+    "learning_rate": "Step of the global model (eta).",
+    "batch_size": "Samples per client and round.",
+    "num_rounds": "Rounds at most.",
+    "time_budget": "Normalised time after which no round begins. 0: none.",
+    "eval_every": "Rounds between evaluations.",
+    "client_chunk": "Clients computed at once. 0: all; -1: the platform's "
+    "measured default.",
+    "seed": "Seed of every random draw.",
+}
+
+_CHOICES = {
+    "partition": settings.PARTITIONS,
+    "model": tuple(settings.MODELS),
+    "method": settings.METHODS,
+    "controller": settings.CONTROLLERS,
+}
+
+
+_MAKERS = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
+
+
+def define(script: str):
+  """Defines a flag for each field of Config.
+
+  Args:
+    script: name of the module that --helpshort lists them under.
+  """
+  for field in dataclasses.fields(settings.Config):
+    name = field.name
+    default, text = getattr(_DEFAULTS, name), _HELP[name]
+    if name in _CHOICES:
+      flags.DEFINE_enum(
+          name, default, list(_CHOICES[name]), text, module_name=script
+      )
+    else:
+      _MAKERS[field.type](name, default, text, module_name=script)
+
+
+def config_from_flags() -> settings.Config:
+  """The Config that the command line asks for.
+
+  Raises:
+    ConfigError: a value is out of range.
+  """
+  names = [field.name for field in dataclasses.fields(settings.Config)]
+  return settings.Config(**{name: flags.FLAGS[name].value for name in names})

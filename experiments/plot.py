@@ -1,0 +1,83 @@
+"""Draws the figures of a run from its records alone."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from agsfl import records
+
+
+def _figure(workdir, name, draw):
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  axes.grid(alpha=0.3)
+  draw(axes)
+  folder = workdir / "figures"
+  folder.mkdir(exist_ok=True)
+  figure.savefig(folder / f"{name}.png", dpi=120)
+  plt.close(figure)
+
+
+def _against_time(rows, keys, ylabel):
+  def draw(axes):
+    for key in keys:
+      axes.plot(
+          [row["time"] for row in rows],
+          [row[key] for row in rows],
+          marker=".",
+          label=key.replace("_", " "),
+      )
+    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
+    axes.legend()
+
+  return draw
+
+
+def _k_of_rounds(rows):
+  def draw(axes):
+    rounds = [row["round"] for row in rows]
+    axes.plot(rounds, [row["k"] for row in rows], label="$k_m$")
+    if any(row["k_probe"] != row["k"] for row in rows):
+      probes = [row["k_probe"] for row in rows]
+      axes.plot(rounds, probes, lw=0.7, alpha=0.7, label="probe $k'_m$")
+    axes.set(xlabel="round m", ylabel="elements per message", yscale="log")
+    axes.legend()
+
+  return draw
+
+
+def _contributions(counts):
+  def draw(axes):
+    share = np.arange(1, len(counts) + 1) / len(counts)
+    axes.step(np.sort(counts), share, where="post")
+    axes.set(
+        xlabel="elements contributed by a client, whole run",
+        ylabel="share of clients (CDF)",
+        xlim=(0, None),
+        ylim=(0, 1.02),
+    )
+
+  return draw
+
+
+def draw(workdir: Path):
+  """Draws loss, accuracy, k and contributions into workdir/figures.
+
+  Args:
+    workdir: of a finished run.
+  """
+  rows = records.read_rows(workdir)
+  evaluated = [row for row in rows if "test_loss" in row]
+  losses = ["train_loss", "test_loss"]
+  _figure(workdir, "loss", _against_time(evaluated, losses, "cross entropy"))
+  _figure(
+      workdir,
+      "accuracy",
+      _against_time(evaluated, ["test_accuracy"], "share right"),
+  )
+  _figure(workdir, "k", _k_of_rounds(rows))
+  counts = records.read_contributions(workdir)
+  _figure(workdir, "contributions", _contributions(counts))

@@ -1,0 +1,135 @@
+"""Runs one federated training and leaves its records in a folder.
+
+With no flags: FAB-top-k on 5,000 real digits, one class per client, with k
+learned on line.
+"""
+
+import dataclasses
+import datetime
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from tqdm import tqdm
+
+from agsfl import config as settings
+from agsfl import data, records, simulation
+from experiments import flags as run_flags
+from experiments import plot
+
+run_flags.define("experiments.run")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for everything the run writes. Default: runs/ and the time.",
+)
+
+_COLUMNS = (
+    ("round", "round", "d"),
+    ("time", "time", ".1f"),
+    ("k", "k", ".0f"),
+    ("k_up", "sent up", "d"),
+    ("k_down", "sent down", "d"),
+    ("train_loss", "train loss", ".4f"),
+    ("test_loss", "test loss", ".4f"),
+    ("test_accuracy", "test accuracy", ".4f"),
+)
+_TABLE_ROWS = 10
+
+
+def _table(rows):
+  """A few evaluation rows as aligned text; the last is among them."""
+  picked = np.unique(
+      np.linspace(0, len(rows) - 1, min(_TABLE_ROWS, len(rows))).astype(int)
+  )
+  cells = [[title for _, title, _ in _COLUMNS]] + [
+      [format(rows[i][key], style) for key, _, style in _COLUMNS]
+      for i in picked
+  ]
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  return "\n".join(
+      "  ".join(
+          cell.rjust(width) for cell, width in zip(line, widths, strict=True)
+      )
+      for line in cells
+  )
+
+
+def _summary(row, rounds_s, contributed):
+  """summary.json: the end of the run, and what it took."""
+  peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {
+      **row,
+      "first_round_seconds": rounds_s[0],
+      "median_round_seconds": float(np.median(rounds_s[1:] or rounds_s)),
+      "peak_memory_mb": peak_kib * 1024 / 1e6,
+      "least_contributed": int(contributed.min()),
+      "most_contributed": int(contributed.max()),
+  }
+
+
+def run(config: settings.Config, workdir: Path) -> str:
+  """Runs `config` into `workdir`.
+
+  Args:
+    config: the settings.
+    workdir: must not hold a run.
+
+  Returns:
+    The table of the run.
+
+  Raises:
+    ConfigError, DivergedError: with one line that says why.
+  """
+  federated = data.load(config)
+  simulated = simulation.build(config, federated)
+  clients = federated.clients
+  described = {
+      **dataclasses.asdict(config),
+      "num_weights": simulated.model.dim,
+      "num_clients_used": len(clients.counts),
+      "num_train": int(clients.counts.sum()),
+      "num_test": len(federated.test_labels),
+      **records.environment(),
+  }
+  contributed = np.zeros(len(clients.counts), np.int64)
+  evaluated, rounds_s = [], []
+  with records.RunWriter(workdir, described) as writer:
+    start = time.perf_counter()
+    steps = simulation.run(config, simulated)
+    for step in tqdm(steps, total=config.num_rounds, unit="round"):
+      row = simulation.as_row(step)
+      writer.row(row)
+      contributed += step.info.contributed
+      if step.evaluation is None:
+        rounds_s.append(time.perf_counter() - start)
+      else:
+        evaluated.append(row)
+      start = time.perf_counter()
+    summary = _summary(
+        evaluated[-1], rounds_s or [float("nan")], contributed
+    )
+    writer.finish(
+        summary, federated.client_names, clients.counts, contributed
+    )
+  plot.draw(workdir)
+  return _table(evaluated)
+
+
+def main(argv):
+  if len(argv) > 1:
+    sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
+  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  workdir = Path(_WORKDIR.value or f"runs/{stamp}")
+  try:
+    print(run(run_flags.config_from_flags(), workdir))
+  except (settings.ConfigError, simulation.DivergedError) as error:
+    sys.exit(f"error: {error}")
+  print(f"records and figures: {workdir}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,5 +1,7 @@
 """Which gradient elements travel: the methods, as (init, apply) pairs."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,10 @@ from jax.custom_batching import sequential_vmap
 from agsfl import topk
 from agsfl.types import Selection, Sparsifier
 
-# Up to this rank a sorted prefix of each client's entries is cheaper than a
-# search. It covers kappa for all k <= 1024, and for k <= 1024 N where the
+# Up to this rank a sorted prefix of each client's entries costs less than a
+# search. It holds kappa for every k <= 1024, and for k up to 1024 N where the
 # clients' entries do not overlap.
-_PREFIX = 1024
+_PREFIX_DEPTH = 1024
 
 
 def select(
@@ -94,15 +96,11 @@ def _deeper_kappa(keys, k, shallow, union_shallow):
   return lax.while_loop(lambda b: b[2] - b[0] > 1, narrow, bracket)[0]
 
 
-@sequential_vmap
-def _fab_masks(accumulated, k):
-  """J [D] and J_i & J [N, D] of FAB-top-k.
-
-  Under vmap (seeds) it runs one after another: its branches stay branches.
-  """
+def _fab_masks(accumulated, k, *, prefix_depth):
+  """J [D] and J_i & J [N, D] of FAB-top-k."""
   num_clients, dim = accumulated.shape
   keys = topk.magnitude_key(accumulated)
-  depth = min(_PREFIX, dim)
+  depth = min(prefix_depth, dim)
   # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
   _, order = lax.top_k(jnp.abs(accumulated), depth)
   ranks = jnp.broadcast_to(
@@ -145,7 +143,7 @@ def _fab_masks(accumulated, k):
   return mask, _at_or_above(keys, entries(k)) & mask
 
 
-def fab_top_k() -> Sparsifier:
+def fab_top_k(prefix_depth: int = _PREFIX_DEPTH) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
   J takes every client's kappa largest entries, with kappa as large as k
@@ -153,11 +151,19 @@ def fab_top_k() -> Sparsifier:
   client contributes at least floor(k / N) elements. Zeros are entries like
   others, the smallest; equal magnitudes go by index. k is clipped to D.
 
+  Args:
+    prefix_depth: entries of each client that are sorted; ranks beyond are
+      searched. It changes the cost, never the result.
+
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
   """
+  # Under vmap (seeds) one after another, so that its branches stay branches.
+  masks = sequential_vmap(
+      functools.partial(_fab_masks, prefix_depth=prefix_depth)
+  )
 
   def init(num_clients, dim):
     del num_clients, dim
@@ -168,7 +174,7 @@ def fab_top_k() -> Sparsifier:
     chex.assert_rank([accumulated, weights, k], [2, 1, 0])
     chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
     k = jnp.minimum(k, accumulated.shape[1])
-    mask, client_mask = _fab_masks(accumulated, k)
+    mask, client_mask = masks(accumulated, k)
     return select(accumulated, weights, mask, client_mask, k), state
 
   return Sparsifier(init, apply)

@@ -1,35 +1,11 @@
 """Checks the NumPy reference against hand-worked and golden numbers."""
 
-import functools
 import math
-import os
-import pathlib
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from tests import reference
-
-GOLDEN_CASES = 25
-
-
-def _golden_dir():
-  """Folder with the golden outputs; it need not exist."""
-  named = os.environ.get('AGSFL_GOLDEN_DIR')
-  if named:
-    return pathlib.Path(named)
-  root = pathlib.Path(__file__).resolve().parents[1]
-  return root.parent / 'shared' / 'golden'
-
-
-@functools.cache
-def _golden():
-  """The golden selections as a dict, or None where there are none."""
-  path = _golden_dir() / 'selection.npz'
-  if not path.is_file():
-    return None
-  with np.load(path) as data:
-    return dict(data)
+from tests import golden, reference
 
 
 def _members(mask):
@@ -223,14 +199,12 @@ class GoldenTest(parameterized.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.golden = _golden()
-    if self.golden is None:
-      self.skipTest('no golden selections; AGSFL_GOLDEN_DIR names a folder')
+    self.golden = golden.load_or_skip(self)
 
   def test_all_cases_are_covered(self):
-    self.assertLen({key.split('/')[0] for key in self.golden}, GOLDEN_CASES)
+    self.assertLen({key.split('/')[0] for key in self.golden}, golden.NUM_CASES)
 
-  @parameterized.parameters(*range(GOLDEN_CASES))
+  @parameterized.parameters(*range(golden.NUM_CASES))
   def test_fab(self, case):
     def item(name):
       return self.golden[f'{case:03d}/{name}']

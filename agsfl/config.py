@@ -28,20 +28,21 @@ class Config:
   Attributes:
     dataset: "mnist_5k", or "npz:PATH" (see `data.load`).
     partition: how samples go to clients, one of `PARTITIONS`.
-    num_clients: N; 0 means 10, or with "natural" every client of the data.
+    num_clients: N; None means 10, one per class where there are more, and with
+      "natural" every client of the data.
     model: a key of `models.MODELS`.
     method: one of `METHODS`.
     controller: one of `CONTROLLERS`.
     k: elements per message; where k is learned, its first value.
-    k_min, k_max: where k may move; 0 means 0.002 D, and D.
+    k_min, k_max: where k may move; None means 0.002 D, and D.
     comm_time: beta, the time of sending D values both ways.
     learning_rate: eta.
     batch_size: samples per client and round.
     num_rounds: rounds at most.
-    time_budget: normalised time after which no round begins; 0 means none.
+    time_budget: normalised time after which no round begins, or None.
     eval_every: rounds between evaluations; the last round has one too.
-    client_chunk: clients per vmapped piece; 0 means all, -1 the platform's
-      measured default.
+    client_chunk: clients per vmapped piece; None means the platform's measured
+      default.
     seed: of every draw.
 
   Raises:
@@ -50,20 +51,20 @@ class Config:
 
   dataset: str = "mnist_5k"
   partition: str = "one_class"
-  num_clients: int = 0
+  num_clients: int | None = None
   model: str = "cnn"
   method: str = "fab_top_k"
   controller: str = "sign_interval"
   k: float = 1000.0
-  k_min: float = 0.0
-  k_max: float = 0.0
+  k_min: float | None = None
+  k_max: float | None = None
   comm_time: float = 10.0
   learning_rate: float = 0.01
   batch_size: int = 32
   num_rounds: int = 300
-  time_budget: float = 0.0
+  time_budget: float | None = None
   eval_every: int = 20
-  client_chunk: int = -1
+  client_chunk: int | None = None
   seed: int = 0
 
   def __post_init__(self):
@@ -83,23 +84,24 @@ class Config:
     names = ", ".join(DATASETS)
     _require(known, "dataset", self.dataset, f"{names} or npz:PATH")
     for field, least in (
-        ("num_clients", 0),
+        ("num_clients", 1),
         ("k", 1),
-        ("k_min", 0),
-        ("k_max", 0),
+        ("k_min", 2),
+        ("k_max", 2),
         ("comm_time", 0),
-        ("time_budget", 0),
         ("batch_size", 1),
         ("num_rounds", 1),
         ("eval_every", 1),
-        ("client_chunk", -1),
+        ("client_chunk", 1),
         ("seed", 0),
     ):
       value = getattr(self, field)
-      _require(value >= least, field, value, f"at least {least}")
-    _require(
-        self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0"
-    )
+      _require(
+          value is None or value >= least, field, value, f"at least {least}"
+      )
+    for field in ("learning_rate", "time_budget"):
+      value = getattr(self, field)
+      _require(value is None or value > 0, field, value, "above 0")
 
   def k_interval(self, dim: int) -> tuple[float, float]:
     """The interval of k for a model of D = `dim` weights.
@@ -113,12 +115,12 @@ class Config:
     Raises:
       ConfigError: the values do not fit the model or each other.
     """
-    k_min = self.k_min or max(2.0, 0.002 * dim)
-    k_max = self.k_max or float(dim)
+    k_min = max(2.0, 0.002 * dim) if self.k_min is None else self.k_min
+    k_max = float(dim) if self.k_max is None else self.k_max
     _require(self.k <= dim, "k", self.k, f"at most the model's {dim} weights")
     if self.controller == "fixed":
       return k_min, k_max
-    _require(2 <= k_min <= dim, "k_min", k_min, f"2 to {dim}, the model's size")
+    _require(k_min <= dim, "k_min", k_min, f"at most the model's {dim} weights")
     _require(
         k_min <= k_max <= dim, "k_max", k_max, f"{k_min:g} (k_min) to {dim}"
     )

@@ -186,10 +186,8 @@ def _iid(samples, train, config):
 
 def _one_class(samples, train, config):
   """One class per client; the clients of a class share it equally."""
-  count = config.num_clients or _DEFAULT_CLIENTS
   classes = np.unique(samples.labels[train])
-  if not config.num_clients:
-    count = max(count, len(classes))
+  count = config.num_clients or max(_DEFAULT_CLIENTS, len(classes))
   if count < len(classes):
     raise ConfigError(
         f"--num_clients={count}: must be at least {len(classes)}, one for each "

@@ -19,25 +19,26 @@ from agsfl.types import (
     KController,
     Model,
     Observation,
+    PyTree,
     RoundInfo,
     RoundState,
     Sparsifier,
 )
 
 # Clients per vmapped piece, by platform: on CPU one client's activations stay
-# in the caches; an accelerator wants them all at once (0).
+# in the caches; where none is given, all at once.
 CLIENT_CHUNK = {"cpu": 1}
 
 
 def map_clients(
-    function: Callable, arguments: tuple, client_chunk: int
-) -> jax.Array:
+    function: Callable, arguments: tuple, client_chunk: int | None
+) -> PyTree:
   """vmap over the leading axis, in pieces.
 
   Args:
     function: of one client.
     arguments: pytrees with a leading axis N.
-    client_chunk: clients per vmapped piece; 0 means all.
+    client_chunk: clients per vmapped piece; None means all.
 
   Returns:
     The results, stacked along a leading axis N, whatever the chunk.
@@ -45,7 +46,7 @@ def map_clients(
   num_clients = jax.tree.leaves(arguments)[0].shape[0]
   if client_chunk == 1:
     return lax.map(lambda one: function(*one), arguments)
-  if client_chunk == 0 or client_chunk >= num_clients:
+  if client_chunk is None or client_chunk >= num_clients:
     return jax.vmap(function)(*arguments)
   return lax.map(
       lambda one: function(*one), arguments, batch_size=client_chunk
@@ -72,7 +73,7 @@ def build_round(
     learning_rate: float,
     batch_size: int,
     comm_time: float,
-    client_chunk: int,
+    client_chunk: int | None,
 ) -> Round:
   """Composes a round of gradient sparsification.
 

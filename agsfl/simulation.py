@@ -153,9 +153,6 @@ def build(config: Config, data: FederatedData) -> Simulation:
   """
   image_shape = data.clients.images.shape[2:]
   model = models.build(config.model, image_shape, data.num_classes)
-  chunk = config.client_chunk
-  if chunk < 0:
-    chunk = CLIENT_CHUNK.get(jax.default_backend(), 0)
   simulated = build_round(
       model,
       build_sparsifier(config),
@@ -163,7 +160,8 @@ def build(config: Config, data: FederatedData) -> Simulation:
       learning_rate=config.learning_rate,
       batch_size=config.batch_size,
       comm_time=config.comm_time,
-      client_chunk=chunk,
+      client_chunk=config.client_chunk
+      or CLIENT_CHUNK.get(jax.default_backend()),
   )
   root_key = jax.random.key(config.seed)
   clients = jax.device_put(data.clients)

@@ -1,4 +1,4 @@
-"""The flags of a run, and the Config made of them."""
+"""The flags of a run, defined on import, and the Config made of them."""
 
 import dataclasses
 
@@ -6,29 +6,26 @@ from absl import flags
 
 from agsfl import config as settings
 
-_DEFAULTS = settings.Config()
-
 _HELP = {
     "dataset": "mnist_5k (5,000 real digits, no download) or npz:PATH with the "
     "keys images, labels, is_train and client.",
     "partition": "How training samples go to clients; natural takes the data's "
     "own client ids.",
-    "num_clients": "N. 0: 10, or with natural every client of the data.",
+    "num_clients": "N. Default: 10, or with natural every client of the data.",
     "model": "Network.",
     "method": "What is sent.",
     "controller": "How k moves from round to round.",
     "k": "Elements per message; its first value where k is learned.",
-    "k_min": "Least k where it is learned. 0: 0.002 D.",
-    "k_max": "Largest k where it is learned. 0: D.",
+    "k_min": "Least k where it is learned. Default: 0.002 D.",
+    "k_max": "Largest k where it is learned. Default: D.",
     "comm_time": "Time to send all D weights up and down; 1 is the computation "
     "of one round (beta).",
     "learning_rate": "Step of the global model (eta).",
     "batch_size": "Samples per client and round.",
     "num_rounds": "Rounds at most.",
-    "time_budget": "Normalised time after which no round begins. 0: none.",
+    "time_budget": "Normalised time after which no round begins.",
     "eval_every": "Rounds between evaluations.",
-    "client_chunk": "Clients computed at once. 0: all; -1: the platform's "
-    "measured default.",
+    "client_chunk": "Clients computed at once. Default: measured, by platform.",
     "seed": "Seed of every random draw.",
 }
 
@@ -43,25 +40,20 @@ _CHOICES = {
 _MAKERS = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
+    int | None: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    float | None: flags.DEFINE_float,
 }
 
 
-def define(script: str):
-  """Defines a flag for each field of Config.
-
-  Args:
-    script: name of the module that --helpshort lists them under.
-  """
-  for field in dataclasses.fields(settings.Config):
-    name = field.name
-    default, text = getattr(_DEFAULTS, name), _HELP[name]
-    if name in _CHOICES:
-      flags.DEFINE_enum(
-          name, default, list(_CHOICES[name]), text, module_name=script
-      )
-    else:
-      _MAKERS[field.type](name, default, text, module_name=script)
+for _field in dataclasses.fields(settings.Config):
+  _name = _field.name
+  if _name in _CHOICES:
+    flags.DEFINE_enum(
+        _name, _field.default, list(_CHOICES[_name]), _HELP[_name]
+    )
+  else:
+    _MAKERS[_field.type](_name, _field.default, _HELP[_name])
 
 
 def config_from_flags() -> settings.Config:
@@ -70,5 +62,4 @@ def config_from_flags() -> settings.Config:
   Raises:
     ConfigError: a value is out of range.
   """
-  names = [field.name for field in dataclasses.fields(settings.Config)]
-  return settings.Config(**{name: flags.FLAGS[name].value for name in names})
+  return settings.Config(**{name: flags.FLAGS[name].value for name in _HELP})

@@ -6,6 +6,7 @@ learned on line.
 
 import dataclasses
 import datetime
+import logging
 import resource
 import sys
 import time
@@ -20,7 +21,7 @@ from agsfl import data, records, simulation
 from experiments import flags as run_flags
 from experiments import plot
 
-run_flags.define("experiments.run")
+flags.adopt_module_key_flags(run_flags)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -122,6 +123,8 @@ def run(config: settings.Config, workdir: Path) -> str:
 def main(argv):
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
+  # It names every backend that is not there.
+  logging.getLogger("jax").setLevel(logging.WARNING)
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   workdir = Path(_WORKDIR.value or f"runs/{stamp}")
   try:

@@ -43,6 +43,10 @@ class Config:
     eval_every: rounds between evaluations; the last round has one too.
     client_chunk: clients per vmapped piece; None means the platform's measured
       default.
+    rounds_per_call: rounds that one call runs as one program; None means the
+      platform's measured default.
+    num_devices: devices that share the clients; None means all, but no more
+      than clients.
     seed: of every draw.
 
   Raises:
@@ -65,6 +69,8 @@ class Config:
   time_budget: float | None = None
   eval_every: int = 20
   client_chunk: int | None = None
+  rounds_per_call: int | None = None
+  num_devices: int | None = None
   seed: int = 0
 
   def __post_init__(self):
@@ -93,6 +99,8 @@ class Config:
         ("num_rounds", 1),
         ("eval_every", 1),
         ("client_chunk", 1),
+        ("rounds_per_call", 1),
+        ("num_devices", 1),
         ("seed", 0),
     ):
       value = getattr(self, field)

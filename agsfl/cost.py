@@ -72,7 +72,8 @@ def cost_slope(observed: Observation) -> CostSlope:
   fall_probe = observed.loss_before - observed.loss_probe
   cost_probe = observed.time_probe * fall / fall_probe
   slope = (observed.time - cost_probe) / (observed.k - observed.k_probe)
-  valid = (fall > 0) & (fall_probe > 0) & jnp.isfinite(slope)
+  finite = jnp.all(jnp.isfinite(jnp.stack([slope, *observed])))
+  valid = (fall > 0) & (fall_probe > 0) & finite
   return CostSlope(
       value=jnp.where(valid, slope, jnp.nan),
       sign=jnp.where(valid, jnp.sign(slope), 0.0),

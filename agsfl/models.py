@@ -22,7 +22,7 @@ class _Conv(nn.Module):
     shape = (5, 5, x.shape[-1], self.features)
     kernel = self.param("kernel", _weights, shape)
     bias = self.param("bias", _biases, (self.features,))
-    return layers.conv(x, kernel) + bias
+    return layers.conv(x, kernel) + bias[None, None, None]
 
 
 _weights = nn.initializers.truncated_normal(0.1)
@@ -47,8 +47,8 @@ class CNN(nn.Module):
     x = layers.local_response_norm(layers.max_pool_2x2(x))
     x = nn.relu(_Conv(32)(x))
     x = layers.max_pool_2x2(layers.local_response_norm(x))
-    x = x.reshape(x.shape[0], -1)
-    return dense(self.num_classes)(nn.relu(dense(256)(x)))
+    x = nn.relu(dense(256)(x.reshape(x.shape[0], -1)))
+    return dense(self.num_classes)(x)
 
 
 class MLP(nn.Module):

@@ -29,6 +29,10 @@ from agsfl.types import (
 # in the caches; where none is given, all at once.
 CLIENT_CHUNK = {"cpu": 1}
 
+# Rounds per call of one program, by platform; where none is given, all that
+# lie between two evaluations.
+ROUNDS_PER_CALL = {"cpu": 1}
+
 
 def map_clients(
     function: Callable, arguments: tuple, client_chunk: int | None
@@ -58,7 +62,8 @@ class Round(NamedTuple):
 
   Attributes:
     init: (root_key, num_clients) -> RoundState.
-    step: (root_key, ClientData, RoundState) -> (RoundState, RoundInfo).
+    step: (root_key, ClientData, RoundState) -> (RoundState, RoundInfo). Where
+      clients are split over mesh axes, each device gives and gets its own.
   """
 
   init: Callable[[jax.Array, int], RoundState]
@@ -74,13 +79,14 @@ def build_round(
     batch_size: int,
     comm_time: float,
     client_chunk: int | None,
+    axes: tuple[str, ...] = (),
 ) -> Round:
   """Composes a round of gradient sparsification.
 
   Every draw comes from the root key, the round and the client, so results do
-  not depend on chunking or on where a run was resumed. A round whose gradients
-  are not all finite selects with k = 0: it changes no weight, and
-  `RoundInfo.finite` is False.
+  not depend on chunking, devices or where a run was resumed. A round whose
+  gradients are not all finite selects with k = 0: it changes no weight, and
+  `RoundInfo.finite` is False. Clients without samples take no part.
 
   Args:
     model: the network.
@@ -90,6 +96,8 @@ def build_round(
     batch_size: samples per client and round.
     comm_time: beta, see `cost.round_time`.
     client_chunk: see `map_clients`.
+    axes: mesh axes over which clients are split, the sparsifier's too; () for
+      none.
 
   Returns:
     The round.
@@ -133,18 +141,21 @@ def build_round(
     def accumulate(client, residual, images, labels, count):
       key_client = jax.random.fold_in(key_batch, client)
       local = local_result(key_client, state.params, images, labels, count)
-      accumulated = residual + local.gradient  # a_i
+      gradient = jnp.where(count > 0, local.gradient, 0.0)
+      accumulated = residual + gradient  # a_i
       finite = jnp.all(jnp.isfinite(accumulated))
       return accumulated, finite, local._replace(gradient=None)
 
-    clients = jnp.arange(data.counts.shape[0])
+    num_here = data.counts.shape[0]
+    clients = num_here * lax.axis_index(axes) + jnp.arange(num_here)
     accumulated, finite, local = map_clients(
         accumulate,
         (clients, state.residual, data.images, data.labels, data.counts),
         client_chunk,
     )
-    weights = data.counts / jnp.sum(data.counts)  # C_i / C
-    all_finite = jnp.all(finite)
+    over_clients = lambda x: lax.psum(jnp.sum(x), axes)
+    weights = data.counts / over_clients(data.counts)  # C_i / C
+    all_finite = over_clients(~finite) == 0
 
     uniform = jax.random.uniform(key_rounding)
 
@@ -159,15 +170,20 @@ def build_round(
 
     def loss_at(params):
       logits = model.apply(params, local.image)
-      return jnp.sum(weights * sample_losses(logits, local.label))
+      return over_clients(weights * sample_losses(logits, local.label))
 
-    selection, sparsifier_state = choose(state.proposal.k)
+    ks = [state.proposal.k]
+    if controller.probes:
+      ks.append(state.proposal.k_probe)
+    # vmap over k: a sparsifier can share work between the two.
+    chosen = jax.vmap(choose)(jnp.stack(ks))
+    selection, sparsifier_state = jax.tree.map(lambda x: x[0], chosen)
     params = move(selection)
     time = theta(selection)
     sign = jnp.float32(jnp.nan)
     proposal, controller_state = state.proposal, state.controller
     if controller.probes:
-      probe, _ = choose(state.proposal.k_probe)
+      probe, _ = jax.tree.map(lambda x: x[1], chosen)
       observed = Observation(
           k=selection.k_down.astype(jnp.float32),
           k_probe=probe.k_down.astype(jnp.float32),
@@ -199,7 +215,7 @@ def build_round(
         k_probe=state.proposal.k_probe,
         k_up=selection.k_up,
         k_down=selection.k_down,
-        minibatch_loss=jnp.sum(weights * local.loss),
+        minibatch_loss=over_clients(weights * local.loss),
         sign=sign,
         contributed=jnp.sum(selection.client_mask, axis=1),
         finite=all_finite,
@@ -207,3 +223,42 @@ def build_round(
     return new_state, info
 
   return Round(init, step)
+
+
+def build_chunk(step: Callable, length: int) -> Callable:
+  """Rounds in a row as one program, without a return to the host.
+
+  Args:
+    step: of a `Round`.
+    length: rounds at most.
+
+  Returns:
+    (root_key, ClientData, RoundState, num_rounds [] i32 <= length, time_budget
+    [] f32) -> (RoundState, RoundInfo with a leading axis `length`, [] i32
+    rounds done). It ends early after a round that spends the budget or whose
+    gradients were not finite; infos past the rounds done are zeros.
+  """
+
+  def chunk(root_key, data, state, num_rounds, time_budget):
+    _, shapes = jax.eval_shape(step, root_key, data, state)
+    infos = jax.tree.map(
+        lambda one: jnp.zeros((length, *one.shape), one.dtype), shapes
+    )
+
+    def goes_on(carry):
+      state, _, done, finite = carry
+      return finite & (done < num_rounds) & (state.elapsed < time_budget)
+
+    def one_round(carry):
+      state, infos, done, _ = carry
+      state, info = step(root_key, data, state)
+      infos = jax.tree.map(
+          lambda rows, row: rows.at[done].set(row), infos, info
+      )
+      return state, infos, done + 1, info.finite
+
+    carry = (state, infos, jnp.int32(0), jnp.bool_(True))
+    state, infos, done, _ = lax.while_loop(goes_on, one_round, carry)
+    return state, infos, done
+
+  return chunk

@@ -1,39 +1,24 @@
 """A whole run: from settings and data to a stream of rows."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from agsfl import controllers, models, sparsifiers
-from agsfl.client import as_float
-from agsfl.config import Config
+from agsfl import controllers, devices, models, sparsifiers
+from agsfl.config import Config, ConfigError
 from agsfl.data import FederatedData
-from agsfl.rounds import CLIENT_CHUNK, build_round
+from agsfl.evaluation import Evaluation, build_evaluate
+from agsfl.rounds import CLIENT_CHUNK, ROUNDS_PER_CALL, build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
-
-_EVAL_BATCH = 250
 
 
 class DivergedError(RuntimeError):
   """A gradient was not finite; the text names the round."""
-
-
-class Evaluation(NamedTuple):
-  """Losses and accuracy of the global model; all floats.
-
-  Attributes:
-    train_loss: L(w) over all training samples, nats.
-    test_loss: mean over the test samples, nats.
-    test_accuracy: share of test samples classified right.
-  """
-
-  train_loss: float
-  test_loss: float
-  test_accuracy: float
 
 
 class Step(NamedTuple):
@@ -42,15 +27,20 @@ class Step(NamedTuple):
   Attributes:
     info: the round's RoundInfo, NumPy.
     evaluation: an Evaluation, or None between evaluations.
+    seconds: wall time of the round, a mean over the rounds of its call;
+      evaluation is not in it.
   """
 
   info: RoundInfo
   evaluation: Evaluation | None
+  seconds: float
 
 
-def build_sparsifier(config: Config) -> Sparsifier:
-  """The sparsifier that the settings name."""
-  return {"fab_top_k": sparsifiers.fab_top_k}[config.method]()
+def build_sparsifier(
+    config: Config, axes: tuple[str, ...] = ()
+) -> Sparsifier:
+  """The sparsifier that the settings name, for clients split over `axes`."""
+  return {"fab_top_k": sparsifiers.fab_top_k}[config.method](axes=axes)
 
 
 def build_controller(config: Config, dim: int) -> KController:
@@ -69,72 +59,22 @@ def build_controller(config: Config, dim: int) -> KController:
   }[config.controller]()
 
 
-def _in_batches(images, labels):
-  """[T, ...] samples -> batches padded with weight 0."""
-  count = len(labels)
-  num_batches = -(-count // _EVAL_BATCH)
-  padding = num_batches * _EVAL_BATCH - count
-  split = lambda x: np.concatenate(
-      [x, np.zeros((padding, *x.shape[1:]), x.dtype)]
-  ).reshape(num_batches, _EVAL_BATCH, *x.shape[1:])
-  weights = np.ones(count, np.float32) / count
-  return split(images), split(labels), split(weights)
-
-
-def build_evaluate(
-    model: Model, data: FederatedData
-) -> Callable[[jax.Array], Evaluation]:
-  """The evaluation of a weight vector on all data.
-
-  Args:
-    model: the network.
-    data: training and test samples.
-
-  Returns:
-    params [D] -> Evaluation.
-  """
-  clients = data.clients
-  counts = np.asarray(clients.counts)
-  own = np.arange(clients.labels.shape[1]) < counts[:, None]
-  train = jax.device_put(
-      _in_batches(clients.images[own], clients.labels[own])
-  )
-  test = jax.device_put(_in_batches(data.test_images, data.test_labels))
-
-  def mean_over(params, batches):
-    def one(batch):
-      images, labels, weights = batch
-      logits = model.apply(params, as_float(images))
-      losses = models.sample_losses(logits, labels)
-      right = jnp.argmax(logits, axis=1) == labels
-      return jnp.sum(weights * losses), jnp.sum(weights * right)
-
-    losses, right = lax.map(one, batches)
-    return jnp.sum(losses), jnp.sum(right)
-
-  mean_over = jax.jit(mean_over)
-
-  def evaluate(params):
-    train_loss, _ = mean_over(params, train)
-    test_loss, accuracy = mean_over(params, test)
-    return Evaluation(float(train_loss), float(test_loss), float(accuracy))
-
-  return evaluate
-
-
 class Simulation(NamedTuple):
   """A run made ready; nothing of it is computed yet.
 
   Attributes:
     model: the network.
     state: the RoundState before round 1.
-    step: jitted state -> (state, RoundInfo); it consumes the state given.
+    advance: (state, num_rounds) -> (state, the RoundInfo of each round done,
+      NumPy); it consumes the state given.
+    rounds_per_call: num_rounds at most.
     evaluate: params -> Evaluation.
   """
 
   model: Model
   state: RoundState
-  step: Callable[[RoundState], tuple[RoundState, RoundInfo]]
+  advance: Callable[[RoundState, int], tuple[RoundState, list[RoundInfo]]]
+  rounds_per_call: int
   evaluate: Callable[[jax.Array], Evaluation]
 
 
@@ -149,32 +89,58 @@ def build(config: Config, data: FederatedData) -> Simulation:
     The simulation.
 
   Raises:
-    ConfigError: k or its interval does not fit the model.
+    ConfigError: k or its interval does not fit the model, or there are fewer
+      devices.
   """
   image_shape = data.clients.images.shape[2:]
   model = models.build(config.model, image_shape, data.num_classes)
+  platform = jax.default_backend()
+  num_clients = len(data.clients.counts)
+  mesh = devices.client_mesh(_num_devices(config, num_clients))
   simulated = build_round(
       model,
-      build_sparsifier(config),
+      build_sparsifier(config, (devices.AXIS,)),
       build_controller(config, model.dim),
       learning_rate=config.learning_rate,
       batch_size=config.batch_size,
       comm_time=config.comm_time,
-      client_chunk=config.client_chunk
-      or CLIENT_CHUNK.get(jax.default_backend()),
+      client_chunk=config.client_chunk or CLIENT_CHUNK.get(platform),
+      axes=(devices.AXIS,),
   )
+  length = config.rounds_per_call or ROUNDS_PER_CALL.get(
+      platform, config.eval_every
+  )
+  split = devices.split_round(simulated, length, mesh)
+  clients = devices.split_clients(data.clients, mesh)
   root_key = jax.random.key(config.seed)
-  clients = jax.device_put(data.clients)
-  step = jax.jit(simulated.step, donate_argnums=2)
+  budget = jnp.float32(config.time_budget or math.inf)
+
+  def advance(state, num_rounds):
+    state, infos, done = split.chunk(
+        root_key, clients, state, jnp.int32(num_rounds), budget
+    )
+    infos, done = jax.device_get((infos, done))
+    infos = infos._replace(contributed=infos.contributed[:, :num_clients])
+    return state, [RoundInfo(*(x[i] for x in infos)) for i in range(done)]
+
   return Simulation(
       model=model,
-      # Jitted, so that no two leaves share a buffer: the step donates them.
-      state=jax.jit(simulated.init, static_argnums=1)(
-          root_key, len(data.clients.counts)
-      ),
-      step=lambda state: step(root_key, clients, state),
-      evaluate=build_evaluate(model, data),
+      state=split.init(root_key, len(clients.counts)),
+      advance=advance,
+      rounds_per_call=length,
+      evaluate=build_evaluate(model, data, mesh),
   )
+
+
+def _num_devices(config, num_clients):
+  available = jax.device_count()
+  asked = config.num_devices or min(available, num_clients)
+  if asked > available:
+    raise ConfigError(
+        f"--num_devices={asked}: must be at most {available}, the "
+        f"{jax.default_backend()} devices that JAX sees"
+    )
+  return asked
 
 
 def run(config: Config, simulation: Simulation) -> Iterator[Step]:
@@ -190,21 +156,29 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
   Raises:
     DivergedError: a gradient was not finite.
   """
-  state = simulation.state
-  for round_index in range(1, config.num_rounds + 1):
-    state, info = simulation.step(state)
-    info = jax.device_get(info)
-    if not info.finite:
-      raise DivergedError(
-          f"round {round_index}: a gradient is not finite; a smaller "
-          f"--learning_rate than {config.learning_rate} may help"
-      )
-    spent = config.time_budget and info.elapsed >= config.time_budget
-    last = round_index == config.num_rounds or bool(spent)
-    due = last or round_index % config.eval_every == 0
-    yield Step(info, simulation.evaluate(state.params) if due else None)
-    if last:
-      return
+  state, done = simulation.state, 0
+  while True:
+    until_evaluation = config.eval_every - done % config.eval_every
+    length = min(
+        simulation.rounds_per_call, until_evaluation, config.num_rounds - done
+    )
+    start = time.perf_counter()
+    state, infos = simulation.advance(state, length)
+    seconds = (time.perf_counter() - start) / len(infos)
+    for info in infos:
+      done += 1
+      if not info.finite:
+        raise DivergedError(
+            f"round {done}: a gradient is not finite; a smaller "
+            f"--learning_rate than {config.learning_rate} may help"
+        )
+      spent = config.time_budget and info.elapsed >= config.time_budget
+      last = done == config.num_rounds or bool(spent)
+      due = last or done % config.eval_every == 0
+      evaluation = simulation.evaluate(state.params) if due else None
+      yield Step(info, evaluation, seconds)
+      if last:
+        return
 
 
 def as_row(step: Step) -> dict[str, Any]:

@@ -26,6 +26,10 @@ _HELP = {
     "time_budget": "Normalised time after which no round begins.",
     "eval_every": "Rounds between evaluations.",
     "client_chunk": "Clients computed at once. Default: measured, by platform.",
+    "rounds_per_call": "Rounds that one call runs as one program. Default: "
+    "measured, by platform.",
+    "num_devices": "Devices that share the clients; on CPU, cores. Default: "
+    "all.",
     "seed": "Seed of every random draw.",
 }
 

@@ -1,0 +1,275 @@
+"""FAB's choice of coordinates: kappa, J, and what each client sends of it.
+
+Only ranks near kappa matter, and near k for the uplink. So no client's entries
+are sorted in full: a `Window` is a short sorted stretch of each client's
+entries, and kappa is read off the window that holds it. The first window to
+try starts at the largest entries; where kappa lies deeper, a histogram of
+magnitudes tells roughly where, and a search settles what it misses. Windows
+count exactly, so a bad guess costs time and never the result.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from agsfl import topk
+
+
+class Clients(NamedTuple):
+  """The clients' accumulated gradients, as the search wants them.
+
+  Attributes:
+    magnitudes: [N, D] f32, |a_i|.
+    keys: [N, D] i32, their `topk.magnitude_key`.
+    active: [N] bool; a client that is not sends nothing.
+    axes: mesh axes over which N is split; () for none.
+  """
+
+  magnitudes: jax.Array
+  keys: jax.Array
+  active: jax.Array
+  axes: tuple[str, ...]
+
+
+class Window(NamedTuple):
+  """The sorted stretch of W entries that follows each client's start.
+
+  With U(q) = |union_i J_i^q|, it tells U from depth `low` to `low + reach`.
+
+  Attributes:
+    order: [N, W] i32, coordinates, largest magnitude first.
+    num_above: [N] i32, entries of each client before the stretch.
+    best_rank: [D] i32, a coordinate's least rank at any client; 0 where it
+      comes before some client's stretch, D + 1 where it comes in none.
+    low: [] i32, the shallowest depth.
+    sizes: [W + 1] i32, U(low), U(low + 1), ...
+    reach: [] i32, how many of those are known beyond the first; below 0
+      where the clients' stretches do not overlap.
+  """
+
+  order: jax.Array
+  num_above: jax.Array
+  best_rank: jax.Array
+  low: jax.Array
+  sizes: jax.Array
+  reach: jax.Array
+
+  def known(self, depth):
+    """U at a depth within the window."""
+    return self.sizes[jnp.clip(depth - self.low, 0, self.sizes.size - 1)]
+
+  def holds_kappa(self, k):
+    """Whether U passes k within the window."""
+    last = self.known(self.low + self.reach)
+    return (self.reach > 0) & (self.sizes[0] <= k) & (last > k)
+
+
+def at_or_above(keys: jax.Array, entries: topk.Entry) -> jax.Array:
+  """[N, D] bool: each client's entries down to its own of `entries` [N]."""
+  return jax.vmap(topk.at_or_above)(keys, entries)
+
+
+def _open_window(clients, starts, width):
+  """The window after each client's entry of `starts` [N]."""
+  dim = clients.keys.shape[1]
+  above = at_or_above(clients.keys, starts)
+  num_above = jnp.sum(above, axis=1, dtype=jnp.int32)
+  # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
+  _, order = lax.top_k(jnp.where(above, -1.0, clients.magnitudes), width)
+  ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
+  counted = clients.active[:, None] & (ranks <= dim)
+  covered = jnp.any(above & clients.active[:, None], axis=0)
+  best_rank = jnp.where(covered, 0, dim + 1)
+  best_rank = best_rank.at[jnp.where(counted, order, dim)].min(
+      ranks, mode="drop"
+  )
+  best_rank = lax.pmin(best_rank, clients.axes)
+  low = jnp.max(jnp.where(clients.active, num_above, 0))
+  high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
+  low = lax.pmax(low, clients.axes)
+  high = jnp.minimum(lax.pmin(high, clients.axes), dim)
+  beyond_low = jnp.maximum(best_rank - low, 0)
+  counts = jnp.zeros(width + 1, jnp.int32).at[beyond_low].add(1, mode="drop")
+  return Window(
+      order, num_above, best_rank, low, jnp.cumsum(counts), high - low
+  )
+
+
+def _rank_guess(clients, counts, k):
+  """Roughly kappa, from the ranks' middle of each bin of magnitudes.
+
+  Entries that are zero share one bin; there the index orders them.
+  """
+  dim = clients.keys.shape[1]
+  at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+  middle = at_least - counts // 2
+  index = lax.iota(jnp.int32, dim).astype(jnp.float32) / dim
+
+  def nearer(best, client):
+    keys, middle, zeros, active = client
+    digit = topk.high_digit(keys)
+    rank = middle.at[digit].get(mode="promise_in_bounds")
+    among_zeros = dim - zeros + (index * zeros).astype(jnp.int32)
+    rank = jnp.where(digit > 0, rank, among_zeros)
+    return jnp.where(active, jnp.minimum(best, rank), best), None
+
+  each = (clients.keys, middle, counts[:, 0], clients.active)
+  best, _ = lax.scan(nearer, jnp.full(dim, dim, jnp.int32), each)
+  best = lax.pmin(best, clients.axes)
+  sizes = jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
+  return jnp.sum(sizes <= k, dtype=jnp.int32)
+
+
+def _start_guess(counts, rank, dim):
+  """An entry near `rank` of one client, from its histogram alone."""
+  at_least = jnp.cumsum(counts[::-1])[::-1]
+  digit = jnp.sum(at_least > rank, dtype=jnp.int32) - 1
+  first_zero = dim - counts[0]
+  index = (rank - first_zero) / jnp.maximum(counts[0], 1) * dim
+  in_zeros = digit == 0
+  return topk.Entry(
+      jnp.where(in_zeros, 0, (digit + 1) << topk.LOW_BITS),
+      jnp.where(in_zeros, index.astype(jnp.int32), -1),
+  )
+
+
+def _nth_largest(clients, counts, q):
+  """Each client's q-th entry; a map, for the radix search wants caches."""
+  return lax.map(
+      lambda row: topk.nth_largest(*row, q), (clients.keys, counts)
+  )
+
+
+def _search(clients, counts, k, first):
+  """The window that holds kappa, where `first` ends above it.
+
+  The guess from the histogram nearly always does. If not: a bracketed search
+  over exact starts, two thirds of the steps by interpolation (U grows
+  smoothly), one third by halving, so that their number stays logarithmic.
+  """
+  dim = clients.keys.shape[1]
+  width = first.order.shape[1]
+
+  def guess():
+    near = jnp.maximum(_rank_guess(clients, counts, k) - width // 2, 0)
+    return jax.vmap(_start_guess, (0, None, None))(counts, near, dim)
+
+  def narrow(carry):
+    _, low, size_low, high, size_high, step = carry
+    slope = (high - low) / jnp.maximum(size_high - size_low, 1)
+    start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
+    start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
+    start = jnp.clip(start, low, high - 1)
+    starts = lax.cond(
+        step == 0, guess, lambda: _nth_largest(clients, counts, start)
+    )
+    window = _open_window(clients, starts, width)
+    # A guess bounds nothing: its stretches need not overlap.
+    inside = (window.sizes[0] <= k) & (step > 0)
+    above = (window.sizes[0] > k) & (step > 0)
+    end = window.low + window.reach
+    return (
+        window,
+        jnp.where(inside, end, low),
+        jnp.where(inside, window.known(end), size_low),
+        jnp.where(above, start, high),
+        jnp.where(above, window.sizes[0], size_high),
+        step + 1,
+    )
+
+  # At depth k + 1 a single client alone has more than k entries; the size
+  # there only steers the search.
+  end = first.low + first.reach
+  carry = (first, end, first.known(end), k + 1, jnp.int32(dim), jnp.int32(0))
+  return lax.while_loop(
+      lambda carry: ~carry[0].holds_kappa(k), narrow, carry
+  )[0]
+
+
+def _fill(clients, window, k):
+  """J [D]: the union at depth kappa and the largest entries that follow."""
+  dim = clients.keys.shape[1]
+  steps = lax.iota(jnp.int32, window.sizes.size)
+  fits = (window.sizes <= k) & (steps <= window.reach)
+  kappa = window.low + jnp.sum(fits, dtype=jnp.int32) - 1
+  union = window.best_rank <= kappa
+  position = (kappa - window.num_above)[:, None]
+  index = jnp.take_along_axis(window.order, position, axis=1)
+  key = jnp.take_along_axis(clients.keys, index, axis=1)[:, 0]
+  index = jnp.where(clients.active, index[:, 0], dim)
+  # One more than the key: a waiting zero differs from no candidate.
+  waiting = jnp.zeros(dim, jnp.int32).at[index].max(key + 1, mode="drop")
+  waiting = lax.pmax(waiting, clients.axes)
+  waiting = jnp.where(union, 0, waiting)
+  room = k - jnp.sum(union, dtype=jnp.int32)
+  last = topk.nth_largest(waiting, topk.high_counts(waiting), room)
+  return union | (topk.at_or_above(waiting, last) & (waiting > 0))
+
+
+def choose(
+    accumulated: jax.Array,
+    active: jax.Array,
+    ks: jax.Array,
+    *,
+    width: int,
+    axes: tuple[str, ...],
+) -> tuple[jax.Array, topk.Entry]:
+  """J and the last entry of each J_i, for several k on the same gradients.
+
+  Args:
+    accumulated: [N, D] f32, a_i; this device's clients.
+    active: [N] bool; at least one client of all is active.
+    ks: [S] i32, 0..D.
+    width: entries per window; it changes the cost, never the result.
+    axes: mesh axes over which clients are split; () for none.
+
+  Returns:
+    J [S, D] bool, and [S, N] entries, above all where a client sends nothing.
+
+  Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
+  """
+  num_clients, dim = accumulated.shape
+  width = min(width, dim)
+  clients = Clients(
+      jnp.abs(accumulated), topk.magnitude_key(accumulated), active, axes
+  )
+  nothing = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, num_clients), topk.above_all()
+  )
+  first = _open_window(clients, nothing, width)
+  counts = lax.cond(
+      jnp.any((ks >= width) & (ks < dim)),
+      lambda: lax.map(topk.high_counts, clients.keys),
+      lambda: jnp.zeros((num_clients, topk.HIGH_BINS), jnp.int32),
+  )
+
+  def one(k):
+    is_dense = k >= dim
+
+    def last_of_window():
+      index = first.order[:, jnp.clip(k - 1, 0, width - 1)]
+      key = jnp.take_along_axis(clients.keys, index[:, None], axis=1)[:, 0]
+      return topk.Entry(
+          jnp.where(is_dense, 0, key), jnp.where(is_dense, dim, index)
+      )
+
+    window = lax.cond(
+        is_dense | first.holds_kappa(k),
+        lambda: first,
+        lambda: _search(clients, counts, k, first),
+    )
+    last = lax.cond(
+        is_dense | (k <= width),
+        last_of_window,
+        lambda: _nth_largest(clients, counts, k),
+    )
+    last = jax.tree.map(
+        lambda some, none: jnp.where(active & (k > 0), some, none),
+        last,
+        nothing,
+    )
+    return _fill(clients, window, k) | is_dense, last
+
+  return lax.map(one, ks)

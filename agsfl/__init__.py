@@ -17,6 +17,7 @@ from agsfl.types import (
     RoundState,
     Selection,
     Sparsifier,
+    Split,
 )
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "RoundState",
     "Selection",
     "Sparsifier",
+    "Split",
     "build",
     "build_round",
     "cost_slope",

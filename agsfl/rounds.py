@@ -159,9 +159,9 @@ def build_round(
 
     uniform = jax.random.uniform(key_rounding)
 
-    def choose(k):
+    def select(k):
       k = jnp.where(all_finite, topk.stochastic_round(k, uniform), 0)
-      return sparsifier.apply(
+      return sparsifier.select(
           key_select, accumulated, weights, k, state.sparsifier
       )
 
@@ -176,7 +176,7 @@ def build_round(
     if controller.probes:
       ks.append(state.proposal.k_probe)
     # vmap over k: a sparsifier can share work between the two.
-    chosen = jax.vmap(choose)(jnp.stack(ks))
+    chosen = jax.vmap(select)(jnp.stack(ks))
     selection, sparsifier_state = jax.tree.map(lambda x: x[0], chosen)
     params = move(selection)
     time = theta(selection)
@@ -199,9 +199,10 @@ def build_round(
           key_update, observed, state.controller
       )
 
+    split = sparsifier.split(accumulated, selection)
     new_state = RoundState(
         params=params,
-        residual=selection.residual,
+        residual=split.residual,
         sparsifier=sparsifier_state,
         controller=controller_state,
         proposal=proposal,
@@ -217,7 +218,7 @@ def build_round(
         k_down=selection.k_down,
         minibatch_loss=over_clients(weights * local.loss),
         sign=sign,
-        contributed=jnp.sum(selection.client_mask, axis=1),
+        contributed=jnp.sum(split.client_mask, axis=1),
         finite=all_finite,
     )
     return new_state, info

@@ -24,25 +24,35 @@ class Model(NamedTuple):
 
 
 class Selection(NamedTuple):
-  """What one round of sparsification sends and keeps.
+  """What one round of sparsification decides; small, whatever N is.
 
   Attributes:
     mask: [D] bool, the downlink set J.
-    client_mask: [N, D] bool, what client i sent and the server used (J_i in J).
-    sent: [N, D] f32, `accumulated` on `client_mask`, else 0.
-    residual: [N, D] f32, `accumulated` off `client_mask`, else 0.
-    aggregate: [D] f32, b_j: the data-size-weighted mean of `sent`.
+    aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
     k_up: [] i32, elements that each client sends.
     k_down: [] i32, elements that the server sends, |J|.
+    clients: what `Sparsifier.split` needs to tell the clients' parts.
   """
 
   mask: jax.Array
-  client_mask: jax.Array
-  sent: jax.Array
-  residual: jax.Array
   aggregate: jax.Array
   k_up: jax.Array
   k_down: jax.Array
+  clients: PyTree
+
+
+class Split(NamedTuple):
+  """The accumulated gradients along a selection.
+
+  Attributes:
+    client_mask: [N, D] bool, what client i sent and the server used (J_i in J).
+    sent: [N, D] f32, `accumulated` on `client_mask`, else 0.
+    residual: [N, D] f32, `accumulated` off `client_mask`, else 0.
+  """
+
+  client_mask: jax.Array
+  sent: jax.Array
+  residual: jax.Array
 
 
 class Sparsifier(NamedTuple):
@@ -50,13 +60,17 @@ class Sparsifier(NamedTuple):
 
   Attributes:
     init: (num_clients, dim) -> state.
-    apply: (key, accumulated [N, D] f32, weights [N] f32 summing to 1, k [] i32,
-      state) -> (Selection, state). Pure, so a round may call it again with
-      another k and drop the second state. With k = 0 nothing is sent.
+    select: (key, accumulated [N, D] f32, weights [N] f32 summing to 1,
+      k [] i32, state) -> (Selection, state). Pure, so a round may try another
+      k beside the one it uses, under vmap, and drop the second state. With
+      k = 0 nothing is sent, and clients of weight 0 send nothing.
+    split: (accumulated, Selection) -> Split. A step of its own, for a k that is
+      only tried needs no arrays of [N, D].
   """
 
   init: Callable[[int, int], PyTree]
-  apply: Callable[..., tuple[Selection, PyTree]]
+  select: Callable[..., tuple[Selection, PyTree]]
+  split: Callable[[jax.Array, Selection], Split]
 
 
 class KProposal(NamedTuple):

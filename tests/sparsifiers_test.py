@@ -1,6 +1,8 @@
 """FAB-top-k against the NumPy oracle, and its laws."""
 
 import functools
+import itertools
+from typing import NamedTuple
 
 import chex
 import hypothesis
@@ -20,16 +22,34 @@ SHAPES = ((1, 12), (2, 12), (3, 40), (8, 40))
 WIDTHS = (1, 5, 64)
 
 
+class Result(NamedTuple):
+  """A Selection and its Split, together."""
+
+  mask: np.ndarray
+  aggregate: np.ndarray
+  k_down: np.ndarray
+  client_mask: np.ndarray
+  sent: np.ndarray
+  residual: np.ndarray
+
+
+def both(sparsifier, accumulated, weights, k):
+  selection, _ = sparsifier.select(None, accumulated, weights, k, ())
+  split = sparsifier.split(accumulated, selection)
+  return Result(
+      selection.mask, selection.aggregate, selection.k_down, *split
+  )
+
+
 @functools.cache
 def jitted(width):
-  apply = sparsifiers.fab_top_k(width).apply
-  return jax.jit(lambda a, w, k: apply(None, a, w, k, ())[0])
+  return jax.jit(functools.partial(both, sparsifiers.fab_top_k(width)))
 
 
 def select(accumulated, counts, k, width=64):
   weights = jnp.asarray(counts / np.sum(counts), jnp.float32)
-  selection = jitted(width)(jnp.asarray(accumulated), weights, jnp.int32(k))
-  return jax.tree.map(np.asarray, selection)
+  result = jitted(width)(jnp.asarray(accumulated), weights, jnp.int32(k))
+  return jax.tree.map(np.asarray, result)
 
 
 @st.composite
@@ -125,13 +145,13 @@ class FabTest(parameterized.TestCase):
 
   def test_one_trace_for_fifty_k(self):
     """In jit, in scan, and under vmap over seeds."""
-    apply = sparsifiers.fab_top_k(4).apply
+    sparsifier = sparsifiers.fab_top_k(4)
     accumulated = jax.random.normal(jax.random.key(0), (2, 3, 60))
     weights = jnp.full(3, 1 / 3)
     ks = jnp.arange(1, 51)
 
     def mask(a, k):
-      return apply(None, a, weights, k, ())[0].mask
+      return sparsifier.select(None, a, weights, k, ())[0].mask
 
     chex.clear_trace_counter()
     jit = jax.jit(chex.assert_max_traces(mask, 1))
@@ -149,11 +169,26 @@ class FabTest(parameterized.TestCase):
     np.testing.assert_array_equal(both[:, 0], one_by_one)
     np.testing.assert_array_equal(both[:, 1].sum(1), ks)
 
+  def test_several_k_at_once_are_each_alone(self):
+    """Law: vmap over k shares work, not results; with seeds around it too."""
+    sparsifier = sparsifiers.fab_top_k(4)
+    accumulated = jax.random.normal(jax.random.key(0), (2, 3, 60))
+    weights = jnp.array([0.5, 0.25, 0.25])
+    ks = jnp.array([2, 30, 60, 0])
+    one = lambda a, k: both(sparsifier, a, weights, k)
+    of_ks = jax.vmap(one, (None, 0))
+    together = jax.jit(jax.vmap(of_ks, (0, None)))(accumulated, ks)
+    alone = jax.jit(one)
+    for i, j in itertools.product(range(2), range(4)):
+      want = alone(accumulated[i], ks[j])
+      got = jax.tree.map(lambda x, i=i, j=j: x[i, j], together)
+      chex.assert_trees_all_close(got, want, atol=1e-6)
+
   def test_state_and_types_stay_as_they_are(self):
     sparsifier = sparsifiers.fab_top_k()
     state = sparsifier.init(2, 5)
     selection, after = jax.eval_shape(
-        sparsifier.apply,
+        sparsifier.select,
         jax.random.key(0),
         jnp.zeros((2, 5)),
         jnp.ones(2),

@@ -1,0 +1,373 @@
+"""Times this package against the ways in which others do the same work.
+
+Each case and its baseline alternate within one process, so that a ratio holds
+on a noisy machine too. One JSON line per case, then a table. Data and weights
+are random: times do not depend on their values, selection apart, for which the
+gradients are those of the model.
+"""
+
+import json
+import logging
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.flatten_util import ravel_pytree
+
+from agsfl import devices, models, rounds, sparsifiers
+from agsfl.client import build_client
+from agsfl.data import ClientData
+from agsfl.types import KController, KProposal
+
+_CASES = ("gradients", "vmap", "round", "selection", "calls")
+_NUM_CLIENTS = flags.DEFINE_list(
+    "num_clients", ["10", "32"], "Numbers of clients N."
+)
+_RUN = flags.DEFINE_multi_enum(
+    "cases",
+    ["gradients", "round", "selection"],
+    _CASES,
+    "gradients, round: against a loop of jitted gradients; vmap: gradients "
+    "against vmap of plain layers; selection: the round against its gradients "
+    "alone; calls: ten rounds in one program against ten calls.",
+)
+_KS = flags.DEFINE_list("ks", ["1000"], "k of the round and selection cases.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each side.")
+_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Devices that share the clients. Default: all."
+)
+
+_BATCH = 32
+_CLASSES = 62
+_SHAPE = (28, 28, 1)
+_BYTES_PER_FLOAT = 4
+
+
+class PlainCNN(nn.Module):
+  """The paper's network in Flax's own layers, as users write it."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    pool = lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+    x = _plain_norm(pool(nn.relu(nn.Conv(32, (5, 5))(x))))
+    x = pool(_plain_norm(nn.relu(nn.Conv(32, (5, 5))(x))))
+    x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
+    return nn.Dense(self.num_classes)(x)
+
+
+def _plain_norm(x):
+  """Local response normalisation by a window over channels."""
+  near = jax.lax.reduce_window(
+      x**2, 0.0, jax.lax.add, (1, 1, 1, 9), (1, 1, 1, 1), "SAME"
+  )
+  return x / (1.0 + 0.001 / 9.0 * near) ** 0.75
+
+
+class Case(NamedTuple):
+  """Two ways to the same end.
+
+  Attributes:
+    name: of the case.
+    baseline: name of what it is compared with.
+    settings: for the JSON line.
+    run_baseline, run: do the work once and wait for it.
+    facts: further numbers, called after the timing.
+  """
+
+  name: str
+  baseline: str
+  settings: dict[str, Any]
+  run_baseline: Callable[[], None]
+  run: Callable[[], None]
+  facts: Callable[[], dict[str, Any]] = dict
+
+
+def _clients(num_clients):
+  rng = np.random.default_rng(0)
+  return ClientData(
+      rng.integers(0, 256, (num_clients, _BATCH, *_SHAPE), np.uint8),
+      rng.integers(0, _CLASSES, (num_clients, _BATCH)).astype(np.int32),
+      np.full(num_clients, _BATCH, np.int32),
+  )
+
+
+def _mesh():
+  return devices.client_mesh(_DEVICES.value or jax.device_count())
+
+
+def _batches(num_clients):
+  data = _clients(num_clients)
+  return jax.device_put(
+      (data.images.astype(np.float32) / 255, data.labels), jax.devices()[0]
+  )
+
+
+def _plain_gradient():
+  """(params, images, labels) -> gradient, of the plain network."""
+  module = PlainCNN(_CLASSES)
+  params = module.init(jax.random.key(0), jnp.zeros((1, *_SHAPE)))
+
+  def loss(params, images, labels):
+    logits = module.apply(params, images)
+    return jnp.mean(models.sample_losses(logits, labels))
+
+  return jax.grad(loss), params
+
+
+def _loop(num_clients):
+  """A Python loop over one jitted gradient."""
+  gradient, params = _plain_gradient()
+  flat = jax.jit(lambda *batch: ravel_pytree(gradient(params, *batch))[0])
+  images, labels = _batches(num_clients)
+  batches = [(images[i], labels[i]) for i in range(num_clients)]
+  return lambda: jax.block_until_ready([flat(*batch) for batch in batches])
+
+
+def _vmap(num_clients):
+  """jit(vmap(grad)) of the plain network."""
+  gradient, params = _plain_gradient()
+  batched = jax.jit(jax.vmap(lambda *batch: gradient(params, *batch)))
+  images, labels = _batches(num_clients)
+  return lambda: jax.block_until_ready(batched(images, labels))
+
+
+def _ours(num_clients):
+  """This package's gradients of all clients, [N, D]."""
+  model = models.build("cnn", _SHAPE, _CLASSES)
+  local_result = build_client(model, _BATCH)
+  mesh = _mesh()
+  params = model.init(jax.random.key(0))
+  clients = devices.split_clients(_clients(num_clients), mesh)
+
+  def gradients(key, params, data):
+    one = lambda images, labels, count: local_result(
+        key, params, images, labels, count
+    ).gradient
+    chunk = rounds.CLIENT_CHUNK.get(jax.default_backend())
+    arguments = (data.images, data.labels, data.counts)
+    return rounds.map_clients(one, arguments, chunk)
+
+  everywhere, per_client = devices.REPLICATED, devices.PER_CLIENT
+  split = jax.jit(
+      jax.shard_map(
+          gradients,
+          mesh=mesh,
+          in_specs=(everywhere, everywhere, per_client),
+          out_specs=per_client,
+          check_vma=False,
+      )
+  )
+  key = jax.random.key(1)
+  return lambda: jax.block_until_ready(split(key, params, clients))
+
+
+def _held(k):
+  """Online learning's work, but k stays where it is, its probe at 0.7 k."""
+  proposal = lambda: KProposal(jnp.float32(k), jnp.float32(0.7 * k))
+  return KController(
+      init=lambda key: (proposal(), ()),
+      update=lambda key, observed, state: (proposal(), state),
+      probes=True,
+  )
+
+
+class _Rounds:
+  """Calls of `length` whole rounds of FAB-top-k with online learning."""
+
+  def __init__(self, num_clients, k, length=1):
+    model = models.build("cnn", _SHAPE, _CLASSES)
+    self.dim = model.dim
+    self.num_clients = num_clients
+    self.length = length
+    simulated = rounds.build_round(
+        model,
+        sparsifiers.fab_top_k(axes=(devices.AXIS,)),
+        _held(k),
+        learning_rate=0.01,
+        batch_size=_BATCH,
+        comm_time=10.0,
+        client_chunk=rounds.CLIENT_CHUNK.get(jax.default_backend()),
+        axes=(devices.AXIS,),
+    )
+    mesh = _mesh()
+    self.clients = devices.split_clients(_clients(num_clients), mesh)
+    split = devices.split_round(simulated, length, mesh)
+    self.key = jax.random.key(0)
+    self.state = split.init(self.key, len(self.clients.counts))
+    arguments = self._arguments()
+    start = time.perf_counter()
+    self.program = split.chunk.lower(*arguments).compile()
+    self.compile_seconds = time.perf_counter() - start
+
+  def _arguments(self):
+    return (
+        self.key,
+        self.clients,
+        self.state,
+        jnp.int32(self.length),
+        jnp.float32(jnp.inf),
+    )
+
+  def __call__(self):
+    self.state, _, _ = self.program(*self._arguments())
+    jax.block_until_ready(self.state)
+
+  def facts(self):
+    memory = self.program.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    held += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    devices_used = len(self.state.residual.sharding.device_set)
+    data = sum(x.nbytes for x in jax.tree.leaves(self.clients))
+    floats = held * devices_used - data
+    floats /= _BYTES_PER_FLOAT * self.num_clients * self.dim
+    return {
+        "memory_in_nd_floats": round(floats, 2),
+        "compile_seconds": round(self.compile_seconds, 1),
+    }
+
+
+def _gradients_cases(num_clients):
+  yield Case(
+      "gradients",
+      "loop of gradients",
+      {"num_clients": num_clients},
+      _loop(num_clients),
+      _ours(num_clients),
+  )
+
+
+def _vmap_cases(num_clients):
+  yield Case(
+      "gradients",
+      "vmap of gradients",
+      {"num_clients": num_clients},
+      _vmap(num_clients),
+      _ours(num_clients),
+  )
+
+
+def _round_cases(num_clients):
+  for k in map(int, _KS.value):
+    one = _Rounds(num_clients, k)
+    yield Case(
+        "round with online learning",
+        "loop of gradients",
+        {"num_clients": num_clients, "k": k},
+        _loop(num_clients),
+        one,
+        one.facts,
+    )
+
+
+def _selection_cases(num_clients):
+  """The round against its gradients: the rest is selection and bookkeeping."""
+  for k in map(int, _KS.value):
+    yield Case(
+        "round with online learning",
+        "our gradients",
+        {"num_clients": num_clients, "k": k},
+        _ours(num_clients),
+        _Rounds(num_clients, k),
+    )
+
+
+def _calls_cases(num_clients):
+  length = 10
+  for k in map(int, _KS.value):
+    one = _Rounds(num_clients, k)
+    yield Case(
+        f"{length} rounds in one program",
+        f"{length} calls",
+        {"num_clients": num_clients, "k": k},
+        lambda one=one: [one() for _ in range(length)],
+        _Rounds(num_clients, k, length),
+    )
+
+
+_BUILDERS = {
+    "gradients": _gradients_cases,
+    "vmap": _vmap_cases,
+    "round": _round_cases,
+    "selection": _selection_cases,
+    "calls": _calls_cases,
+}
+
+
+def measure(case: Case, repeats: int) -> dict[str, Any]:
+  """Times both sides in turn, after one call each to compile.
+
+  Args:
+    case: what to run.
+    repeats: timed calls of each side.
+
+  Returns:
+    The JSON object: medians in seconds, and how many times faster the case is.
+  """
+  case.run_baseline()
+  case.run()
+  seconds = {case.run_baseline: [], case.run: []}
+  for _ in range(repeats):
+    for run, taken in seconds.items():
+      start = time.perf_counter()
+      run()
+      taken.append(time.perf_counter() - start)
+  baseline, ours = (statistics.median(taken) for taken in seconds.values())
+  peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {
+      "case": case.name,
+      "baseline": case.baseline,
+      **case.settings,
+      "baseline_seconds": round(baseline, 4),
+      "seconds": round(ours, 4),
+      "ratio": round(baseline / ours, 3),
+      "ms_per_client": round(1e3 * ours / case.settings["num_clients"], 2),
+      "process_peak_mb": round(peak_kib * 1024 / 1e6),
+      **case.facts(),
+  }
+
+
+def _table(results):
+  columns = ("case", "baseline", "num_clients", "k", "baseline_seconds")
+  columns += ("seconds", "ms_per_client", "ratio")
+  lines = [columns] + [
+      [str(result.get(column, "")) for column in columns] for result in results
+  ]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+      "  ".join(
+          cell.ljust(width) for cell, width in zip(line, widths, strict=True)
+      ).rstrip()
+      for line in lines
+  )
+
+
+def main(argv):
+  del argv
+  logging.getLogger("jax").setLevel(logging.WARNING)
+  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  results = []
+  for name in _RUN.value:
+    for num_clients in map(int, _NUM_CLIENTS.value):
+      for case in _BUILDERS[name](num_clients):
+        results.append(measure(case, _REPEATS.value))
+        print(json.dumps(results[-1]), flush=True)
+  device = jax.devices()[0]
+  print(
+      f"\n{_DEVICES.value or jax.device_count()} x {device.device_kind}, "
+      f"jax {jax.__version__}"
+  )
+  print(_table(results))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -15,6 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from agsfl import topk
+from agsfl.over_clients import fold_clients, map_clients
+from agsfl.types import Split
+
+_COLLECTIVES = {
+    jnp.minimum: lax.pmin,
+    jnp.maximum: lax.pmax,
+    jnp.add: lax.psum,
+}
 
 
 class Clients(NamedTuple):
@@ -27,11 +35,24 @@ class Clients(NamedTuple):
     accumulated: [N, D] f32, a_i.
     active: [N] bool; a client that is not sends nothing.
     axes: mesh axes over which N is split; () for none.
+    chunk: clients at a time, see `over_clients`.
   """
 
   accumulated: jax.Array
   active: jax.Array
   axes: tuple[str, ...]
+  chunk: int | None
+
+  def map(self, function, *arguments):
+    """Over each client's accumulated gradient and further arguments."""
+    return map_clients(function, (self.accumulated, *arguments), self.chunk)
+
+  def fold(self, function, merge, start, *arguments):
+    """The same, merged over all clients, those of other devices too."""
+    merged, results = fold_clients(
+        function, merge, start, (self.accumulated, *arguments), self.chunk
+    )
+    return _COLLECTIVES[merge](merged, self.axes), results
 
   def entries_at(self, index):
     """Each client's entry at its own coordinate of `index` [N]."""
@@ -72,27 +93,28 @@ class Window(NamedTuple):
     return (self.reach > 0) & (self.sizes[0] <= k) & (last > k)
 
 
-def at_or_above(accumulated: jax.Array, entries: topk.Entry) -> jax.Array:
-  """[N, D] bool: each client's entries down to its own of `entries` [N]."""
-  return jax.vmap(topk.at_or_above)(topk.magnitude_key(accumulated), entries)
-
-
 def _open_window(clients, starts, width):
   """The window after each client's entry of `starts` [N]."""
   dim = clients.accumulated.shape[1]
-  above = at_or_above(clients.accumulated, starts)
-  num_above = jnp.sum(above, axis=1, dtype=jnp.int32)
-  # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
-  magnitudes = jnp.abs(clients.accumulated)
-  _, order = lax.top_k(jnp.where(above, -1.0, magnitudes), width)
-  ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
-  counted = clients.active[:, None] & (ranks <= dim)
-  covered = jnp.any(above & clients.active[:, None], axis=0)
-  best_rank = jnp.where(covered, 0, dim + 1)
-  best_rank = best_rank.at[jnp.where(counted, order, dim)].min(
-      ranks, mode="drop"
+
+  def stretch(accumulated, start, active):
+    above = topk.at_or_above(topk.magnitude_key(accumulated), start)
+    # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
+    _, order = lax.top_k(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
+    num_above = jnp.sum(above, dtype=jnp.int32)
+    ranks = num_above + 1 + lax.iota(jnp.int32, width)
+    best_rank = jnp.where(above, 0, dim + 1)
+    best_rank = best_rank.at[order].min(jnp.minimum(ranks, dim + 1))
+    best_rank = jnp.where(active, best_rank, dim + 1)
+    return best_rank, (order, num_above)
+
+  best_rank, (order, num_above) = clients.fold(
+      stretch,
+      jnp.minimum,
+      jnp.full(dim, dim + 1, jnp.int32),
+      starts,
+      clients.active,
   )
-  best_rank = lax.pmin(best_rank, clients.axes)
   low = jnp.max(jnp.where(clients.active, num_above, 0))
   high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
   low = lax.pmax(low, clients.axes)
@@ -104,29 +126,42 @@ def _open_window(clients, starts, width):
   )
 
 
-def _rank_guess(clients, counts, k):
-  """Roughly kappa, from the ranks' middle of each bin of magnitudes.
+def _guess_sizes(clients, counts, by_index):
+  """U(0), ..., U(D), roughly: each entry at the middle rank of its bin.
 
-  Entries that are zero share one bin; there the index orders them.
+  Entries that are zero share one bin, a large one; there the index orders them,
+  and their ranks are taken as evenly spread over the indices, or counted.
   """
   dim = clients.accumulated.shape[1]
   at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
   middle = at_least - counts // 2
-  index = lax.iota(jnp.int32, dim).astype(jnp.float32) / dim
 
-  def nearer(best, client):
-    accumulated, middle, zeros, active = client
+  def ranks(accumulated, middle, num_zeros, active):
     digit = topk.high_digit(topk.magnitude_key(accumulated))
     rank = middle.at[digit].get(mode="promise_in_bounds")
-    among_zeros = dim - zeros + (index * zeros).astype(jnp.int32)
+    among_zeros = dim - num_zeros + by_index(digit == 0, num_zeros)
     rank = jnp.where(digit > 0, rank, among_zeros)
-    return jnp.where(active, jnp.minimum(best, rank), best), None
+    return jnp.where(active, rank, dim), None
 
-  each = (clients.accumulated, middle, counts[:, 0], clients.active)
-  best, _ = lax.scan(nearer, jnp.full(dim, dim, jnp.int32), each)
-  best = lax.pmin(best, clients.axes)
-  sizes = jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
-  return jnp.sum(sizes <= k, dtype=jnp.int32)
+  best, _ = clients.fold(
+      ranks,
+      jnp.minimum,
+      jnp.full(dim, dim, jnp.int32),
+      middle,
+      counts[:, 0],
+      clients.active,
+  )
+  return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
+
+
+def _evenly(zeros, num_zeros):
+  share = lax.iota(jnp.int32, zeros.size).astype(jnp.float32) / zeros.size
+  return (share * num_zeros).astype(jnp.int32)
+
+
+def _counted(zeros, num_zeros):
+  del num_zeros
+  return jnp.cumsum(zeros, dtype=jnp.int32)
 
 
 def _start_guess(counts, rank, dim):
@@ -143,28 +178,40 @@ def _start_guess(counts, rank, dim):
 
 
 def _nth_largest(clients, counts, q):
-  """Each client's q-th entry; a map, for the radix search wants caches."""
-
-  def of_one(row):
-    accumulated, counts = row
-    return topk.nth_largest(topk.magnitude_key(accumulated), counts, q)
-
-  return lax.map(of_one, (clients.accumulated, counts))
+  """Each client's q-th entry."""
+  return clients.map(
+      lambda a, counts: topk.nth_largest(topk.magnitude_key(a), counts, q),
+      counts,
+  )
 
 
-def _search(clients, counts, k, first):
+def _search(clients, counts, guessed, k, first):
   """The window that holds kappa, where `first` ends above it.
 
-  The guess from the histogram nearly always does. If not: a bracketed search
-  over exact starts, two thirds of the steps by interpolation (U grows
-  smoothly), one third by halving, so that their number stays logarithmic.
+  The guess from the histogram nearly always does, and the one with counted
+  zeros where kappa lies among those. If not: a bracketed search over exact
+  starts, two thirds of the steps by interpolation (U grows smoothly), one third
+  by halving, so that their number stays logarithmic.
   """
   dim = clients.accumulated.shape[1]
   width = first.order.shape[1]
 
-  def guess():
-    near = jnp.maximum(_rank_guess(clients, counts, k) - width // 2, 0)
-    return jax.vmap(_start_guess, (0, None, None))(counts, near, dim)
+  def near(sizes):
+    kappa = jnp.sum(sizes <= k, dtype=jnp.int32)
+    return jnp.clip(kappa - width // 2, 0, dim - 1)
+
+  def guess(start):
+    del start
+    starts = jax.vmap(_start_guess, (0, None, None))
+    return starts(counts, near(guessed), dim)
+
+  def guess_zeros(start):
+    del start
+    sizes = _guess_sizes(clients, counts, _counted)
+    return _nth_largest(clients, counts, near(sizes))
+
+  def exact(start):
+    return _nth_largest(clients, counts, start)
 
   def narrow(carry):
     _, low, size_low, high, size_high, step = carry
@@ -172,13 +219,11 @@ def _search(clients, counts, k, first):
     start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
     start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
     start = jnp.clip(start, low, high - 1)
-    starts = lax.cond(
-        step == 0, guess, lambda: _nth_largest(clients, counts, start)
-    )
+    starts = lax.switch(step, [guess, guess_zeros, exact], start)
     window = _open_window(clients, starts, width)
     # A guess bounds nothing: its stretches need not overlap.
-    inside = (window.sizes[0] <= k) & (step > 0)
-    above = (window.sizes[0] > k) & (step > 0)
+    inside = (window.sizes[0] <= k) & (step > 1)
+    above = (window.sizes[0] > k) & (step > 1)
     end = window.low + window.reach
     return (
         window,
@@ -218,21 +263,37 @@ def _fill(clients, window, k):
   return union | (topk.at_or_above(waiting, last) & (waiting > 0))
 
 
-def weighted_sum(
-    accumulated: jax.Array,
-    weights: jax.Array,
-    client_mask: jax.Array,
-    axes: tuple[str, ...],
-) -> jax.Array:
-  """b [D]: the mean by data size of what the clients send.
+def _aggregate(clients, weights, mask, last):
+  """b [D]: the mean by data size; the divisor is C, whoever sent."""
 
-  A product: XLA's CPU sum over the first axis is forty times slower.
+  def part(accumulated, weight, last):
+    return weight * split(accumulated, mask, last).sent, None
 
-  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1: the divisor is always C.
+  zeros = jnp.zeros(mask.shape, jnp.float32)
+  return clients.fold(part, jnp.add, zeros, weights, last)[0]
+
+
+def split(
+    accumulated: jax.Array, mask: jax.Array, last: topk.Entry
+) -> Split:
+  """One client's part of a choice.
+
+  Args:
+    accumulated: [D] f32, a_i.
+    mask: [D] bool, J.
+    last: [] the last entry of J_i.
+
+  Returns:
+    The split; `sent + residual == accumulated`, bit for bit but for the sign
+    of a zero.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
   """
-  sent = jnp.where(client_mask, accumulated, 0.0)
-  return lax.psum(
-      jnp.dot(weights, sent, precision=lax.Precision.HIGHEST), axes
+  used = topk.at_or_above(topk.magnitude_key(accumulated), last) & mask
+  return Split(
+      mask=used,
+      sent=jnp.where(used, accumulated, 0.0),
+      residual=jnp.where(used, 0.0, accumulated),
   )
 
 
@@ -257,6 +318,7 @@ def choose(
     *,
     width: int,
     axes: tuple[str, ...],
+    client_chunk: int | None,
 ) -> Choice:
   """The choices for several k on the same gradients.
 
@@ -267,6 +329,7 @@ def choose(
     ks: [S] i32, 0..D.
     width: entries per window; it changes the cost, never the result.
     axes: mesh axes over which clients are split; () for none.
+    client_chunk: clients at a time, see `over_clients`.
 
   Returns:
     The choices, with a leading axis S.
@@ -276,20 +339,25 @@ def choose(
   num_clients, dim = accumulated.shape
   width = min(width, dim)
   active = weights > 0
-  clients = Clients(accumulated, active, axes)
+  clients = Clients(accumulated, active, axes, client_chunk)
   nothing = jax.tree.map(
       lambda x: jnp.broadcast_to(x, num_clients), topk.above_all()
   )
   first = _open_window(clients, nothing, width)
+  searched = (ks < dim) & ~jax.vmap(first.holds_kappa)(ks)
   counts = lax.cond(
-      jnp.any((ks >= width) & (ks < dim)),
-      lambda: lax.map(
-          lambda row: topk.high_counts(topk.magnitude_key(row)), accumulated
-      ),
+      jnp.any((ks > width) & (ks < dim)) | jnp.any(searched),
+      lambda: clients.map(lambda a: topk.high_counts(topk.magnitude_key(a))),
       lambda: jnp.zeros((num_clients, topk.HIGH_BINS), jnp.int32),
   )
+  guessed = lax.cond(
+      jnp.any(searched),
+      lambda: _guess_sizes(clients, counts, _evenly),
+      lambda: jnp.zeros(dim + 1, jnp.int32),
+  )
 
-  def one(k):
+  def one(case):
+    k, is_searched = case
     is_dense = k >= dim
 
     def last_of_window():
@@ -301,9 +369,9 @@ def choose(
       )
 
     window = lax.cond(
-        is_dense | first.holds_kappa(k),
+        is_searched,
+        lambda: _search(clients, counts, guessed, k, first),
         lambda: first,
-        lambda: _search(clients, counts, k, first),
     )
     last = lax.cond(
         is_dense | (k <= width),
@@ -316,9 +384,6 @@ def choose(
         nothing,
     )
     mask = _fill(clients, window, k) | is_dense
-    client_mask = at_or_above(accumulated, last) & mask[None]
-    return Choice(
-        mask, last, weighted_sum(accumulated, weights, client_mask, axes)
-    )
+    return Choice(mask, last, _aggregate(clients, weights, mask, last))
 
-  return lax.map(one, ks)
+  return lax.map(one, (ks, searched))

@@ -1,7 +1,4 @@
-"""One round of federated learning, composed of the other files' parts.
-
-The only file with a client axis to map over.
-"""
+"""One round of federated learning, composed of the other files' parts."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,46 +12,19 @@ from agsfl.client import build_client
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData
 from agsfl.models import sample_losses
+from agsfl.over_clients import map_clients
 from agsfl.types import (
     KController,
     Model,
     Observation,
-    PyTree,
     RoundInfo,
     RoundState,
     Sparsifier,
 )
 
-# Clients per vmapped piece, by platform: on CPU one client's activations stay
-# in the caches; where none is given, all at once.
-CLIENT_CHUNK = {"cpu": 1}
-
 # Rounds per call of one program, by platform; where none is given, all that
 # lie between two evaluations.
 ROUNDS_PER_CALL = {"cpu": 1}
-
-
-def map_clients(
-    function: Callable, arguments: tuple, client_chunk: int | None
-) -> PyTree:
-  """vmap over the leading axis, in pieces.
-
-  Args:
-    function: of one client.
-    arguments: pytrees with a leading axis N.
-    client_chunk: clients per vmapped piece; None means all.
-
-  Returns:
-    The results, stacked along a leading axis N, whatever the chunk.
-  """
-  num_clients = jax.tree.leaves(arguments)[0].shape[0]
-  if client_chunk == 1:
-    return lax.map(lambda one: function(*one), arguments)
-  if client_chunk is None or client_chunk >= num_clients:
-    return jax.vmap(function)(*arguments)
-  return lax.map(
-      lambda one: function(*one), arguments, batch_size=client_chunk
-  )
 
 
 class Round(NamedTuple):
@@ -199,10 +169,17 @@ def build_round(
           key_update, observed, state.controller
       )
 
-    split = sparsifier.split(accumulated, selection)
+
+    def split(accumulated, part):
+      result = sparsifier.split(accumulated, selection.mask, part)
+      return result.residual, jnp.sum(result.mask)
+
+    residual, contributed = map_clients(
+        split, (accumulated, selection.clients), client_chunk
+    )
     new_state = RoundState(
         params=params,
-        residual=split.residual,
+        residual=residual,
         sparsifier=sparsifier_state,
         controller=controller_state,
         proposal=proposal,
@@ -218,7 +195,7 @@ def build_round(
         k_down=selection.k_down,
         minibatch_loss=over_clients(weights * local.loss),
         sign=sign,
-        contributed=jnp.sum(split.client_mask, axis=1),
+        contributed=contributed,
         finite=all_finite,
     )
     return new_state, info

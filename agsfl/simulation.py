@@ -13,7 +13,8 @@ from agsfl import controllers, devices, models, sparsifiers
 from agsfl.config import Config, ConfigError
 from agsfl.data import FederatedData
 from agsfl.evaluation import Evaluation, build_evaluate
-from agsfl.rounds import CLIENT_CHUNK, ROUNDS_PER_CALL, build_round
+from agsfl.over_clients import CLIENT_CHUNK
+from agsfl.rounds import ROUNDS_PER_CALL, build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
 
 
@@ -37,10 +38,12 @@ class Step(NamedTuple):
 
 
 def build_sparsifier(
-    config: Config, axes: tuple[str, ...] = ()
+    config: Config, axes: tuple[str, ...], client_chunk: int | None
 ) -> Sparsifier:
   """The sparsifier that the settings name, for clients split over `axes`."""
-  return {"fab_top_k": sparsifiers.fab_top_k}[config.method](axes=axes)
+  return {"fab_top_k": sparsifiers.fab_top_k}[config.method](
+      axes=axes, client_chunk=client_chunk
+  )
 
 
 def build_controller(config: Config, dim: int) -> KController:
@@ -97,19 +100,19 @@ def build(config: Config, data: FederatedData) -> Simulation:
   platform = jax.default_backend()
   num_clients = len(data.clients.counts)
   mesh = devices.client_mesh(_num_devices(config, num_clients))
+  client_chunk = config.client_chunk or CLIENT_CHUNK.get(platform)
   simulated = build_round(
       model,
-      build_sparsifier(config, (devices.AXIS,)),
+      build_sparsifier(config, (devices.AXIS,), client_chunk),
       build_controller(config, model.dim),
       learning_rate=config.learning_rate,
       batch_size=config.batch_size,
       comm_time=config.comm_time,
-      client_chunk=config.client_chunk or CLIENT_CHUNK.get(platform),
+      client_chunk=client_chunk,
       axes=(devices.AXIS,),
   )
-  length = config.rounds_per_call or ROUNDS_PER_CALL.get(
-      platform, config.eval_every
-  )
+  length = config.rounds_per_call or ROUNDS_PER_CALL.get(platform, math.inf)
+  length = min(length, config.eval_every, config.num_rounds)
   split = devices.split_round(simulated, length, mesh)
   clients = devices.split_clients(data.clients, mesh)
   root_key = jax.random.key(config.seed)

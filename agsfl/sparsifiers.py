@@ -8,31 +8,11 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap, sequential_vmap
 
 from agsfl import fab
-from agsfl.types import Selection, Sparsifier, Split
+from agsfl.types import Selection, Sparsifier
 
 # A wider window holds more of the ranks that matter, a narrower one sorts
 # faster; at this width both cost the same.
 _FAB_WINDOW = 1024
-
-
-def split_along(accumulated: jax.Array, client_mask: jax.Array) -> Split:
-  """Parts the accumulated gradients into what is sent and what stays.
-
-  Args:
-    accumulated: [N, D] f32, a_i.
-    client_mask: [N, D] bool, J_i and J together.
-
-  Returns:
-    The split; `sent + residual == accumulated`, bit for bit but for the sign
-    of a zero.
-
-  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
-  """
-  return Split(
-      client_mask=client_mask,
-      sent=jnp.where(client_mask, accumulated, 0.0),
-      residual=jnp.where(client_mask, 0.0, accumulated),
-  )
 
 
 def _shared_choice(choose):
@@ -68,7 +48,9 @@ def _shared_choice(choose):
 
 
 def fab_top_k(
-    window: int = _FAB_WINDOW, axes: tuple[str, ...] = ()
+    window: int = _FAB_WINDOW,
+    axes: tuple[str, ...] = (),
+    client_chunk: int | None = None,
 ) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
@@ -82,6 +64,8 @@ def fab_top_k(
     window: entries of each client that are sorted at a time; it changes the
       cost, never the result.
     axes: mesh axes over which clients are split; () for none.
+    client_chunk: 1: clients one after another, in little memory; else all at
+      once.
 
   Returns:
     A sparsifier without state.
@@ -89,7 +73,9 @@ def fab_top_k(
   Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
   """
   choose = _shared_choice(
-      functools.partial(fab.choose, width=window, axes=axes)
+      functools.partial(
+          fab.choose, width=window, axes=axes, client_chunk=client_chunk
+      )
   )
 
   def init(num_clients, dim):
@@ -104,8 +90,4 @@ def fab_top_k(
     mask, last, aggregate = choose(accumulated, weights, k)
     return Selection(mask, aggregate, k, jnp.sum(mask), clients=last), state
 
-  def split(accumulated, selection):
-    client_mask = fab.at_or_above(accumulated, selection.clients)
-    return split_along(accumulated, client_mask & selection.mask[None])
-
-  return Sparsifier(init, select, split)
+  return Sparsifier(init, select, fab.split)

@@ -31,7 +31,8 @@ class Selection(NamedTuple):
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
     k_up: [] i32, elements that each client sends.
     k_down: [] i32, elements that the server sends, |J|.
-    clients: what `Sparsifier.split` needs to tell the clients' parts.
+    clients: a pytree of leading axis N, what `Sparsifier.split` needs beside
+      the mask to tell each client's part.
   """
 
   mask: jax.Array
@@ -42,15 +43,15 @@ class Selection(NamedTuple):
 
 
 class Split(NamedTuple):
-  """The accumulated gradients along a selection.
+  """One client's accumulated gradient along a selection.
 
   Attributes:
-    client_mask: [N, D] bool, what client i sent and the server used (J_i in J).
-    sent: [N, D] f32, `accumulated` on `client_mask`, else 0.
-    residual: [N, D] f32, `accumulated` off `client_mask`, else 0.
+    mask: [D] bool, what it sent and the server used (J_i in J).
+    sent: [D] f32, `accumulated` on the mask, else 0.
+    residual: [D] f32, `accumulated` off the mask, else 0.
   """
 
-  client_mask: jax.Array
+  mask: jax.Array
   sent: jax.Array
   residual: jax.Array
 
@@ -64,13 +65,14 @@ class Sparsifier(NamedTuple):
       k [] i32, state) -> (Selection, state). Pure, so a round may try another
       k beside the one it uses, under vmap, and drop the second state. With
       k = 0 nothing is sent, and clients of weight 0 send nothing.
-    split: (accumulated, Selection) -> Split. A step of its own, for a k that is
-      only tried needs no arrays of [N, D].
+    split: (accumulated [D], J [D], its part of `Selection.clients`) -> Split:
+      ONE client's side, once it has the downlink. A step of its own, for a k
+      that is only tried needs no arrays of [N, D].
   """
 
   init: Callable[[int, int], PyTree]
   select: Callable[..., tuple[Selection, PyTree]]
-  split: Callable[[jax.Array, Selection], Split]
+  split: Callable[..., Split]
 
 
 class KProposal(NamedTuple):

@@ -25,6 +25,7 @@ from jax.flatten_util import ravel_pytree
 from agsfl import devices, models, rounds, sparsifiers
 from agsfl.client import build_client
 from agsfl.data import ClientData
+from agsfl.over_clients import CLIENT_CHUNK, map_clients
 from agsfl.types import KController, KProposal
 
 _CASES = ("gradients", "vmap", "round", "selection", "calls")
@@ -153,9 +154,9 @@ def _ours(num_clients):
     one = lambda images, labels, count: local_result(
         key, params, images, labels, count
     ).gradient
-    chunk = rounds.CLIENT_CHUNK.get(jax.default_backend())
+    chunk = CLIENT_CHUNK.get(jax.default_backend())
     arguments = (data.images, data.labels, data.counts)
-    return rounds.map_clients(one, arguments, chunk)
+    return map_clients(one, arguments, chunk)
 
   everywhere, per_client = devices.REPLICATED, devices.PER_CLIENT
   split = jax.jit(
@@ -189,15 +190,17 @@ class _Rounds:
     self.dim = model.dim
     self.num_clients = num_clients
     self.length = length
+    axes = (devices.AXIS,)
+    client_chunk = CLIENT_CHUNK.get(jax.default_backend())
     simulated = rounds.build_round(
         model,
-        sparsifiers.fab_top_k(axes=(devices.AXIS,)),
+        sparsifiers.fab_top_k(axes=axes, client_chunk=client_chunk),
         _held(k),
         learning_rate=0.01,
         batch_size=_BATCH,
         comm_time=10.0,
-        client_chunk=rounds.CLIENT_CHUNK.get(jax.default_backend()),
-        axes=(devices.AXIS,),
+        client_chunk=client_chunk,
+        axes=axes,
     )
     mesh = _mesh()
     self.clients = devices.split_clients(_clients(num_clients), mesh)

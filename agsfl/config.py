@@ -107,6 +107,7 @@ class Config:
       _require(
           value is None or value >= least, field, value, f"at least {least}"
       )
+    _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
     for field in ("learning_rate", "time_budget"):
       value = getattr(self, field)
       _require(value is None or value > 0, field, value, "above 0")

@@ -1,6 +1,5 @@
 """Images by client: sources, partitions, and the padded arrays of a run."""
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,8 @@ from agsfl.config import Config, ConfigError
 
 _TEST_SHARE = 0.2
 _DEFAULT_CLIENTS = 10
+# The model has an output for each class up to the largest label.
+_MOST_CLASSES = 1_000_000
 
 
 @flax.struct.dataclass
@@ -98,30 +99,44 @@ def _mnist_5k(seed):
   )
 
 
-def _npz(path):
-  """A file of the keys images, labels, is_train and client (or writer)."""
+_KEYS = ("images", "labels", "is_train", "client", "writer")
+
+
+def _read_npz(path):
+  """The arrays of a file by key; a ConfigError says what ails it."""
 
   def fail(problem):
     raise ConfigError(f"--dataset=npz:{path}: {problem}")
 
+  # Damage shows in many ways: zlib's, struct's, zipfile's, the parser's errors.
+  arrays = {}
+  key = None
   try:
     with np.load(path, allow_pickle=False) as file:
-      missing = {"images", "labels", "is_train"} - set(file.files)
-      if missing:
-        fail(f"lacks the key {sorted(missing)[0]!r}")
-      images, labels = file["images"], file["labels"]
-      is_train = file["is_train"]
-      names = [key for key in ("client", "writer") if key in file.files]
-      owners = file[names[0]] if names else None
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    if isinstance(error, ConfigError):
-      raise
-    fail(f"cannot be read as npz: {error}")
-  except AttributeError:  # np.load gives a bare array for a .npy file
-    fail("is a single array, not an npz file")
+      for key in _KEYS:
+        if key in file.files:
+          arrays[key] = np.asarray(file[key])
+  except OSError as error:
+    fail(f"cannot be read: {error.strerror or error}")
+  except Exception as error:
+    where = f"{key} cannot be read" if key else "is not an npz file"
+    fail(f"{where} ({type(error).__name__}: {error})".replace("\n", " "))
+  missing = [key for key in _KEYS[:3] if key not in arrays]
+  if missing:
+    fail(f"lacks the key {missing[0]!r}")
+  return arrays, fail
+
+
+def _npz(path):
+  """A file of the keys images, labels, is_train and client (or writer)."""
+  arrays, fail = _read_npz(path)
+  images, labels, is_train = (arrays[key] for key in _KEYS[:3])
+  names = [key for key in _KEYS[3:] if key in arrays]
+  owners = arrays[names[0]] if names else None
   if images.ndim == 3:
     images = images[..., None]
-  if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+  kinds = (np.uint8, np.float32)
+  if images.ndim != 4 or images.dtype not in kinds or 0 in images.shape[1:]:
     fail(
         "images must be uint8 or float32 of shape [C, H, W] or [C, H, W, C'], "
         f"not {images.dtype}{list(images.shape)}"
@@ -141,8 +156,9 @@ def _npz(path):
       )
   if not is_train.any() or is_train.all():
     fail("is_train must mark both training and test samples")
-  if labels.min() < 0:
-    fail(f"labels must not be negative, found {labels.min()}")
+  for label in (labels.min(), labels.max()):
+    if not 0 <= label < _MOST_CLASSES:
+      fail(f"labels must lie in 0 to {_MOST_CLASSES - 1}, found {label}")
   return Samples(images, labels.astype(np.int32), owners, is_train)
 
 

@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
       "versions": {name: metadata.version(name) for name in _PACKAGES},
       "device": device.device_kind,
       "platform": device.platform,
-      "num_devices": jax.device_count(),
+      "device_count": jax.device_count(),
   }
 
 

@@ -95,7 +95,7 @@ class ModelsTest(parameterized.TestCase):
 
   def test_any_function_can_be_plugged_in(self):
     init = lambda key: {"w": jax.random.normal(key, (4, 3)), "b": jnp.ones(3)}
-    apply = lambda p, x: x.reshape(len(x), -1) @ p["w"] + p["b"]
+    apply = lambda p, x: x.reshape(len(x), -1) @ p["w"] + p["b"][None]
     model = models.flatten(init, apply)
     self.assertEqual(model.dim, 15)
     images = jnp.arange(8.0).reshape(2, 2, 2)

@@ -91,7 +91,7 @@ class Script(KController):
 def build(controller, client_chunk=None, axes=()):
   return rounds.build_round(
       linear_model(),
-      sparsifiers.fab_top_k(4, axes=axes),
+      sparsifiers.fab_top_k(4, axes=axes, client_chunk=client_chunk),
       controller,
       learning_rate=RATE,
       batch_size=BATCH,

@@ -35,7 +35,9 @@ class Result(NamedTuple):
 
 def both(sparsifier, accumulated, weights, k):
   selection, _ = sparsifier.select(None, accumulated, weights, k, ())
-  split = sparsifier.split(accumulated, selection)
+  split = jax.vmap(sparsifier.split, (0, None, 0))(
+      accumulated, selection.mask, selection.clients
+  )
   return Result(
       selection.mask, selection.aggregate, selection.k_down, *split
   )
@@ -43,7 +45,10 @@ def both(sparsifier, accumulated, weights, k):
 
 @functools.cache
 def jitted(width):
-  return jax.jit(functools.partial(both, sparsifiers.fab_top_k(width)))
+  # One client after another, or all at once: both ways are used.
+  client_chunk = 1 if width > 1 else None
+  sparsifier = sparsifiers.fab_top_k(width, client_chunk=client_chunk)
+  return jax.jit(functools.partial(both, sparsifier))
 
 
 def select(accumulated, counts, k, width=64):

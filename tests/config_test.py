@@ -1,0 +1,200 @@
+"""What settings are refused, and that the message says what is allowed."""
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+from absl.testing import absltest, parameterized
+
+from agsfl.config import Config, ConfigError
+
+# Field, a value out of range, what is allowed.
+OUT_OF_RANGE = (
+    ("dataset", "cifar", ("mnist_5k", "npz:PATH")),
+    ("dataset", "", ("mnist_5k", "npz:PATH")),
+    ("dataset", "set.npz", ("mnist_5k", "npz:PATH")),
+    ("partition", "dirichlet", ("one_class", "iid", "natural")),
+    ("model", "resnet", ("cnn", "mlp")),
+    ("method", "top", ("fab_top_k",)),
+    ("controller", "sign_", ("fixed", "sign", "sign_interval")),
+    ("num_clients", 0, ("at least 1",)),
+    ("num_clients", -1, ("at least 1",)),
+    ("k", 0.0, ("at least 1",)),
+    ("k", 0.99, ("at least 1",)),
+    ("k", -5.0, ("at least 1",)),
+    ("k_min", 1.9, ("at least 2",)),
+    ("k_min", 0.0, ("at least 2",)),
+    ("k_max", 1.9, ("at least 2",)),
+    ("k_max", 0.0, ("at least 2",)),
+    ("comm_time", -0.1, ("at least 0",)),
+    ("learning_rate", 0.0, ("above 0",)),
+    ("learning_rate", -0.1, ("above 0",)),
+    ("batch_size", 0, ("at least 1",)),
+    ("batch_size", -1, ("at least 1",)),
+    ("num_rounds", 0, ("at least 1",)),
+    ("num_rounds", -1, ("at least 1",)),
+    ("time_budget", 0.0, ("above 0",)),
+    ("time_budget", -1.0, ("above 0",)),
+    ("eval_every", 0, ("at least 1",)),
+    ("eval_every", -1, ("at least 1",)),
+    ("client_chunk", 0, ("at least 1",)),
+    ("client_chunk", -1, ("at least 1",)),
+    ("rounds_per_call", 0, ("at least 1",)),
+    ("rounds_per_call", -1, ("at least 1",)),
+    ("num_devices", 0, ("at least 1",)),
+    ("num_devices", -1, ("at least 1",)),
+    ("seed", -1, ("at least 0",)),
+)
+# The ends of the ranges, which are allowed.
+IN_RANGE = (
+    ("dataset", "npz:set.npz"),
+    ("partition", "natural"),
+    ("model", "mlp"),
+    ("controller", "fixed"),
+    ("num_clients", 1),
+    ("num_clients", None),
+    ("k", 1.0),
+    ("k_min", 2.0),
+    ("k_min", None),
+    ("k_max", 2.0),
+    ("k_max", None),
+    ("comm_time", 0.0),
+    ("learning_rate", 1e-9),
+    ("batch_size", 1),
+    ("num_rounds", 1),
+    ("time_budget", 1e-9),
+    ("time_budget", None),
+    ("eval_every", 1),
+    ("client_chunk", 1),
+    ("client_chunk", None),
+    ("rounds_per_call", 1),
+    ("rounds_per_call", None),
+    ("num_devices", 1),
+    ("num_devices", None),
+    ("seed", 0),
+)
+FLOATS = (
+    "k", "k_min", "k_max", "comm_time", "learning_rate", "time_budget",
+)
+
+
+class FieldTest(parameterized.TestCase):
+
+  @parameterized.parameters(*OUT_OF_RANGE)
+  def test_out_of_range(self, field, value, allowed):
+    """One line: the flag, the value, what is allowed."""
+    with self.assertRaises(ConfigError) as caught:
+      Config(**{field: value})
+    problem = str(caught.exception)
+    self.assertLen(problem.splitlines(), 1)
+    self.assertStartsWith(problem, f"--{field}={value}: must be ")
+    for word in allowed:
+      self.assertIn(word, problem)
+
+  @parameterized.parameters(*IN_RANGE)
+  def test_in_range(self, field, value):
+    self.assertEqual(getattr(Config(**{field: value}), field), value)
+
+  @parameterized.product(field=FLOATS, value=("nan", "inf", "-inf"))
+  def test_not_finite(self, field, value):
+    with self.assertRaises(ConfigError) as caught:
+      Config(**{field: float(value)})
+    self.assertEqual(
+        str(caught.exception), f"--{field}={value}: must be a finite number"
+    )
+
+  def test_no_field_is_left_out(self):
+    names = {field.name for field in dataclasses.fields(Config)}
+    self.assertEqual(names, {row[0] for row in OUT_OF_RANGE})
+    self.assertEqual(
+        set(FLOATS),
+        {
+            field.name
+            for field in dataclasses.fields(Config)
+            if field.type in (float, float | None)
+        },
+    )
+
+  def test_it_stays_as_it_was_checked(self):
+    with self.assertRaises(dataclasses.FrozenInstanceError):
+      Config().k = 0.0
+
+
+def interval(dim, controller="sign_interval", **settings):
+  return Config(controller=controller, **settings).k_interval(dim)
+
+
+class IntervalTest(parameterized.TestCase):
+
+  @parameterized.parameters("sign", "sign_interval", "fixed")
+  def test_defaults(self, controller):
+    """0.002 D and D; below 2 elements there would be no room for k'."""
+    low, high = interval(444062, controller)
+    self.assertAlmostEqual(low, 888.124)
+    self.assertEqual(high, 444062)
+    self.assertEqual(interval(100, controller, k=9), (2, 100))
+    self.assertEqual(interval(5000, controller, k=10, k_max=10), (10, 10))
+    self.assertEqual(interval(5000, controller, k_min=1000), (1000, 5000))
+
+  @parameterized.parameters(
+      # k > D, whatever the controller.
+      (dict(k=501), "k", 501, "500"),
+      (dict(k=501, controller="fixed"), "k", 501, "500"),
+      (dict(k=501, k_max=501), "k", 501, "500"),
+      # The interval against D and itself.
+      (dict(k=500, k_min=501), "k_min", 501, "500"),
+      (dict(k=50, k_max=501), "k_max", 501, "500"),
+      (dict(k=50, k_min=40, k_max=30), "k_max", 30, "40 (k_min)"),
+      (dict(k=35, k_min=40, k_max=30), "k_max", 30, "40 (k_min)"),
+      # k outside the interval, and outside a default end.
+      (dict(k=50, k_min=51), "k", 50, "51 (k_min)"),
+      (dict(k=50, k_max=49), "k", 50, "49 (k_max)"),
+      (dict(k=1.5), "k", 1.5, "2 (k_min)"),
+      (dict(k=50, controller="sign", k_max=49), "k", 50, "49 (k_max)"),
+  )
+  def test_refused(self, settings, field, value, allowed):
+    """One line: the flag, the value, what is allowed."""
+    with self.assertRaises(ConfigError) as caught:
+      interval(500, **settings)
+    problem = str(caught.exception)
+    self.assertLen(problem.splitlines(), 1)
+    self.assertStartsWith(problem, f"--{field}={value}: must be ")
+    self.assertIn(allowed, problem)
+
+  @parameterized.parameters(
+      dict(k=500),
+      dict(k=2),
+      dict(k=500, k_max=500),
+      dict(k=500, k_min=500),
+      dict(k=40, k_min=40, k_max=40),
+  )
+  def test_ends_are_inside(self, **settings):
+    low, high = interval(500, **settings)
+    self.assertBetween(settings["k"], low, high)
+
+  def test_a_fixed_k_needs_no_interval(self):
+    interval(500, "fixed", k=1)
+    interval(500, "fixed", k=50, k_max=40)
+
+  @hypothesis.settings(max_examples=300, deadline=None)
+  @hypothesis.given(
+      st.integers(2, 2000),
+      st.floats(1, 40) | st.floats(1, 2100),
+      st.none() | st.floats(2, 40) | st.floats(2, 2100),
+      st.none() | st.floats(2, 40) | st.floats(2, 2100),
+      st.sampled_from(("sign", "sign_interval")),
+  )
+  def test_law(self, dim, k, k_min, k_max, controller):
+    """2 <= k_min <= k <= k_max <= D as asked, or else an error."""
+    low = max(2, 0.002 * dim) if k_min is None else k_min
+    high = dim if k_max is None else k_max
+    settings = dict(controller=controller, k=k, k_min=k_min, k_max=k_max)
+    if 2 <= low <= k <= high <= dim:
+      self.assertEqual(interval(dim, **settings), (low, high))
+    else:
+      with self.assertRaises(ConfigError):
+        interval(dim, **settings)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,168 @@
+"""What a run leaves on disk: written, refused, read back."""
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from agsfl import records
+from agsfl.config import ConfigError
+
+_FINITE = st.floats(allow_nan=False, allow_infinity=False)
+_ROW = st.fixed_dictionaries(
+    {
+        "round": st.integers(1, 10**9),
+        "time": _FINITE,
+        "k": _FINITE,
+        "k_up": st.integers(0, 2**31 - 1),
+        "sign": st.sampled_from((-1, 0, 1, None)),
+    },
+    optional={"test_loss": _FINITE},
+)
+_NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+
+
+class RecordsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def files(self):
+    """Every file below the folder, and its bytes."""
+    return {
+        str(path.relative_to(self.folder)): path.read_bytes()
+        for path in self.folder.rglob("*")
+        if path.is_file()
+    }
+
+  def test_config_is_there_from_the_start(self):
+    """In a folder made with its parents, before any round."""
+    config = {"k": 1.5, "k_min": None, "versions": {"jax": "1"}, "name": "é"}
+    with records.RunWriter(self.folder / "a" / "b", config):
+      self.assertEqual(
+          set(self.files()), {"a/b/config.json", "a/b/metrics.jsonl"}
+      )
+      text = (self.folder / "a" / "b" / "config.json").read_text()
+    self.assertEqual(json.loads(text), config)
+
+  @parameterized.parameters(str, Path)
+  def test_an_empty_folder_will_do(self, kind):
+    (self.folder / "notes.txt").write_text("mine")
+    with records.RunWriter(kind(self.folder), {}):
+      pass
+    self.assertEqual(records.read_rows(kind(self.folder)), [])
+    self.assertEqual(self.files()["notes.txt"], b"mine")
+
+  @parameterized.parameters(0, 1)
+  def test_refuses_a_folder_that_holds_a_run(self, rows):
+    """And leaves the run as it was, were it killed before its first row."""
+    with records.RunWriter(self.folder, {"seed": 1}) as writer:
+      for _ in range(rows):
+        writer.row({"round": 1})
+    before = self.files()
+    with self.assertRaises(ConfigError) as caught:
+      records.RunWriter(self.folder, {"seed": 2})
+    self.assert_one_line(caught.exception, self.folder, "run")
+    self.assertEqual(self.files(), before)
+
+  def test_refuses_a_folder_in_use(self):
+    with records.RunWriter(self.folder, {}) as writer:
+      with self.assertRaises(ConfigError):
+        records.RunWriter(self.folder, {})
+      writer.row({"round": 1})
+    self.assertEqual(records.read_rows(self.folder), [{"round": 1}])
+
+  @parameterized.parameters("file", "file/below", "file/far/below")
+  def test_refuses_what_cannot_be_written(self, name):
+    (self.folder / "file").write_text("text")
+    with self.assertRaises(ConfigError) as caught:
+      records.RunWriter(self.folder / name, {})
+    self.assert_one_line(caught.exception, self.folder / name, "written")
+    self.assertEqual(self.files(), {"file": b"text"})
+
+  def assert_one_line(self, error, workdir, word):
+    self.assertLen(str(error).splitlines(), 1)
+    self.assertStartsWith(str(error), f"--workdir={workdir}: must ")
+    self.assertIn(word, str(error))
+
+  @hypothesis.settings(max_examples=100, deadline=None)
+  @hypothesis.given(st.lists(_ROW, max_size=5))
+  def test_rows_read_back(self, rows):
+    """Each is there at once, to the bit, one line a row."""
+    with tempfile.TemporaryDirectory() as folder:
+      with records.RunWriter(folder, {}) as writer:
+        for count, row in enumerate(rows, 1):
+          writer.row(row)
+          self.assertEqual(records.read_rows(folder), rows[:count])
+      self.assertEqual(records.read_rows(folder), rows)
+      text = (Path(folder) / "metrics.jsonl").read_text()
+    self.assertEqual([json.loads(line) for line in text.splitlines()], rows)
+    self.assertEqual(text.count("\n"), len(rows))
+
+  @hypothesis.settings(max_examples=100, deadline=None)
+  @hypothesis.given(
+      st.lists(
+          st.tuples(_NAMES, st.integers(1, 10**6), st.integers(0, 2**53)),
+          min_size=1,
+          max_size=6,
+      )
+  )
+  def test_contributions_read_back(self, clients):
+    """In the order of the clients, whatever their names hold."""
+    names, samples, contributed = zip(*clients, strict=True)
+    with tempfile.TemporaryDirectory() as folder:
+      with records.RunWriter(folder, {}) as writer:
+        writer.finish(
+            {}, np.array(names, str), np.array(samples), np.array(contributed)
+        )
+      self.assertEqual(records.read_contributions(folder), list(contributed))
+      path = Path(folder) / "contributions.csv"
+      with path.open(newline="", encoding="utf-8") as file:
+        header, *table = csv.reader(file)
+    self.assertEqual(header, ["client", "samples", "contributed"])
+    # A NumPy string ends at its last character that is not NUL.
+    self.assertEqual(
+        table,
+        [[name.rstrip("\0"), str(s), str(c)] for name, s, c in clients],
+    )
+
+  def test_finish_leaves_all_files(self):
+    summary = {"round": 3, "time": 0.1, "sign": None}
+    with records.RunWriter(self.folder, {"seed": 1}) as writer:
+      writer.row({"round": 1})
+      writer.finish(summary, ["a", "b"], [3, 4], [7, 0])
+    with self.assertRaises(ValueError):  # closed
+      writer.row({"round": 2})
+    files = self.files()
+    self.assertEqual(
+        set(files),
+        {
+            "config.json", "metrics.jsonl", "contributions.csv",
+            "summary.json",
+        },
+    )
+    self.assertEqual(json.loads(files["summary.json"]), summary)
+    self.assertEqual(
+        files["contributions.csv"].decode().splitlines(),
+        ["client,samples,contributed", "a,3,7", "b,4,0"],
+    )
+
+  def test_environment_is_plain(self):
+    environment = records.environment()
+    self.assertEqual(json.loads(json.dumps(environment)), environment)
+    self.assertContainsSubset(
+        ("python", "versions", "device", "platform"), environment
+    )
+    self.assertContainsSubset(
+        ("agsfl", "jax", "numpy"), environment["versions"]
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

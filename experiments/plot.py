@@ -56,7 +56,7 @@ def _contributions(counts):
     axes.set(
         xlabel="elements contributed by a client, whole run",
         ylabel="share of clients (CDF)",
-        xlim=(0, None),
+        xlim=(0, 1.05 * max(counts)),
         ylim=(0, 1.02),
     )
 

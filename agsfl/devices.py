@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agsfl.data import ClientData
-from agsfl.rounds import Round, build_chunk
+from agsfl.rounds import Round, Sweep, build_chunk
 from agsfl.types import PyTree, RoundInfo, RoundState
 
 AXIS = "clients"
@@ -49,11 +49,16 @@ def split_clients(clients: ClientData, mesh: Mesh) -> ClientData:
 
 
 def _specs_of(init):
-  """Specs of a state: what grows with the number of clients is split."""
+  """Specs of a state: the axis that grows with N, if any, is split."""
   few, more = (jax.eval_shape(lambda n=n: init(n)) for n in (1, 2))
-  return jax.tree.map(
-      lambda a, b: REPLICATED if a.shape == b.shape else PER_CLIENT, few, more
-  )
+
+  def spec(a, b):
+    for axis, (size, other) in enumerate(zip(a.shape, b.shape, strict=True)):
+      if size != other:
+        return PartitionSpec(*[None] * axis, AXIS)
+    return REPLICATED
+
+  return jax.tree.map(spec, few, more)
 
 
 class SplitRound(NamedTuple):
@@ -81,18 +86,55 @@ def split_round(simulated: Round, length: int, mesh: Mesh) -> SplitRound:
   """
   key = jax.random.key(0)
   state = _specs_of(lambda n: simulated.init(key, n))
-  infos = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))
-  infos = infos._replace(contributed=PartitionSpec(None, AXIS))
   chunk = jax.shard_map(
       build_chunk(simulated.step, length),
       mesh=mesh,
       in_specs=(REPLICATED, PER_CLIENT, state, REPLICATED, REPLICATED),
-      out_specs=(state, infos, REPLICATED),
+      out_specs=(state, _INFOS, REPLICATED),
       # Conditionals on replicated numbers are beyond its inference.
       check_vma=False,
   )
-  placed = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state)
   return SplitRound(
-      jax.jit(simulated.init, static_argnums=1, out_shardings=placed),
+      jax.jit(
+          simulated.init, static_argnums=1, out_shardings=_placed(state, mesh)
+      ),
       jax.jit(chunk, donate_argnums=2),
   )
+
+
+def split_sweep(
+    sweep: Sweep, root_keys: jax.Array, settings: PyTree, mesh: Mesh
+) -> Sweep:
+  """The same for simulations side by side; compiled when called.
+
+  Args:
+    sweep: its lanes built for the mesh axis `AXIS`.
+    root_keys: [S].
+    settings: of the lanes, leading axis S.
+    mesh: from `client_mesh`.
+
+  Returns:
+    The sweep; its step consumes the state given.
+  """
+  state = _specs_of(lambda n: sweep.init(root_keys, settings, n))
+  step = jax.shard_map(
+      sweep.step,
+      mesh=mesh,
+      in_specs=(REPLICATED, REPLICATED, PER_CLIENT, state),
+      out_specs=(state, _INFOS),
+      check_vma=False,
+  )
+  init = jax.jit(
+      sweep.init, static_argnums=2, out_shardings=_placed(state, mesh)
+  )
+  return Sweep(init, jax.jit(step, donate_argnums=3))
+
+
+# RoundInfo with a leading axis: rounds, or lanes.
+_INFOS = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))._replace(
+    contributed=PartitionSpec(None, AXIS)
+)
+
+
+def _placed(specs, mesh):
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

@@ -11,6 +11,9 @@ from agsfl.types import PyTree
 # caches; where none is given, all at once.
 CLIENT_CHUNK = {"cpu": 1}
 
+# The same for whole simulations side by side.
+LANE_CHUNK = {"cpu": 1}
+
 
 def map_clients(
     function: Callable, arguments: tuple, client_chunk: int | None

@@ -17,6 +17,7 @@ from agsfl.types import (
     KController,
     Model,
     Observation,
+    PyTree,
     RoundInfo,
     RoundState,
     Sparsifier,
@@ -240,3 +241,42 @@ def build_chunk(step: Callable, length: int) -> Callable:
     return state, infos, done
 
   return chunk
+
+
+class Sweep(NamedTuple):
+  """Simulations side by side as two pure functions; each is one lane.
+
+  Attributes:
+    init: (root_keys [S], settings, num_clients) -> RoundState with a leading
+      axis S.
+    step: (root_keys [S], settings, ClientData, RoundState) -> (RoundState,
+      RoundInfo), all but the data with a leading axis S.
+  """
+
+  init: Callable[..., RoundState]
+  step: Callable[..., tuple[RoundState, RoundInfo]]
+
+
+def build_sweep(
+    build: Callable[[PyTree], Round], lane_chunk: int | None
+) -> Sweep:
+  """Seeds and numeric settings as lanes of one program.
+
+  Args:
+    build: one lane's settings, traced numbers, -> its Round. Learning rate and
+      comm_time may come from them; all that decides a shape may not.
+    lane_chunk: lanes per vmapped piece, see `over_clients.map_clients`.
+
+  Returns:
+    The sweep.
+  """
+
+  def init(root_keys, settings, num_clients):
+    one = lambda key, setting: build(setting).init(key, num_clients)
+    return jax.vmap(one)(root_keys, settings)
+
+  def step(root_keys, settings, data, states):
+    one = lambda key, setting, state: build(setting).step(key, data, state)
+    return map_clients(one, (root_keys, settings, states), lane_chunk)
+
+  return Sweep(init, step)

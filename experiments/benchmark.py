@@ -25,22 +25,33 @@ from jax.flatten_util import ravel_pytree
 from agsfl import devices, models, rounds, sparsifiers
 from agsfl.client import build_client
 from agsfl.data import ClientData
-from agsfl.over_clients import CLIENT_CHUNK, map_clients
+from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK, map_clients
 from agsfl.types import KController, KProposal
 
-_CASES = ("gradients", "vmap", "round", "selection", "calls")
+_CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
 _NUM_CLIENTS = flags.DEFINE_list(
     "num_clients", ["10", "32"], "Numbers of clients N."
 )
-_RUN = flags.DEFINE_multi_enum(
+_RUN = flags.DEFINE_list(
     "cases",
     ["gradients", "round", "selection"],
-    _CASES,
     "gradients, round: against a loop of jitted gradients; vmap: gradients "
     "against vmap of plain layers; selection: the round against its gradients "
-    "alone; calls: ten rounds in one program against ten calls.",
+    "alone; calls: ten rounds in one program against ten calls; seeds: four "
+    "simulations in one program against one after another.",
 )
-_KS = flags.DEFINE_list("ks", ["1000"], "k of the round and selection cases.")
+_KS = flags.DEFINE_list("ks", ["1000"], "k of all cases but the gradients.")
+flags.register_validator(
+    "cases",
+    lambda names: set(names) <= set(_CASES),
+    f"any of {', '.join(_CASES)}",
+)
+for _name in ("num_clients", "ks"):
+  flags.register_validator(
+      _name,
+      lambda texts: all(text.isdigit() and int(text) for text in texts),
+      "numbers from 1",
+  )
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed calls of each side.")
 _DEVICES = flags.DEFINE_integer(
     "num_devices", None, "Devices that share the clients. Default: all."
@@ -182,31 +193,35 @@ def _held(k):
   )
 
 
+def _build_round(k, learning_rate=0.01):
+  """A round of FAB-top-k, its clients split over devices."""
+  axes = (devices.AXIS,)
+  client_chunk = CLIENT_CHUNK.get(jax.default_backend())
+  return rounds.build_round(
+      models.build("cnn", _SHAPE, _CLASSES),
+      sparsifiers.fab_top_k(axes=axes, client_chunk=client_chunk),
+      _held(k),
+      learning_rate=learning_rate,
+      batch_size=_BATCH,
+      comm_time=10.0,
+      client_chunk=client_chunk,
+      axes=axes,
+  )
+
+
 class _Rounds:
   """Calls of `length` whole rounds of FAB-top-k with online learning."""
 
   def __init__(self, num_clients, k, length=1):
-    model = models.build("cnn", _SHAPE, _CLASSES)
-    self.dim = model.dim
     self.num_clients = num_clients
     self.length = length
-    axes = (devices.AXIS,)
-    client_chunk = CLIENT_CHUNK.get(jax.default_backend())
-    simulated = rounds.build_round(
-        model,
-        sparsifiers.fab_top_k(axes=axes, client_chunk=client_chunk),
-        _held(k),
-        learning_rate=0.01,
-        batch_size=_BATCH,
-        comm_time=10.0,
-        client_chunk=client_chunk,
-        axes=axes,
-    )
+    simulated = _build_round(k)
     mesh = _mesh()
     self.clients = devices.split_clients(_clients(num_clients), mesh)
     split = devices.split_round(simulated, length, mesh)
     self.key = jax.random.key(0)
     self.state = split.init(self.key, len(self.clients.counts))
+    self.dim = self.state.params.size
     arguments = self._arguments()
     start = time.perf_counter()
     self.program = split.chunk.lower(*arguments).compile()
@@ -297,12 +312,41 @@ def _calls_cases(num_clients):
     )
 
 
+def _seeds_cases(num_clients):
+  lanes = 4
+  keys = jax.random.split(jax.random.key(0), lanes)
+  settings = jnp.full(lanes, 0.01)
+  mesh = _mesh()
+  clients = devices.split_clients(_clients(num_clients), mesh)
+  for k in map(int, _KS.value):
+    sweep = rounds.build_sweep(
+        lambda rate, k=k: _build_round(k, rate),
+        LANE_CHUNK.get(jax.default_backend()),
+    )
+    sweep = devices.split_sweep(sweep, keys, settings, mesh)
+    state = [sweep.init(keys, settings, len(clients.counts))]
+
+    def together(sweep=sweep, state=state):
+      state[0], _ = sweep.step(keys, settings, clients, state[0])
+      jax.block_until_ready(state[0])
+
+    one = _Rounds(num_clients, k)
+    yield Case(
+        f"{lanes} simulations in one program",
+        "one after another",
+        {"num_clients": num_clients, "k": k},
+        lambda one=one: [one() for _ in range(lanes)],
+        together,
+    )
+
+
 _BUILDERS = {
     "gradients": _gradients_cases,
     "vmap": _vmap_cases,
     "round": _round_cases,
     "selection": _selection_cases,
     "calls": _calls_cases,
+    "seeds": _seeds_cases,
 }
 
 

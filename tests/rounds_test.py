@@ -272,6 +272,53 @@ class PathsTest(parameterized.TestCase):
     chex.assert_trees_all_equal(jax.device_get(state), states[6])
 
 
+class SweepTest(parameterized.TestCase):
+
+  @parameterized.parameters((None, 1), (1, 2))
+  def test_a_lane_is_its_own_run(self, lane_chunk, num_devices):
+    """Law: three lanes differ in seed, rate and beta, each as if alone."""
+
+    def build_lane(setting, axes=(devices.AXIS,)):
+      return rounds.build_round(
+          linear_model(),
+          sparsifiers.fab_top_k(4, axes=axes),
+          controllers.sign_descent(10, 2, DIM),
+          learning_rate=setting["learning_rate"],
+          batch_size=BATCH,
+          comm_time=setting["comm_time"],
+          client_chunk=None,
+          axes=axes,
+      )
+
+    keys = jax.vmap(jax.random.key)(jnp.array([0, 0, 5]))
+    settings = {
+        "learning_rate": jnp.array([0.5, 0.1, 0.5]),
+        "comm_time": jnp.array([10.0, 10.0, 1.0]),
+    }
+    mesh = devices.client_mesh(num_devices)
+    sweep = devices.split_sweep(
+        rounds.build_sweep(build_lane, lane_chunk), keys, settings, mesh
+    )
+    clients = devices.split_clients(example(), mesh)
+    states = sweep.init(keys, settings, len(clients.counts))
+    for _ in range(4):
+      states, infos = sweep.step(keys, settings, clients, states)
+    for lane in range(3):
+      setting = {name: float(x[lane]) for name, x in settings.items()}
+      alone = build_lane(setting, axes=())
+      state = alone.init(keys[lane], NUM_CLIENTS)
+      step = jax.jit(alone.step)
+      for _ in range(4):
+        state, info = step(keys[lane], example(), state)
+      np.testing.assert_allclose(
+          states.params[lane], state.params, rtol=1e-4, atol=1e-5
+      )
+      np.testing.assert_allclose(infos.elapsed[lane], info.elapsed, rtol=1e-5)
+      np.testing.assert_array_equal(
+          infos.contributed[lane, :NUM_CLIENTS], info.contributed
+      )
+
+
 class TracesTest(absltest.TestCase):
   """Law: the whole round compiles once, whatever k does."""
 

@@ -1,0 +1,287 @@
+"""Sorted windows: where U(q) = |union_i J_i^q| passes k.
+
+Only ranks near kappa matter to FAB, so no client's entries are sorted in full:
+a `Window` is a short sorted stretch of each client's entries, and kappa is read
+off the window that holds it. The first to try starts at the largest entries;
+where kappa lies deeper, a histogram of magnitudes tells roughly where, and a
+search settles what it misses. Windows count exactly, so a bad guess costs time
+and never the result.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from agsfl import topk
+from agsfl.over_clients import fold_clients, map_clients
+
+_COLLECTIVES = {
+    jnp.minimum: lax.pmin,
+    jnp.maximum: lax.pmax,
+    jnp.add: lax.psum,
+}
+
+
+class Clients(NamedTuple):
+  """The clients of this device.
+
+  Keys are formed where they are used: inside branches and loops a second array
+  of this size would have to be stored and copied.
+
+  Attributes:
+    accumulated: [N, D] f32, a_i.
+    active: [N] bool; a client that is not sends nothing.
+    axes: mesh axes over which N is split; () for none.
+    chunk: clients at a time, see `over_clients`.
+  """
+
+  accumulated: jax.Array
+  active: jax.Array
+  axes: tuple[str, ...]
+  chunk: int | None
+
+  def map(self, function, *arguments):
+    """Over each client's accumulated gradient and further arguments."""
+    return map_clients(function, (self.accumulated, *arguments), self.chunk)
+
+  def fold(self, function, merge, start, *arguments):
+    """The same, merged over all clients, those of other devices too."""
+    merged, results = fold_clients(
+        function, merge, start, (self.accumulated, *arguments), self.chunk
+    )
+    return _COLLECTIVES[merge](merged, self.axes), results
+
+  def entries_at(self, index):
+    """Each client's entry at its own coordinate of `index` [N]."""
+    value = jnp.take_along_axis(self.accumulated, index[:, None], axis=1)
+    return topk.Entry(topk.magnitude_key(value[:, 0]), index)
+
+
+class Window(NamedTuple):
+  """The sorted stretch of W entries that follows each client's start.
+
+  With U(q) = |union_i J_i^q|, it tells U from depth `low` to `low + reach`.
+
+  Attributes:
+    order: [N, W] i32, coordinates, largest magnitude first.
+    num_above: [N] i32, entries of each client before the stretch.
+    best_rank: [D] i32, a coordinate's least rank at any client; 0 where it
+      comes before some client's stretch, D + 1 where it comes in none.
+    low: [] i32, the shallowest depth.
+    sizes: [W + 1] i32, U(low), U(low + 1), ...
+    reach: [] i32, how many of those are known beyond the first; below 0
+      where the clients' stretches do not overlap.
+  """
+
+  order: jax.Array
+  num_above: jax.Array
+  best_rank: jax.Array
+  low: jax.Array
+  sizes: jax.Array
+  reach: jax.Array
+
+  def known(self, depth):
+    """U at a depth within the window."""
+    return self.sizes[jnp.clip(depth - self.low, 0, self.sizes.size - 1)]
+
+  def holds_kappa(self, k):
+    """Whether U passes k within the window."""
+    last = self.known(self.low + self.reach)
+    return (self.reach > 0) & (self.sizes[0] <= k) & (last > k)
+
+
+def open_window(clients: Clients, starts: topk.Entry, width: int) -> Window:
+  """The window that follows a place in each client's order.
+
+  Args:
+    clients: this device's.
+    starts: [N] entries.
+    width: W.
+
+  Returns:
+    The window.
+  """
+  dim = clients.accumulated.shape[1]
+
+  def stretch(accumulated, start, active):
+    above = topk.at_or_above(topk.magnitude_key(accumulated), start)
+    # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
+    _, order = lax.top_k(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
+    num_above = jnp.sum(above, dtype=jnp.int32)
+    ranks = num_above + 1 + lax.iota(jnp.int32, width)
+    best_rank = jnp.where(above, 0, dim + 1)
+    best_rank = best_rank.at[order].min(jnp.minimum(ranks, dim + 1))
+    best_rank = jnp.where(active, best_rank, dim + 1)
+    return best_rank, (order, num_above)
+
+  best_rank, (order, num_above) = clients.fold(
+      stretch,
+      jnp.minimum,
+      jnp.full(dim, dim + 1, jnp.int32),
+      starts,
+      clients.active,
+  )
+  low = jnp.max(jnp.where(clients.active, num_above, 0))
+  high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
+  low = lax.pmax(low, clients.axes)
+  high = jnp.minimum(lax.pmin(high, clients.axes), dim)
+  beyond_low = jnp.maximum(best_rank - low, 0)
+  counts = jnp.zeros(width + 1, jnp.int32).at[beyond_low].add(1, mode="drop")
+  return Window(
+      order, num_above, best_rank, low, jnp.cumsum(counts), high - low
+  )
+
+
+def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
+  """U(0), ..., U(D), roughly: each entry at the middle rank of its bin.
+
+  Args:
+    clients: this device's.
+    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+
+  Returns:
+    [D + 1] i32.
+  """
+  return _guess_sizes(clients, counts, _evenly)
+
+
+def _guess_sizes(clients, counts, by_index):
+  """Entries that are zero share one bin, a large one; `by_index` ranks them."""
+  dim = clients.accumulated.shape[1]
+  at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+  middle = at_least - counts // 2
+
+  def ranks(accumulated, middle, num_zeros, active):
+    digit = topk.high_digit(topk.magnitude_key(accumulated))
+    rank = middle.at[digit].get(mode="promise_in_bounds")
+    among_zeros = dim - num_zeros + by_index(digit == 0, num_zeros)
+    rank = jnp.where(digit > 0, rank, among_zeros)
+    return jnp.where(active, rank, dim), None
+
+  best, _ = clients.fold(
+      ranks,
+      jnp.minimum,
+      jnp.full(dim, dim, jnp.int32),
+      middle,
+      counts[:, 0],
+      clients.active,
+  )
+  return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
+
+
+def _evenly(zeros, num_zeros):
+  share = lax.iota(jnp.int32, zeros.size).astype(jnp.float32) / zeros.size
+  return (share * num_zeros).astype(jnp.int32)
+
+
+def _counted(zeros, num_zeros):
+  del num_zeros
+  return jnp.cumsum(zeros, dtype=jnp.int32)
+
+
+def _start_guess(counts, rank, dim):
+  """An entry near `rank` of one client, from its histogram alone."""
+  at_least = jnp.cumsum(counts[::-1])[::-1]
+  digit = jnp.sum(at_least > rank, dtype=jnp.int32) - 1
+  first_zero = dim - counts[0]
+  index = (rank - first_zero) / jnp.maximum(counts[0], 1) * dim
+  in_zeros = digit == 0
+  return topk.Entry(
+      jnp.where(in_zeros, 0, (digit + 1) << topk.LOW_BITS),
+      jnp.where(in_zeros, index.astype(jnp.int32), -1),
+  )
+
+
+def nth_largest(
+    clients: Clients, counts: jax.Array, q: jax.Array
+) -> topk.Entry:
+  """Each client's q-th entry.
+
+  Args:
+    clients: this device's.
+    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+    q: [] i32, see `topk.nth_largest`.
+
+  Returns:
+    [N] entries.
+  """
+  return clients.map(
+      lambda a, counts: topk.nth_largest(topk.magnitude_key(a), counts, q),
+      counts,
+  )
+
+
+def search(
+    clients: Clients,
+    counts: jax.Array,
+    guessed: jax.Array,
+    k: jax.Array,
+    first: Window,
+) -> Window:
+  """The window that holds kappa, where `first` ends above it.
+
+  The guess from the histogram nearly always does, and the one with counted
+  zeros where kappa lies among those. If not: a bracketed search over exact
+  starts, two thirds of the steps by interpolation (U grows smoothly), one third
+  by halving, so that their number stays logarithmic.
+
+  Args:
+    clients: this device's.
+    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+    guessed: [D + 1] i32 from `guess_sizes`.
+    k: [] i32 below D.
+    first: the window at depth 0.
+
+  Returns:
+    The window, as wide as `first`.
+  """
+  dim = clients.accumulated.shape[1]
+  width = first.order.shape[1]
+
+  def near(sizes):
+    kappa = jnp.sum(sizes <= k, dtype=jnp.int32)
+    return jnp.clip(kappa - width // 2, 0, dim - 1)
+
+  def guess(start):
+    del start
+    starts = jax.vmap(_start_guess, (0, None, None))
+    return starts(counts, near(guessed), dim)
+
+  def guess_zeros(start):
+    del start
+    sizes = _guess_sizes(clients, counts, _counted)
+    return nth_largest(clients, counts, near(sizes))
+
+  def exact(start):
+    return nth_largest(clients, counts, start)
+
+  def narrow(carry):
+    _, low, size_low, high, size_high, step = carry
+    slope = (high - low) / jnp.maximum(size_high - size_low, 1)
+    start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
+    start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
+    start = jnp.clip(start, low, high - 1)
+    starts = lax.switch(step, [guess, guess_zeros, exact], start)
+    window = open_window(clients, starts, width)
+    # A guess bounds nothing: its stretches need not overlap.
+    inside = (window.sizes[0] <= k) & (step > 1)
+    above = (window.sizes[0] > k) & (step > 1)
+    end = window.low + window.reach
+    return (
+        window,
+        jnp.where(inside, end, low),
+        jnp.where(inside, window.known(end), size_low),
+        jnp.where(above, start, high),
+        jnp.where(above, window.sizes[0], size_high),
+        step + 1,
+    )
+
+  # At depth k + 1 a single client alone has more than k entries; the size
+  # there only steers the search.
+  end = first.low + first.reach
+  carry = (first, end, first.known(end), k + 1, jnp.int32(dim), jnp.int32(0))
+  return lax.while_loop(
+      lambda carry: ~carry[0].holds_kappa(k), narrow, carry
+  )[0]

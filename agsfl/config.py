@@ -15,6 +15,8 @@ PARTITIONS = ("one_class", "iid", "natural")
 METHODS = ("fab_top_k",)
 CONTROLLERS = ("fixed", "sign", "sign_interval")
 
+_LARGEST = 1e30
+
 
 def _require(condition, field, value, allowed):
   if not condition:
@@ -76,8 +78,11 @@ class Config:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"--{field.name}={value}: must be a finite number")
+      if isinstance(value, float):
+        _require(math.isfinite(value), field.name, value, "a finite number")
+        # JAX computes in float32: a larger number would become infinite.
+        most = f"at most {_LARGEST:g}"
+        _require(value <= _LARGEST, field.name, value, most)
     for field, names in (
         ("partition", PARTITIONS),
         ("model", tuple(MODELS)),
@@ -108,9 +113,17 @@ class Config:
           value is None or value >= least, field, value, f"at least {least}"
       )
     _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
+    _require(
+        self.batch_size <= 2**20, "batch_size", self.batch_size, "at most 2^20"
+    )
     for field in ("learning_rate", "time_budget"):
       value = getattr(self, field)
-      _require(value is None or value > 0, field, value, "above 0")
+      _require(
+          value is None or value >= 1 / _LARGEST,
+          field,
+          value,
+          f"above 0, at least {1 / _LARGEST:g}",
+      )
 
   def k_interval(self, dim: int) -> tuple[float, float]:
     """The interval of k for a model of D = `dim` weights.

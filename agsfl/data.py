@@ -170,13 +170,20 @@ def _rng(seed, purpose):
 def _deal(samples, config):
   """Partitions the training samples and pads them."""
   train = np.flatnonzero(samples.is_train)
+
+  def require_samples(everyone, num_clients):
+    if not everyone:
+      raise ConfigError(
+          f"--num_clients={num_clients}: must leave every client a sample; the "
+          f"data set has {len(train)} to deal by --partition={config.partition}"
+      )
+
+  if config.partition != "natural":
+    wanted = config.num_clients or 1
+    require_samples(wanted <= len(train), wanted)
   rows, names = PARTITIONERS[config.partition](samples, train, config)
   counts = np.array([len(r) for r in rows], np.int32)
-  if counts.min() == 0:
-    raise ConfigError(
-        f"--num_clients={len(rows)}: must leave every client a sample; the "
-        f"data set has {len(train)} to deal by --partition={config.partition}"
-    )
+  require_samples(counts.min() > 0, len(rows))
   shape = (len(rows), counts.max())
   images = np.zeros((*shape, *samples.images.shape[1:]), samples.images.dtype)
   labels = np.zeros(shape, np.int32)

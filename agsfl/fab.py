@@ -110,7 +110,7 @@ def choose(
   nothing = jax.tree.map(
       lambda x: jnp.broadcast_to(x, num_clients), topk.above_all()
   )
-  first = windows.open_window(clients, nothing, width)
+  first = windows.open_window(clients, None, width)
   searched = (ks < dim) & ~jax.vmap(first.holds_kappa)(ks)
   counts = lax.cond(
       jnp.any((ks > width) & (ks < dim)) | jnp.any(searched),

@@ -24,7 +24,7 @@ from agsfl.types import (
 )
 
 # Rounds per call of one program, by platform; where none is given, all that
-# lie between two evaluations.
+# lie between two evaluations, which is not measured yet.
 ROUNDS_PER_CALL = {"cpu": 1}
 
 

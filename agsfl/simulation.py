@@ -19,7 +19,7 @@ from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
 
 
 class DivergedError(RuntimeError):
-  """A gradient was not finite; the text names the round."""
+  """A gradient or the loss was not finite; the text names the round."""
 
 
 class Step(NamedTuple):
@@ -157,7 +157,7 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
     A Step per round.
 
   Raises:
-    DivergedError: a gradient was not finite.
+    DivergedError: a gradient or the loss was not finite.
   """
   state, done = simulation.state, 0
   while True:
@@ -171,17 +171,23 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
     for info in infos:
       done += 1
       if not info.finite:
-        raise DivergedError(
-            f"round {done}: a gradient is not finite; a smaller "
-            f"--learning_rate than {config.learning_rate} may help"
-        )
+        raise DivergedError(_diverged(done, "a gradient", config))
       spent = config.time_budget and info.elapsed >= config.time_budget
       last = done == config.num_rounds or bool(spent)
       due = last or done % config.eval_every == 0
       evaluation = simulation.evaluate(state.params) if due else None
+      if due and not math.isfinite(evaluation.train_loss):
+        raise DivergedError(_diverged(done, "the loss", config))
       yield Step(info, evaluation, seconds)
       if last:
         return
+
+
+def _diverged(round_index, what, config):
+  return (
+      f"round {round_index}: {what} is not finite; a smaller "
+      f"--learning_rate than {config.learning_rate} may help"
+  )
 
 
 def as_row(step: Step) -> dict[str, Any]:

@@ -92,37 +92,45 @@ class Window(NamedTuple):
     return (self.reach > 0) & (self.sizes[0] <= k) & (last > k)
 
 
-def open_window(clients: Clients, starts: topk.Entry, width: int) -> Window:
+def open_window(
+    clients: Clients, starts: topk.Entry | None, width: int
+) -> Window:
   """The window that follows a place in each client's order.
 
   Args:
     clients: this device's.
-    starts: [N] entries.
+    starts: [N] entries, or None for the top of each order.
     width: W.
 
   Returns:
     The window.
   """
-  dim = clients.accumulated.shape[1]
+  num_clients, dim = clients.accumulated.shape
 
+  # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
   def stretch(accumulated, start, active):
     above = topk.at_or_above(topk.magnitude_key(accumulated), start)
-    # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
     _, order = lax.top_k(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
-    num_above = jnp.sum(above, dtype=jnp.int32)
-    ranks = num_above + 1 + lax.iota(jnp.int32, width)
-    best_rank = jnp.where(above, 0, dim + 1)
-    best_rank = best_rank.at[order].min(jnp.minimum(ranks, dim + 1))
-    best_rank = jnp.where(active, best_rank, dim + 1)
-    return best_rank, (order, num_above)
+    return above & active, (order, jnp.sum(above, dtype=jnp.int32))
 
-  best_rank, (order, num_above) = clients.fold(
-      stretch,
-      jnp.minimum,
-      jnp.full(dim, dim + 1, jnp.int32),
-      starts,
-      clients.active,
+  covered = jnp.zeros(dim, bool)
+  if starts is None:
+    num_above = jnp.zeros(num_clients, jnp.int32)
+    order = clients.map(lambda a: lax.top_k(jnp.abs(a), width)[1])
+  else:
+    covered, (order, num_above) = fold_clients(
+        stretch,
+        jnp.logical_or,
+        covered,
+        (clients.accumulated, starts, clients.active),
+        clients.chunk,
+    )
+  ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
+  counted = clients.active[:, None] & (ranks <= dim)
+  best_rank = jnp.where(covered, 0, dim + 1).at[order].min(
+      jnp.where(counted, ranks, dim + 1)
   )
+  best_rank = lax.pmin(best_rank, clients.axes)
   low = jnp.max(jnp.where(clients.active, num_above, 0))
   high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
   low = lax.pmax(low, clients.axes)

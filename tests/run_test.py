@@ -466,6 +466,12 @@ BAD = {
     "devices": (["--num_devices=9999"], "--num_devices=9999", "at most"),
     "negative_seed": (["--seed=-1"], "--seed=-1"),
     "seed_beyond_64_bits": (["--seed=18446744073709551616"], "--seed="),
+    "time_beyond_floats": (["--comm_time=1e300"], "--comm_time=1e+300"),
+    "budget_below_floats": (["--time_budget=1e-50"], "--time_budget=1e-50"),
+    "batch_beyond_memory": (["--batch_size=10000000000"], "--batch_size="),
+    "clients_beyond_samples": (
+        ["--num_clients=1000000000", "--partition=iid"], "--num_clients=",
+    ),
     "workdir_below_a_file": (
         ["--workdir=FOLDER/text.npz/run"], "--workdir=FOLDER/text.npz/run",
     ),

@@ -1,0 +1,96 @@
+"""The loop over rounds, on a simulation that only counts."""
+
+import math
+from types import SimpleNamespace
+
+from absl.testing import absltest, parameterized
+
+from agsfl import simulation
+from agsfl.config import Config
+from agsfl.evaluation import Evaluation
+from agsfl.types import RoundInfo
+
+
+class Counter:
+  """Rounds of 2.5 units each; its state is the number of rounds done."""
+
+  def __init__(self, rounds_per_call, loss=1.0, finite_until=math.inf):
+    self.calls, self.evaluated = [], []
+    self.loss = loss
+    self.finite_until = finite_until
+    self.simulation = simulation.Simulation(
+        model=None,
+        state=SimpleNamespace(params=0),
+        advance=self.advance,
+        rounds_per_call=rounds_per_call,
+        evaluate=self.evaluate,
+    )
+
+  def advance(self, state, num_rounds):
+    self.calls.append(num_rounds)
+    infos = [self.info(state.params + i + 1) for i in range(num_rounds)]
+    return SimpleNamespace(params=state.params + num_rounds), infos
+
+  def info(self, round_index):
+    return RoundInfo(
+        round_index=round_index,
+        elapsed=2.5 * round_index,
+        k=1.0,
+        k_probe=1.0,
+        k_up=1,
+        k_down=1,
+        minibatch_loss=1.0,
+        sign=math.nan,
+        contributed=None,
+        finite=round_index <= self.finite_until,
+    )
+
+  def evaluate(self, params):
+    self.evaluated.append(params)
+    return Evaluation(self.loss, self.loss, 0.5)
+
+
+class RunTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (1, [1] * 10),
+      # Never past an evaluation, whose weights would be gone by then.
+      (3, [3, 1, 3, 1, 2]),
+      (99, [4, 4, 2]),
+  )
+  def test_calls_end_at_evaluations(self, rounds_per_call, calls):
+    counter = Counter(rounds_per_call)
+    config = Config(num_rounds=10, eval_every=4)
+    steps = list(simulation.run(config, counter.simulation))
+    self.assertEqual(counter.calls, calls)
+    self.assertEqual(counter.evaluated, [4, 8, 10])
+    self.assertEqual([step.info.round_index for step in steps], [*range(1, 11)])
+    due = [step.info.round_index for step in steps if step.evaluation]
+    self.assertEqual(due, [4, 8, 10])
+
+  def test_the_budget_ends_a_run_with_an_evaluation(self):
+    """2.5 a round: the third round spends a budget of 6."""
+    counter = Counter(1)
+    config = Config(num_rounds=10, eval_every=4, time_budget=6.0)
+    steps = list(simulation.run(config, counter.simulation))
+    self.assertLen(steps, 3)
+    self.assertEqual(counter.evaluated, [3])
+
+  @parameterized.parameters(
+      ({"finite_until": 2}, 2, "round 3: a gradient"),
+      ({"loss": math.nan}, 3, "round 4: the loss"),
+      ({"loss": math.inf}, 3, "round 4: the loss"),
+  )
+  def test_divergence_names_the_round(self, fault, rows, words):
+    counter = Counter(1, **fault)
+    config = Config(num_rounds=10, eval_every=4)
+    steps = simulation.run(config, counter.simulation)
+    with self.assertRaisesRegex(simulation.DivergedError, words):
+      for step in steps:
+        rows -= 1
+        self.assertIsNone(step.evaluation)
+    self.assertEqual(rows, 0)
+
+
+if __name__ == "__main__":
+  absltest.main()

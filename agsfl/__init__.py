@@ -5,7 +5,8 @@ from agsfl.controllers import fixed, sign_descent, sign_interval
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData, FederatedData, load
 from agsfl.models import flatten
-from agsfl.rounds import build_round, build_sweep
+from agsfl.programs import build_sweep
+from agsfl.rounds import build_round
 from agsfl.simulation import DivergedError, build, run
 from agsfl.sparsifiers import fab_top_k
 from agsfl.types import (

@@ -8,12 +8,21 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from agsfl.data import ClientData
-from agsfl.rounds import Round, Sweep, build_chunk
+from agsfl.programs import Sweep, build_chunk
+from agsfl.rounds import Round
 from agsfl.types import PyTree, RoundInfo, RoundState
 
 AXIS = "clients"
 PER_CLIENT = PartitionSpec(AXIS)
 REPLICATED = PartitionSpec()
+
+# RoundInfo with a leading axis: rounds, or lanes.
+_INFOS = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))._replace(
+    contributed=PartitionSpec(None, AXIS)
+)
+
+# Conditionals on replicated numbers are beyond shard_map's inference.
+_CHECKED = False
 
 
 def client_mesh(num_devices: int) -> Mesh:
@@ -61,12 +70,16 @@ def _specs_of(init):
   return jax.tree.map(spec, few, more)
 
 
+def _placed(specs, mesh):
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
 class SplitRound(NamedTuple):
   """A `Round` over a mesh, compiled when called.
 
   Attributes:
     init: (root_key, num_clients) -> RoundState, placed on the mesh.
-    chunk: see `rounds.build_chunk`; it consumes the state given.
+    chunk: see `programs.build_chunk`; it consumes the state given.
   """
 
   init: Callable[[jax.Array, int], RoundState]
@@ -85,21 +98,18 @@ def split_round(simulated: Round, length: int, mesh: Mesh) -> SplitRound:
     The round.
   """
   key = jax.random.key(0)
-  state = _specs_of(lambda n: simulated.init(key, n))
+  specs = _specs_of(lambda n: simulated.init(key, n))
   chunk = jax.shard_map(
       build_chunk(simulated.step, length),
       mesh=mesh,
-      in_specs=(REPLICATED, PER_CLIENT, state, REPLICATED, REPLICATED),
-      out_specs=(state, _INFOS, REPLICATED),
-      # Conditionals on replicated numbers are beyond its inference.
-      check_vma=False,
+      in_specs=(REPLICATED, PER_CLIENT, specs, REPLICATED, REPLICATED),
+      out_specs=(specs, _INFOS, REPLICATED),
+      check_vma=_CHECKED,
   )
-  return SplitRound(
-      jax.jit(
-          simulated.init, static_argnums=1, out_shardings=_placed(state, mesh)
-      ),
-      jax.jit(chunk, donate_argnums=2),
+  init = jax.jit(
+      simulated.init, static_argnums=1, out_shardings=_placed(specs, mesh)
   )
+  return SplitRound(init, jax.jit(chunk, donate_argnums=2))
 
 
 def split_sweep(
@@ -116,25 +126,15 @@ def split_sweep(
   Returns:
     The sweep; its step consumes the state given.
   """
-  state = _specs_of(lambda n: sweep.init(root_keys, settings, n))
+  specs = _specs_of(lambda n: sweep.init(root_keys, settings, n))
   step = jax.shard_map(
       sweep.step,
       mesh=mesh,
-      in_specs=(REPLICATED, REPLICATED, PER_CLIENT, state),
-      out_specs=(state, _INFOS),
-      check_vma=False,
+      in_specs=(REPLICATED, REPLICATED, PER_CLIENT, specs),
+      out_specs=(specs, _INFOS),
+      check_vma=_CHECKED,
   )
   init = jax.jit(
-      sweep.init, static_argnums=2, out_shardings=_placed(state, mesh)
+      sweep.init, static_argnums=2, out_shardings=_placed(specs, mesh)
   )
   return Sweep(init, jax.jit(step, donate_argnums=3))
-
-
-# RoundInfo with a leading axis: rounds, or lanes.
-_INFOS = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))._replace(
-    contributed=PartitionSpec(None, AXIS)
-)
-
-
-def _placed(specs, mesh):
-  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)

@@ -13,6 +13,9 @@ import jax
 
 from agsfl.config import ConfigError
 
+# What a run makes late; a folder that has one of these is taken.
+_FILES = ("metrics.jsonl", "contributions.csv", "summary.json", "figures")
+
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -53,18 +56,17 @@ class RunWriter:
       ConfigError: the folder cannot be written or already holds a run.
     """
     self.workdir = Path(workdir)
-    metrics = self.workdir / "metrics.jsonl"
     try:
       self.workdir.mkdir(parents=True, exist_ok=True)
-      if metrics.exists():
-        raise ConfigError(
-            f"--workdir={workdir}: must not hold a run yet; it has "
-            "metrics.jsonl"
-        )
+      for name in _FILES:
+        if (self.workdir / name).exists():
+          raise ConfigError(
+              f"--workdir={workdir}: must not hold a run yet; it has {name}"
+          )
       _replace(
           self.workdir / "config.json", json.dumps(config, indent=2) + "\n"
       )
-      self._metrics = metrics.open("x", buffering=1)
+      self._metrics = (self.workdir / "metrics.jsonl").open("x", buffering=1)
     except OSError as error:
       raise ConfigError(
           f"--workdir={workdir}: must be a folder that can be written "

@@ -14,7 +14,8 @@ from agsfl.config import Config, ConfigError
 from agsfl.data import FederatedData
 from agsfl.evaluation import Evaluation, build_evaluate
 from agsfl.over_clients import CLIENT_CHUNK
-from agsfl.rounds import ROUNDS_PER_CALL, build_round
+from agsfl.programs import ROUNDS_PER_CALL
+from agsfl.rounds import build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
 
 

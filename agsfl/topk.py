@@ -60,10 +60,19 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
   return (keys > entry.key) | ((keys == entry.key) & (index <= entry.index))
 
 
-def _digit(counts, rank):
-  """The digit at `rank` (from 1, largest first), and the rank within it.
+def digit_at(
+    counts: jax.Array, rank: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The digit at a rank.
 
   Sums of rows first: two short searches cost a tenth of a long one.
+
+  Args:
+    counts: [B] i32, entries by digit; 256 divides B.
+    rank: [] i32 from 1, largest digit first.
+
+  Returns:
+    The digit, the rank among its entries, and their number; [] i32.
   """
   rows = counts.reshape(_ROWS, -1)
   row, rank = _short_digit(jnp.sum(rows, axis=1), rank)
@@ -112,14 +121,14 @@ def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
     The [] entry.
   """
   q = jnp.minimum(q, keys.shape[0])
-  high, q_high, _ = _digit(counts, q)
+  high, q_high, _ = digit_at(counts, q)
   low_digits = jnp.where(
       high_digit(keys) == high, keys & (_LOW_BINS - 1), _LOW_BINS
   )
   low_counts = jnp.zeros(_LOW_BINS, jnp.int32).at[low_digits].add(
       1, mode="drop"
   )
-  low, q_low, num_ties = _digit(low_counts, q_high)
+  low, q_low, num_ties = digit_at(low_counts, q_high)
   key = (high << LOW_BITS) | low
   ties = keys == key
   index = lax.cond(

@@ -19,7 +19,6 @@ from agsfl.over_clients import fold_clients, map_clients
 
 _COLLECTIVES = {
     jnp.minimum: lax.pmin,
-    jnp.maximum: lax.pmax,
     jnp.add: lax.psum,
 }
 
@@ -191,8 +190,7 @@ def _counted(zeros, num_zeros):
 
 def _start_guess(counts, rank, dim):
   """An entry near `rank` of one client, from its histogram alone."""
-  at_least = jnp.cumsum(counts[::-1])[::-1]
-  digit = jnp.sum(at_least > rank, dtype=jnp.int32) - 1
+  digit, _, _ = topk.digit_at(counts, rank + 1)
   first_zero = dim - counts[0]
   index = (rank - first_zero) / jnp.maximum(counts[0], 1) * dim
   in_zeros = digit == 0

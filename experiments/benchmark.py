@@ -15,18 +15,17 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.flatten_util import ravel_pytree
 
-from agsfl import devices, models, rounds, sparsifiers
+from agsfl import devices, models, programs, rounds, sparsifiers
 from agsfl.client import build_client
 from agsfl.data import ClientData
 from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK, map_clients
 from agsfl.types import KController, KProposal
+from experiments import baselines
 
 _CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
 _NUM_CLIENTS = flags.DEFINE_list(
@@ -63,28 +62,6 @@ _SHAPE = (28, 28, 1)
 _BYTES_PER_FLOAT = 4
 
 
-class PlainCNN(nn.Module):
-  """The paper's network in Flax's own layers, as users write it."""
-
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x):
-    pool = lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
-    x = _plain_norm(pool(nn.relu(nn.Conv(32, (5, 5))(x))))
-    x = pool(_plain_norm(nn.relu(nn.Conv(32, (5, 5))(x))))
-    x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
-    return nn.Dense(self.num_classes)(x)
-
-
-def _plain_norm(x):
-  """Local response normalisation by a window over channels."""
-  near = jax.lax.reduce_window(
-      x**2, 0.0, jax.lax.add, (1, 1, 1, 9), (1, 1, 1, 1), "SAME"
-  )
-  return x / (1.0 + 0.001 / 9.0 * near) ** 0.75
-
-
 class Case(NamedTuple):
   """Two ways to the same end.
 
@@ -117,40 +94,14 @@ def _mesh():
   return devices.client_mesh(_DEVICES.value or jax.device_count())
 
 
-def _batches(num_clients):
-  data = _clients(num_clients)
-  return jax.device_put(
-      (data.images.astype(np.float32) / 255, data.labels), jax.devices()[0]
-  )
-
-
-def _plain_gradient():
-  """(params, images, labels) -> gradient, of the plain network."""
-  module = PlainCNN(_CLASSES)
-  params = module.init(jax.random.key(0), jnp.zeros((1, *_SHAPE)))
-
-  def loss(params, images, labels):
-    logits = module.apply(params, images)
-    return jnp.mean(models.sample_losses(logits, labels))
-
-  return jax.grad(loss), params
-
-
 def _loop(num_clients):
-  """A Python loop over one jitted gradient."""
-  gradient, params = _plain_gradient()
-  flat = jax.jit(lambda *batch: ravel_pytree(gradient(params, *batch))[0])
-  images, labels = _batches(num_clients)
-  batches = [(images[i], labels[i]) for i in range(num_clients)]
-  return lambda: jax.block_until_ready([flat(*batch) for batch in batches])
+  data = _clients(num_clients)
+  return baselines.loop(_CLASSES, data.images, data.labels)
 
 
 def _vmap(num_clients):
-  """jit(vmap(grad)) of the plain network."""
-  gradient, params = _plain_gradient()
-  batched = jax.jit(jax.vmap(lambda *batch: gradient(params, *batch)))
-  images, labels = _batches(num_clients)
-  return lambda: jax.block_until_ready(batched(images, labels))
+  data = _clients(num_clients)
+  return baselines.batched(_CLASSES, data.images, data.labels)
 
 
 def _ours(num_clients):
@@ -319,7 +270,7 @@ def _seeds_cases(num_clients):
   mesh = _mesh()
   clients = devices.split_clients(_clients(num_clients), mesh)
   for k in map(int, _KS.value):
-    sweep = rounds.build_sweep(
+    sweep = programs.build_sweep(
         lambda rate, k=k: _build_round(k, rate),
         LANE_CHUNK.get(jax.default_backend()),
     )

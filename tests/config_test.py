@@ -173,8 +173,8 @@ class IntervalTest(parameterized.TestCase):
     self.assertBetween(settings["k"], low, high)
 
   def test_a_fixed_k_needs_no_interval(self):
-    interval(500, "fixed", k=1)
-    interval(500, "fixed", k=50, k_max=40)
+    self.assertEqual(interval(500, "fixed", k=1), (2.0, 500.0))
+    self.assertEqual(interval(500, "fixed", k=50, k_max=40), (2.0, 40))
 
   @hypothesis.settings(max_examples=300, deadline=None)
   @hypothesis.given(

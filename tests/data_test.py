@@ -457,7 +457,9 @@ class MalformedTest(parameterized.TestCase):
       self.assertFalse(sprung.exists())
 
   def test_other_keys_are_no_matter(self):
-    load({**good(), "notes": np.array(["any"])}, num_clients=2)
+    plain = load(good(), num_clients=2)
+    noted = load({**good(), "notes": np.array(["any"])}, num_clients=2)
+    np.testing.assert_array_equal(noted.clients.images, plain.clients.images)
 
   @hypothesis.settings(max_examples=300, deadline=None)
   @hypothesis.given(st.booleans(), st.data())

@@ -1,6 +1,5 @@
 """The networks: sizes, the flat weight vector, the losses."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,23 +7,7 @@ from absl.testing import absltest, parameterized
 from jax.flatten_util import ravel_pytree
 
 from agsfl import models
-
-
-class PlainCNN(nn.Module):
-  """The paper's network as a Flax user writes it."""
-
-  @nn.compact
-  def __call__(self, x):
-    def norm(x):
-      squares = jnp.pad(x**2, ((0, 0), (0, 0), (0, 0), (4, 4)))
-      near = sum(squares[..., c : c + x.shape[-1]] for c in range(9))
-      return x / (1.0 + 0.001 / 9.0 * near) ** 0.75
-
-    pool = lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
-    x = norm(pool(nn.relu(nn.Conv(32, (5, 5))(x))))
-    x = pool(norm(nn.relu(nn.Conv(32, (5, 5))(x))))
-    x = nn.relu(nn.Dense(256)(x.reshape(len(x), -1)))
-    return nn.Dense(10)(x)
+from experiments.baselines import PlainCNN
 
 
 class ModelsTest(parameterized.TestCase):
@@ -44,7 +27,7 @@ class ModelsTest(parameterized.TestCase):
 
   def test_cnn_is_the_network_of_plain_layers(self):
     """Law: same logits and same gradient, the weights dealt by name."""
-    plain = PlainCNN()
+    plain = PlainCNN(10)
     images = jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
     labels = jnp.array([3, 1, 4, 1])
     model = models.build("cnn", (28, 28, 1), 10)

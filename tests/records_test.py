@@ -71,6 +71,18 @@ class RecordsTest(parameterized.TestCase):
     self.assert_one_line(caught.exception, self.folder, "run")
     self.assertEqual(self.files(), before)
 
+  @parameterized.parameters("contributions.csv", "summary.json", "figures")
+  def test_refuses_a_folder_with_what_a_run_makes_late(self, name):
+    """A file or a folder of that name would stop the run at its very end."""
+    for make in (Path.touch, Path.mkdir):
+      folder = self.folder / make.__name__
+      folder.mkdir()
+      make(folder / name)
+      with self.assertRaises(ConfigError) as caught:
+        records.RunWriter(folder, {})
+      self.assert_one_line(caught.exception, folder, name)
+      self.assertEqual([path.name for path in folder.iterdir()], [name])
+
   def test_refuses_a_folder_in_use(self):
     with records.RunWriter(self.folder, {}) as writer:
       with self.assertRaises(ConfigError):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl import controllers, devices, models, rounds, sparsifiers
+from agsfl import controllers, devices, models, programs, rounds, sparsifiers
 from agsfl.client import as_float, build_client
 from agsfl.data import ClientData
 from agsfl.types import KController, KProposal
@@ -255,7 +255,7 @@ class PathsTest(parameterized.TestCase):
     key, data = jax.random.key(0), example()
     state = simulated.init(key, NUM_CLIENTS)
     theta = reference.round_time(6, 6, DIM, BETA)
-    chunk = jax.jit(rounds.build_chunk(simulated.step, 9))
+    chunk = jax.jit(programs.build_chunk(simulated.step, 9))
     after, infos, done = chunk(
         key, data, state, jnp.int32(9), jnp.float32(2.5 * theta)
     )
@@ -297,7 +297,7 @@ class SweepTest(parameterized.TestCase):
     }
     mesh = devices.client_mesh(num_devices)
     sweep = devices.split_sweep(
-        rounds.build_sweep(build_lane, lane_chunk), keys, settings, mesh
+        programs.build_sweep(build_lane, lane_chunk), keys, settings, mesh
     )
     clients = devices.split_clients(example(), mesh)
     states = sweep.init(keys, settings, len(clients.counts))

@@ -26,18 +26,43 @@ def _fill(clients, window, k):
   waiting = lax.pmax(waiting, clients.axes)
   waiting = jnp.where(union, 0, waiting)
   room = k - jnp.sum(union, dtype=jnp.int32)
-  last = topk.nth_largest(waiting, topk.high_counts(waiting), room)
+  last = topk.nth_largest(waiting, topk.count(waiting), room)
   return union | (topk.at_or_above(waiting, last) & (waiting > 0))
 
 
 def _aggregate(clients, weights, mask, last):
-  """b [D]: the mean by data size; the divisor is C, whoever sent."""
+  """b [D], and how much of each client it holds [N].
+
+  The mean is by data size; the divisor is C, whoever sent.
+  """
 
   def part(accumulated, weight, last):
-    return weight * split(accumulated, mask, last).sent, None
+    result = split(accumulated, mask, last)
+    return weight * result.sent, jnp.sum(result.mask)
 
   zeros = jnp.zeros(mask.shape, jnp.float32)
-  return clients.fold(part, jnp.add, zeros, weights, last)[0]
+  return clients.fold(part, jnp.add, zeros, weights, last)
+
+
+def _aggregate_few(clients, weights, mask, order, k):
+  """The same, where `order` [N, W] holds each client's k largest entries.
+
+  One client after another, as a client's coordinates differ: the sum has one
+  order on every platform.
+  """
+  among_first = lax.iota(jnp.int32, order.shape[1]) < k
+
+  def add(aggregate, client):
+    accumulated, weight, order = client
+    used = among_first & mask[order]
+    sent = jnp.where(used, weight * accumulated[order], 0.0)
+    aggregate = aggregate.at[order].add(sent, unique_indices=True)
+    return aggregate, jnp.sum(used & (weight > 0))
+
+  zeros = jnp.zeros(mask.shape, jnp.float32)
+  arguments = (clients.accumulated, weights, order)
+  aggregate, contributed = lax.scan(add, zeros, arguments)
+  return lax.psum(aggregate, clients.axes), contributed
 
 
 def split(
@@ -71,11 +96,13 @@ class Choice(NamedTuple):
     mask: [D] bool, J.
     last: [N] the last entry of each J_i; above all where J_i is empty.
     aggregate: [D] f32, b.
+    contributed: [N] i32, |J_i and J|.
   """
 
   mask: jax.Array
   last: topk.Entry
   aggregate: jax.Array
+  contributed: jax.Array
 
 
 def choose(
@@ -107,50 +134,59 @@ def choose(
   width = min(width, dim)
   active = weights > 0
   clients = windows.Clients(accumulated, active, axes, client_chunk)
-  nothing = jax.tree.map(
-      lambda x: jnp.broadcast_to(x, num_clients), topk.above_all()
+  everything = topk.Entry(jnp.int32(0), jnp.int32(dim))
+  # Below W, kappa <= k lies in the first window, and so does the k-th entry.
+  deep = (ks >= width) & (ks < dim)
+  counts, guessed = lax.cond(
+      jnp.any(deep),
+      lambda: windows.count_and_guess(clients),
+      lambda: (
+          jnp.zeros((num_clients, topk.NUM_BINS), jnp.int32),
+          jnp.zeros(dim + 1, jnp.int32),
+      ),
   )
-  first = windows.open_window(clients, None, width)
+  far = deep & (jax.vmap(windows.guess_kappa, (None, 0))(guessed, ks) >= width)
+  first = lax.cond(
+      jnp.all(far | (ks >= dim)),
+      lambda: windows.Window.nowhere(num_clients, dim, width),
+      lambda: windows.open_window(clients, None, width),
+  )
   searched = (ks < dim) & ~jax.vmap(first.holds_kappa)(ks)
-  counts = lax.cond(
-      jnp.any((ks > width) & (ks < dim)) | jnp.any(searched),
-      lambda: clients.map(lambda a: topk.high_counts(topk.magnitude_key(a))),
-      lambda: jnp.zeros((num_clients, topk.HIGH_BINS), jnp.int32),
-  )
-  guessed = lax.cond(
-      jnp.any(searched),
-      lambda: windows.guess_sizes(clients, counts),
-      lambda: jnp.zeros(dim + 1, jnp.int32),
-  )
 
   def one(case):
     k, is_searched = case
     is_dense = k >= dim
-
-    def last_of_window():
-      last = clients.entries_at(first.order[:, jnp.clip(k - 1, 0, width - 1)])
-      return jax.tree.map(
-          lambda some, all_: jnp.where(is_dense, all_, some),
-          last,
-          topk.Entry(0, dim),
-      )
 
     window = lax.cond(
         is_searched,
         lambda: windows.search(clients, counts, guessed, k, first),
         lambda: first,
     )
-    last = lax.cond(
-        is_dense | (k <= width),
-        last_of_window,
-        lambda: windows.nth_largest(clients, counts, k),
-    )
-    last = jax.tree.map(
-        lambda some, none: jnp.where(active & (k > 0), some, none),
-        last,
-        nothing,
-    )
     mask = _fill(clients, window, k) | is_dense
-    return Choice(mask, last, _aggregate(clients, weights, mask, last))
+
+    def silenced(last):
+      sends = active & (k > 0)
+      return jax.tree.map(
+          lambda some, none: jnp.where(sends, some, none),
+          last,
+          topk.above_all(),
+      )
+
+    def few():
+      last = clients.entries_at(first.order[:, jnp.maximum(k - 1, 0)])
+      return silenced(last), *_aggregate_few(
+          clients, weights, mask, first.order, k
+      )
+
+    def many():
+      last = lax.cond(
+          is_dense,
+          lambda: jax.tree.map(lambda x: jnp.full(num_clients, x), everything),
+          lambda: windows.nth_largest(clients, counts, k),
+      )
+      last = silenced(last)
+      return last, *_aggregate(clients, weights, mask, last)
+
+    return Choice(mask, *lax.cond(k < width, few, many))
 
   return lax.map(one, (ks, searched))

@@ -68,3 +68,37 @@ def fold_clients(
     return lax.scan(one, start, arguments)
   parts, results = jax.vmap(function)(*arguments)
   return merge(start, merge.reduce(parts, axis=0)), results
+
+
+def update_clients(
+    function: Callable,
+    array: jax.Array,
+    arguments: tuple,
+    client_chunk: int | None,
+) -> tuple[jax.Array, PyTree]:
+  """`map_clients` that gives each client its row of an array, and a new one.
+
+  In pieces of one client the array changes in place, as long as nothing but
+  the new row is computed from the row: XLA copies the whole array for every
+  client if two kernels read it.
+
+  Args:
+    function: (a row, *one client's arguments) -> the new row, and what is
+      stacked.
+    array: [N, ...].
+    arguments: pytrees with a leading axis N.
+    client_chunk: as in `map_clients`.
+
+  Returns:
+    The array of new rows, and the stacked results.
+  """
+  if client_chunk != 1:
+    return map_clients(function, (array, *arguments), client_chunk)
+
+  def one(carry, argument):
+    array, client = carry
+    row, result = function(array[client], *argument)
+    return (array.at[client].set(row), client + 1), result
+
+  (array, _), results = lax.scan(one, (array, 0), arguments)
+  return array, results

@@ -12,7 +12,7 @@ from agsfl.client import build_client
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData
 from agsfl.models import sample_losses
-from agsfl.over_clients import map_clients
+from agsfl.over_clients import map_clients, update_clients
 from agsfl.types import (
   KController,
   Model,
@@ -103,30 +103,31 @@ def build_round(
   def accumulate_all(key, data, state):
     """Every client's accumulated gradient, and what else it computed."""
 
-    def accumulate(client, residual, images, labels, count):
+    def accumulate(residual, client, images, labels, count):
       key_client = jax.random.fold_in(key, client)
       local = local_result(key_client, state.params, images, labels, count)
       gradient = jnp.where(count > 0, local.gradient, 0.0)
-      accumulated = residual + gradient  # a_i
-      finite = jnp.all(jnp.isfinite(accumulated))
-      return accumulated, finite, local._replace(gradient=None)
+      return residual + gradient, local._replace(gradient=None)  # a_i
 
     num_here = data.counts.shape[0]
     clients = num_here * lax.axis_index(axes) + jnp.arange(num_here)
-    return map_clients(
+    return update_clients(
         accumulate,
-        (clients, state.residual, data.images, data.labels, data.counts),
+        state.residual,
+        (clients, data.images, data.labels, data.counts),
         client_chunk,
     )
 
-  def part(accumulated, selection):
-    """What stays at each client, and how much the server used of it."""
+  def residuals(accumulated, selection):
+    """What stays at each client."""
 
     def one(accumulated, of_client):
       result = sparsifier.split(accumulated, selection.mask, of_client)
-      return result.residual, jnp.sum(result.mask)
+      return result.residual, None
 
-    return map_clients(one, (accumulated, selection.clients), client_chunk)
+    return update_clients(
+        one, accumulated, (selection.clients,), client_chunk
+    )[0]
 
   def observe(weights, local, params, selections, moved):
     """Times and one-sample losses for k and k'."""
@@ -150,8 +151,11 @@ def build_round(
     round_index = state.round_index + 1
     key = jax.random.fold_in(root_key, round_index)
     key_batch, key_select, key_rounding, key_update = jax.random.split(key, 4)
-    accumulated, finite, local = accumulate_all(key_batch, data, state)
+    accumulated, local = accumulate_all(key_batch, data, state)
     weights = data.counts / over_clients(data.counts)  # C_i / C
+    finite = map_clients(
+        lambda a: jnp.all(jnp.isfinite(a)), (accumulated,), client_chunk
+    )
     all_finite = over_clients(~finite) == 0
     uniform = jax.random.uniform(key_rounding)
 
@@ -182,10 +186,9 @@ def build_round(
           key_update, observed, state.controller
       )
     selection, sparsifier_state = chosen[0]
-    residual, contributed = part(accumulated, selection)
     new_state = RoundState(
         params=moved[0],
-        residual=residual,
+        residual=residuals(accumulated, selection),
         sparsifier=sparsifier_state,
         controller=controller_state,
         proposal=proposal,
@@ -201,7 +204,7 @@ def build_round(
         k_down=selection.k_down,
         minibatch_loss=over_clients(weights * local.loss),
         sign=sign,
-        contributed=contributed,
+        contributed=selection.contributed,
         finite=all_finite,
     )
     return new_state, info

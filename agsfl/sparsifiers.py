@@ -87,7 +87,15 @@ def fab_top_k(
     chex.assert_rank([accumulated, weights, k], [2, 1, 0])
     chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
     k = jnp.minimum(k, accumulated.shape[1])
-    mask, last, aggregate = choose(accumulated, weights, k)
-    return Selection(mask, aggregate, k, jnp.sum(mask), clients=last), state
+    choice = choose(accumulated, weights, k)
+    selection = Selection(
+        mask=choice.mask,
+        aggregate=choice.aggregate,
+        k_up=k,
+        k_down=jnp.sum(choice.mask),
+        contributed=choice.contributed,
+        clients=choice.last,
+    )
+    return selection, state
 
   return Sparsifier(init, select, fab.split)

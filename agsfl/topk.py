@@ -14,10 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 
 # A float32 magnitude has 31 bits; two radix digits cover them.
-LOW_BITS = 16
-HIGH_BINS = 1 << (31 - LOW_BITS)
-_LOW_BINS = 1 << LOW_BITS
+_LOW_BITS = 16
+_LOW_BINS = 1 << _LOW_BITS
+
+# Exact zeros are many and go by index: stretches of coordinates are their bins,
+# below those of the high digits.
+_ZERO_BINS = 1024
+NUM_BINS = _ZERO_BINS + (1 << (31 - _LOW_BITS))
 _ROWS = 256
+
+# Values of which `top` looks at the largest first.
+_BLOCK = 32
 
 
 class Entry(NamedTuple):
@@ -60,88 +67,160 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
   return (keys > entry.key) | ((keys == entry.key) & (index <= entry.index))
 
 
-def digit_at(
-    counts: jax.Array, rank: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The digit at a rank.
-
-  Sums of rows first: two short searches cost a tenth of a long one.
-
-  Args:
-    counts: [B] i32, entries by digit; 256 divides B.
-    rank: [] i32 from 1, largest digit first.
-
-  Returns:
-    The digit, the rank among its entries, and their number; [] i32.
-  """
-  rows = counts.reshape(_ROWS, -1)
-  row, rank = _short_digit(jnp.sum(rows, axis=1), rank)
-  column, rank = _short_digit(rows[row], rank)
-  return row * rows.shape[1] + column, rank, rows[row, column]
-
-
-def _short_digit(counts, rank):
-  index = lax.iota(jnp.int32, counts.size)
-  # All pairs compared: quicker to compile and to run than a scan.
-  later = index[None] >= index[:, None]
-  at_least = jnp.sum(jnp.where(later, counts[None], 0), axis=1)
-  digit = jnp.sum(at_least >= rank, dtype=jnp.int32) - 1
-  return digit, rank - (at_least[digit] - counts[digit])
-
-
-def high_counts(keys: jax.Array) -> jax.Array:
-  """How many of one vector's entries have each high digit.
+def bins(keys: jax.Array) -> jax.Array:
+  """A coarse order of one vector's entries: later entries, lower bins.
 
   Args:
     keys: [D] i32 from `magnitude_key`.
 
   Returns:
-    [HIGH_BINS] i32, by `high_digit`.
+    [D] i32 from 0 below NUM_BINS.
   """
-  return jnp.zeros(HIGH_BINS, jnp.int32).at[high_digit(keys)].add(1)
+  stretch = _stretch(keys.size)
+  of_zero = _ZERO_BINS - 1 - lax.iota(jnp.int32, keys.size) // stretch
+  return jnp.where(keys > 0, _ZERO_BINS + (keys >> _LOW_BITS), of_zero)
 
 
-def high_digit(keys: jax.Array) -> jax.Array:
-  """The first of a key's two digits: exponent and leading mantissa bits."""
-  return keys >> LOW_BITS
+def _stretch(dim):
+  return -(-dim // _ZERO_BINS)
+
+
+def bin_start(bin_index: jax.Array, dim: int) -> Entry:
+  """The place right above all entries that a bin can hold.
+
+  Args:
+    bin_index: [] i32.
+    dim: D.
+
+  Returns:
+    The [] place; no entry need lie there.
+  """
+  digit = bin_index - _ZERO_BINS
+  before = -(digit + 1) * _stretch(dim) - 1
+  return Entry(
+      jnp.maximum(digit + 1, 0) << _LOW_BITS, jnp.where(digit < 0, before, -1)
+  )
+
+
+def count(keys: jax.Array) -> jax.Array:
+  """How many of one vector's entries are in each of its `bins`.
+
+  Args:
+    keys: [D] i32 from `magnitude_key`.
+
+  Returns:
+    [NUM_BINS] i32.
+  """
+  return jnp.zeros(NUM_BINS, jnp.int32).at[bins(keys)].add(1)
+
+
+def bin_at(
+    counts: jax.Array, rank: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The bin at a rank.
+
+  Sums of rows first: two short searches cost a tenth of a long one.
+
+  Args:
+    counts: [B] i32, entries by bin; 256 divides B.
+    rank: [] i32 from 1, highest bin first.
+
+  Returns:
+    The bin, and the rank among its entries; [] i32.
+  """
+  rows = counts.reshape(_ROWS, -1)
+  row, rank = _short_bin(jnp.sum(rows, axis=1), rank)
+  column, rank = _short_bin(rows[row], rank)
+  return row * rows.shape[1] + column, rank
+
+
+def _short_bin(counts, rank):
+  index = lax.iota(jnp.int32, counts.size)
+  # All pairs compared: quicker to compile and to run than a scan.
+  later = index[None] >= index[:, None]
+  at_least = jnp.sum(jnp.where(later, counts[None], 0), axis=1)
+  found = jnp.sum(at_least >= rank, dtype=jnp.int32) - 1
+  return found, rank - (at_least[found] - counts[found])
 
 
 def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
   """The q-th entry of one vector, by a radix search of two digits.
 
-  The cost does not depend on q: a histogram and at most one scan.
-
   Args:
     keys: [D] i32 from `magnitude_key`.
-    counts: their `high_counts`.
+    counts: their `count`.
     q: [] i32 rank from 1. At 0 the entry lies above all others, so that
       nothing is `at_or_above` it; ranks past D mean D.
 
   Returns:
     The [] entry.
   """
-  q = jnp.minimum(q, keys.shape[0])
-  high, q_high, _ = digit_at(counts, q)
+  q = jnp.minimum(q, keys.size)
+  high, q_high = bin_at(counts, q)
+  is_zero = high < _ZERO_BINS
+  found = lax.cond(is_zero, _nth_zero, _nth_of_digit, keys, high, q_high)
+  return jax.tree.map(
+      lambda some, none: jnp.where(q > 0, some, none), found, above_all()
+  )
+
+
+def _nth_zero(keys, high, n):
+  """The n-th zero of a stretch."""
+  stretch = _stretch(keys.size)
+  start = (_ZERO_BINS - 1 - high) * stretch
+  index = start + lax.iota(jnp.int32, stretch)
+  zeros = keys.at[index].get(mode="fill", fill_value=1) == 0
+  within = jnp.argmax(jnp.cumsum(zeros) >= n).astype(jnp.int32)
+  return Entry(jnp.int32(0), start + within)
+
+
+def _nth_of_digit(keys, high, n):
+  """The n-th entry among those, not zero, that share a high digit."""
+  high = high - _ZERO_BINS
   low_digits = jnp.where(
-      high_digit(keys) == high, keys & (_LOW_BINS - 1), _LOW_BINS
+      (keys > 0) & (keys >> _LOW_BITS == high),
+      keys & (_LOW_BINS - 1),
+      _LOW_BINS,
   )
   low_counts = jnp.zeros(_LOW_BINS, jnp.int32).at[low_digits].add(
       1, mode="drop"
   )
-  low, q_low, num_ties = digit_at(low_counts, q_high)
-  key = (high << LOW_BITS) | low
+  low, n_low = bin_at(low_counts, n)
+  key = (high << _LOW_BITS) | low
   ties = keys == key
+  # Mostly one entry alone, which needs no scan.
   index = lax.cond(
-      q_low == num_ties,
-      lambda: jnp.max(
-          jnp.where(ties, lax.iota(jnp.int32, keys.shape[0]), -1)
-      ),
-      lambda: jnp.argmax(jnp.cumsum(ties) >= q_low).astype(jnp.int32),
+      n_low == low_counts[low],
+      lambda: jnp.max(jnp.where(ties, lax.iota(jnp.int32, keys.size), -1)),
+      lambda: jnp.argmax(jnp.cumsum(ties) >= n_low).astype(jnp.int32),
   )
-  nothing = above_all()
-  return Entry(
-      jnp.where(q > 0, key, nothing.key), jnp.where(q > 0, index, nothing.index)
-  )
+  return Entry(key, index)
+
+
+def top(values: jax.Array, width: int) -> jax.Array:
+  """The coordinates of the largest values, as `lax.top_k` gives them.
+
+  Blocks of values with the largest maxima, as many as coordinates are wanted,
+  hold them all: whatever another block holds comes after those maxima, among
+  equal values too, as blocks go by index like entries.
+
+  Args:
+    values: [D] f32.
+    width: W <= D.
+
+  Returns:
+    [W] i32, largest value first, the lower index first where values are equal.
+  """
+  num_blocks = values.size // _BLOCK
+  if num_blocks <= width:
+    return lax.top_k(values, width)[1]
+  end = num_blocks * _BLOCK
+  maxima = jnp.max(values[:end].reshape(num_blocks, _BLOCK), axis=1)
+  chosen = jnp.sort(lax.top_k(maxima, width)[1])
+  index = chosen[:, None] * _BLOCK + lax.iota(jnp.int32, _BLOCK)[None]
+  rest = jnp.arange(end, values.size, dtype=jnp.int32)
+  index = jnp.concatenate([index.reshape(-1), rest])
+  return index[lax.top_k(values[index], width)[1]]
 
 
 def above_all() -> Entry:

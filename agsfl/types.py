@@ -31,6 +31,7 @@ class Selection(NamedTuple):
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
     k_up: [] i32, elements that each client sends.
     k_down: [] i32, elements that the server sends, |J|.
+    contributed: [N] i32, elements of each client that the server used.
     clients: a pytree of leading axis N, what `Sparsifier.split` needs beside
       the mask to tell each client's part.
   """
@@ -39,6 +40,7 @@ class Selection(NamedTuple):
   aggregate: jax.Array
   k_up: jax.Array
   k_down: jax.Array
+  contributed: jax.Array
   clients: PyTree
 
 

@@ -81,6 +81,18 @@ class Window(NamedTuple):
   sizes: jax.Array
   reach: jax.Array
 
+  @classmethod
+  def nowhere(cls, num_clients: int, dim: int, width: int) -> "Window":
+    """One that tells nothing but U(0) = 0."""
+    return cls(
+        order=jnp.zeros((num_clients, width), jnp.int32),
+        num_above=jnp.zeros(num_clients, jnp.int32),
+        best_rank=jnp.full(dim, dim + 1, jnp.int32),
+        low=jnp.int32(0),
+        sizes=jnp.zeros(width + 1, jnp.int32),
+        reach=jnp.int32(0),
+    )
+
   def known(self, depth):
     """U at a depth within the window."""
     return self.sizes[jnp.clip(depth - self.low, 0, self.sizes.size - 1)]
@@ -106,16 +118,16 @@ def open_window(
   """
   num_clients, dim = clients.accumulated.shape
 
-  # Equal magnitudes: top_k takes the lower index first, as `Entry` does.
+  # Equal magnitudes: `top` takes the lower index first, as `Entry` does.
   def stretch(accumulated, start, active):
     above = topk.at_or_above(topk.magnitude_key(accumulated), start)
-    _, order = lax.top_k(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
+    order = topk.top(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
     return above & active, (order, jnp.sum(above, dtype=jnp.int32))
 
   covered = jnp.zeros(dim, bool)
   if starts is None:
     num_above = jnp.zeros(num_clients, jnp.int32)
-    order = clients.map(lambda a: lax.top_k(jnp.abs(a), width)[1])
+    order = clients.map(lambda a: topk.top(jnp.abs(a), width))
   else:
     covered, (order, num_above) = fold_clients(
         stretch,
@@ -146,58 +158,38 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
 
   Args:
     clients: this device's.
-    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+    counts: [N, NUM_BINS] i32, their `topk.count`.
 
   Returns:
     [D + 1] i32.
   """
-  return _guess_sizes(clients, counts, _evenly)
-
-
-def _guess_sizes(clients, counts, by_index):
-  """Entries that are zero share one bin, a large one; `by_index` ranks them."""
   dim = clients.accumulated.shape[1]
   at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
-  middle = at_least - counts // 2
 
-  def ranks(accumulated, middle, num_zeros, active):
-    digit = topk.high_digit(topk.magnitude_key(accumulated))
-    rank = middle.at[digit].get(mode="promise_in_bounds")
-    among_zeros = dim - num_zeros + by_index(digit == 0, num_zeros)
-    rank = jnp.where(digit > 0, rank, among_zeros)
+  def ranks(accumulated, middle, active):
+    in_bin = topk.bins(topk.magnitude_key(accumulated))
+    rank = middle.at[in_bin].get(mode="promise_in_bounds")
     return jnp.where(active, rank, dim), None
 
   best, _ = clients.fold(
       ranks,
       jnp.minimum,
       jnp.full(dim, dim, jnp.int32),
-      middle,
-      counts[:, 0],
+      at_least - counts // 2,
       clients.active,
   )
   return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
 
 
-def _evenly(zeros, num_zeros):
-  share = lax.iota(jnp.int32, zeros.size).astype(jnp.float32) / zeros.size
-  return (share * num_zeros).astype(jnp.int32)
+def count_and_guess(clients: Clients) -> tuple[jax.Array, jax.Array]:
+  """Each client's `topk.count` [N, NUM_BINS], and the `guess_sizes`."""
+  counts = clients.map(lambda a: topk.count(topk.magnitude_key(a)))
+  return counts, guess_sizes(clients, counts)
 
 
-def _counted(zeros, num_zeros):
-  del num_zeros
-  return jnp.cumsum(zeros, dtype=jnp.int32)
-
-
-def _start_guess(counts, rank, dim):
-  """An entry near `rank` of one client, from its histogram alone."""
-  digit, _, _ = topk.digit_at(counts, rank + 1)
-  first_zero = dim - counts[0]
-  index = (rank - first_zero) / jnp.maximum(counts[0], 1) * dim
-  in_zeros = digit == 0
-  return topk.Entry(
-      jnp.where(in_zeros, 0, (digit + 1) << topk.LOW_BITS),
-      jnp.where(in_zeros, index.astype(jnp.int32), -1),
-  )
+def guess_kappa(guessed: jax.Array, k: jax.Array) -> jax.Array:
+  """The last depth q with U(q) <= k, [] i32, by guessed sizes [D + 1]."""
+  return jnp.sum(guessed <= k, dtype=jnp.int32) - 1
 
 
 def nth_largest(
@@ -207,7 +199,7 @@ def nth_largest(
 
   Args:
     clients: this device's.
-    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+    counts: [N, NUM_BINS] i32, their `topk.count`.
     q: [] i32, see `topk.nth_largest`.
 
   Returns:
@@ -226,19 +218,18 @@ def search(
     k: jax.Array,
     first: Window,
 ) -> Window:
-  """The window that holds kappa, where `first` ends above it.
+  """The window that holds kappa, where `first` does not.
 
-  The guess from the histogram nearly always does, and the one with counted
-  zeros where kappa lies among those. If not: a bracketed search over exact
-  starts, two thirds of the steps by interpolation (U grows smoothly), one third
-  by halving, so that their number stays logarithmic.
+  The guess from the histogram nearly always does. If not: a bracketed search
+  over exact starts, two thirds of the steps by interpolation (U grows
+  smoothly), one third by halving, so that their number stays logarithmic.
 
   Args:
     clients: this device's.
-    counts: [N, HIGH_BINS] i32, their `topk.high_counts`.
+    counts: [N, NUM_BINS] i32, their `topk.count`.
     guessed: [D + 1] i32 from `guess_sizes`.
     k: [] i32 below D.
-    first: the window at depth 0.
+    first: the window at depth 0, or `Window.nowhere`.
 
   Returns:
     The window, as wide as `first`.
@@ -246,19 +237,11 @@ def search(
   dim = clients.accumulated.shape[1]
   width = first.order.shape[1]
 
-  def near(sizes):
-    kappa = jnp.sum(sizes <= k, dtype=jnp.int32)
-    return jnp.clip(kappa - width // 2, 0, dim - 1)
-
   def guess(start):
     del start
-    starts = jax.vmap(_start_guess, (0, None, None))
-    return starts(counts, near(guessed), dim)
-
-  def guess_zeros(start):
-    del start
-    sizes = _guess_sizes(clients, counts, _counted)
-    return nth_largest(clients, counts, near(sizes))
+    start = jnp.clip(guess_kappa(guessed, k) - width // 2, 0, dim - 1)
+    in_bin, _ = jax.vmap(topk.bin_at, (0, None))(counts, start + 1)
+    return jax.vmap(lambda one: topk.bin_start(one, dim))(in_bin)
 
   def exact(start):
     return nth_largest(clients, counts, start)
@@ -269,11 +252,11 @@ def search(
     start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
     start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
     start = jnp.clip(start, low, high - 1)
-    starts = lax.switch(step, [guess, guess_zeros, exact], start)
+    starts = lax.cond(step == 0, guess, exact, start)
     window = open_window(clients, starts, width)
     # A guess bounds nothing: its stretches need not overlap.
-    inside = (window.sizes[0] <= k) & (step > 1)
-    above = (window.sizes[0] > k) & (step > 1)
+    inside = (window.sizes[0] <= k) & (step > 0)
+    above = (window.sizes[0] > k) & (step > 0)
     end = window.low + window.reach
     return (
         window,

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax import lax
 
 from agsfl.models import sample_losses
 from agsfl.types import Model
@@ -14,9 +16,10 @@ class LocalResult(NamedTuple):
   """What a client computes in a round.
 
   Attributes:
-    gradient: [D] f32, of the minibatch's mean loss at w(m-1).
-    loss: [] f32, that loss.
-    image: [...] f32, one sample h of the minibatch.
+    gradient: [D] f32, of the minibatch's mean loss at w(m-1); after several
+      local steps (w(m-1) - w_i) / eta, for plain SGD the sum of gradients.
+    loss: [] f32, of the first minibatch at w(m-1).
+    image: [...] f32, one sample h of that minibatch.
     label: [] i32, its label.
   """
 
@@ -24,6 +27,20 @@ class LocalResult(NamedTuple):
   loss: jax.Array
   image: jax.Array
   label: jax.Array
+
+
+class LocalTraining(NamedTuple):
+  """Several steps at each client between two exchanges.
+
+  Attributes:
+    steps: tau, at least 1.
+    optimizer: of the client; it begins anew every round.
+    learning_rate: eta, in whose unit the update is told.
+  """
+
+  steps: int
+  optimizer: optax.GradientTransformation
+  learning_rate: float
 
 
 def as_float(images: jax.Array) -> jax.Array:
@@ -34,7 +51,7 @@ def as_float(images: jax.Array) -> jax.Array:
 
 
 def build_client(
-    model: Model, batch_size: int
+    model: Model, batch_size: int, training: LocalTraining | None = None
 ) -> Callable[..., LocalResult]:
   """The client's work as a pure function.
 
@@ -46,20 +63,53 @@ def build_client(
   Args:
     model: the network.
     batch_size: samples per minibatch.
+    training: None for one gradient.
 
   Returns:
     (key, params [D], images [E, ...], labels [E], count []) -> LocalResult,
     where the first `count` of the E samples are the client's own.
+
+  Source: one gradient: Han, Wang, Leung, ICDCS 2020, Alg. 1; several steps:
+  McMahan et al., "Communication-Efficient Learning of Deep Networks from
+  Decentralized Data", AISTATS 2017.
   """
 
   def loss_of(params, images, labels):
     return jnp.mean(sample_losses(model.apply(params, images), labels))
 
+  gradient_of = jax.value_and_grad(loss_of)
+
   def local_result(key, params, images, labels, count):
-    chosen = jax.random.randint(key, (batch_size,), 0, count)
-    images, labels = as_float(images[chosen]), labels[chosen]
-    loss, gradient = jax.value_and_grad(loss_of)(params, images, labels)
+    def draw(key):
+      chosen = jax.random.randint(key, (batch_size,), 0, count)
+      return as_float(images[chosen]), labels[chosen]
+
+    batch = draw(key)
+    loss, gradient = gradient_of(params, *batch)
+
+    def gradient_at(step, params):
+      return gradient_of(params, *draw(jax.random.fold_in(key, step)))[1]
+
+    if training is not None:
+      gradient = _train(training, params, gradient, gradient_at)
     # The draws are independent, so the first is as random as any other.
-    return LocalResult(gradient, loss, images[0], labels[0])
+    return LocalResult(gradient, loss, batch[0][0], batch[1][0])
 
   return local_result
+
+
+def _train(training, start, gradient, gradient_at):
+  """The steps from `start`, whose gradient is known already."""
+  optimizer = training.optimizer
+
+  def move(params, state, gradient):
+    updates, state = optimizer.update(gradient, state, params)
+    return optax.apply_updates(params, updates), state
+
+  def step(index, carry):
+    params, state = carry
+    return move(params, state, gradient_at(index, params))
+
+  carry = move(start, optimizer.init(start), gradient)
+  params, _ = lax.fori_loop(1, training.steps, step, carry)
+  return (start - params) / training.learning_rate

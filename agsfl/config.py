@@ -3,7 +3,9 @@
 import dataclasses
 import math
 
+from agsfl import sparsifiers
 from agsfl.models import MODELS
+from agsfl.optimizers import OPTIMIZERS
 
 
 class ConfigError(ValueError):
@@ -12,8 +14,12 @@ class ConfigError(ValueError):
 
 DATASETS = ("mnist_5k",)
 PARTITIONS = ("one_class", "iid", "natural")
-METHODS = ("fab_top_k",)
-CONTROLLERS = ("fixed", "sign", "sign_interval")
+# Methods with no k to set or learn.
+DENSE_METHODS = ("send_all", "fedavg")
+METHODS = (*sparsifiers.METHODS, "fedavg")
+CONTROLLERS = (
+    "fixed", "sign", "sign_interval", "value", "exp3", "bandit", "replay"
+)
 
 _LARGEST = 1e30
 
@@ -33,13 +39,26 @@ class Config:
     num_clients: N; None means 10, one per class where there are more, and with
       "natural" every client of the data.
     model: a key of `models.MODELS`.
-    method: one of `METHODS`.
-    controller: one of `CONTROLLERS`.
+    method: one of `METHODS`; "fedavg" sends whole models after `local_steps`
+      of training.
+    per_layer: whether the method works on each array of weights by itself.
+    controller: one of `CONTROLLERS`; None means "sign_interval", or "fixed"
+      with `DENSE_METHODS`.
     k: elements per message; where k is learned, its first value.
     k_min, k_max: where k may move; None means 0.002 D, and D.
+    exp3_arms: of "exp3", evenly spaced; None means every integer k.
+    bandit_radius, bandit_step: of "bandit", in halves of the interval; None
+      means T^(-1/4) and T^(-3/4), with T = num_rounds.
+    replay: a run's folder, whose k "replay" plays.
     comm_time: beta, the time of sending D values both ways.
-    learning_rate: eta.
-    batch_size: samples per client and round.
+    learning_rate: eta, of the clients' steps, and of the server's if that is
+      None.
+    local_steps: tau, steps of each client per round; None means 1, and with
+      "fedavg" ceil(D / 2k), the traffic of k sparse elements.
+    local_optimizer: of the clients, a key of `optimizers.OPTIMIZERS`.
+    server_optimizer: applies the aggregate, a key of it too.
+    server_learning_rate: of that; None means learning_rate.
+    batch_size: samples per minibatch.
     num_rounds: rounds at most.
     time_budget: normalised time after which no round begins, or None.
     eval_every: rounds between evaluations; the last round has one too.
@@ -60,12 +79,21 @@ class Config:
   num_clients: int | None = None
   model: str = "cnn"
   method: str = "fab_top_k"
-  controller: str = "sign_interval"
+  per_layer: bool = False
+  controller: str | None = None
   k: float = 1000.0
   k_min: float | None = None
   k_max: float | None = None
+  exp3_arms: int | None = None
+  bandit_radius: float | None = None
+  bandit_step: float | None = None
+  replay: str | None = None
   comm_time: float = 10.0
   learning_rate: float = 0.01
+  local_steps: int | None = None
+  local_optimizer: str = "sgd"
+  server_optimizer: str = "sgd"
+  server_learning_rate: float | None = None
   batch_size: int = 32
   num_rounds: int = 300
   time_budget: float | None = None
@@ -87,10 +115,14 @@ class Config:
         ("partition", PARTITIONS),
         ("model", tuple(MODELS)),
         ("method", METHODS),
-        ("controller", CONTROLLERS),
+        ("controller", (None, *CONTROLLERS)),
+        ("local_optimizer", tuple(OPTIMIZERS)),
+        ("server_optimizer", tuple(OPTIMIZERS)),
     ):
       value = getattr(self, field)
-      _require(value in names, field, value, f"one of {', '.join(names)}")
+      allowed = ", ".join(name for name in names if name)
+      _require(value in names, field, value, f"one of {allowed}")
+    self._check_combinations()
     known = self.dataset in DATASETS or self.dataset.startswith("npz:")
     names = ", ".join(DATASETS)
     _require(known, "dataset", self.dataset, f"{names} or npz:PATH")
@@ -101,6 +133,8 @@ class Config:
         ("k_max", 2),
         ("comm_time", 0),
         ("batch_size", 1),
+        ("exp3_arms", 1),
+        ("local_steps", 1),
         ("num_rounds", 1),
         ("eval_every", 1),
         ("client_chunk", 1),
@@ -116,7 +150,13 @@ class Config:
     _require(
         self.batch_size <= 2**20, "batch_size", self.batch_size, "at most 2^20"
     )
-    for field in ("learning_rate", "time_budget"):
+    for field in (
+        "learning_rate",
+        "server_learning_rate",
+        "bandit_radius",
+        "bandit_step",
+        "time_budget",
+    ):
       value = getattr(self, field)
       _require(
           value is None or value >= 1 / _LARGEST,
@@ -124,6 +164,40 @@ class Config:
           value,
           f"above 0, at least {1 / _LARGEST:g}",
       )
+
+  def _check_combinations(self):
+    if self.method in DENSE_METHODS:
+      _require(
+          self.controller in (None, "fixed"),
+          "controller",
+          self.controller,
+          f"fixed with --method={self.method}, which has no k to learn",
+      )
+      _require(
+          not self.per_layer,
+          "per_layer",
+          self.per_layer,
+          f"false with --method={self.method}, which sends all layers whole",
+      )
+    _require(
+        (self.replay is not None) == (self.controller == "replay"),
+        "replay",
+        self.replay,
+        "a run's folder with --controller=replay, and unset without",
+    )
+
+  @property
+  def used_controller(self) -> str:
+    """The controller, where None is settled."""
+    if self.controller is not None:
+      return self.controller
+    return "fixed" if self.method in DENSE_METHODS else "sign_interval"
+
+  def used_local_steps(self, dim: int) -> int:
+    """tau, where None is settled, for a model of D = `dim` weights."""
+    if self.local_steps is not None:
+      return self.local_steps
+    return math.ceil(dim / (2 * self.k)) if self.method == "fedavg" else 1
 
   def k_interval(self, dim: int) -> tuple[float, float]:
     """The interval of k for a model of D = `dim` weights.
@@ -140,7 +214,7 @@ class Config:
     k_min = max(2.0, 0.002 * dim) if self.k_min is None else self.k_min
     k_max = float(dim) if self.k_max is None else self.k_max
     _require(self.k <= dim, "k", self.k, f"at most the model's {dim} weights")
-    if self.controller == "fixed":
+    if self.used_controller in ("fixed", "replay"):
       return k_min, k_max
     _require(k_min <= dim, "k_min", k_min, f"at most the model's {dim} weights")
     _require(

@@ -1,10 +1,12 @@
 """How k moves from round to round: the rules, as (init, update) pairs."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from agsfl.cost import cost_slope
 from agsfl.types import KController, KProposal
@@ -22,7 +24,7 @@ def fixed(k: float) -> KController:
     del key, observed
     return proposal(), state
 
-  return KController(init, update, probes=False)
+  return KController(init, update, observes=False, probes=False)
 
 
 def _propose(k, step_length, k_min):
@@ -35,11 +37,38 @@ def _propose(k, step_length, k_min):
   return KProposal(k, jnp.clip(k - step_length / 2.0, floor, k - 1.0))
 
 
-class SignState(NamedTuple):
-  """State of `sign_descent`: k, and the number of rounds done."""
+class DescentState(NamedTuple):
+  """State of a descent on one interval.
+
+  Attributes:
+    k: [] f32.
+    rounds: [] i32, rounds done.
+  """
 
   k: jax.Array
   rounds: jax.Array
+
+
+def _descent(k_init, k_min, k_max, slope_of):
+  """k_{m+1} = P_K(k_m - delta_m slope_of(CostSlope)), as a KController."""
+  width = k_max - k_min  # B
+
+  def step_length(rounds):  # delta_m, m = rounds + 1
+    return width / jnp.sqrt(2.0 * (rounds + 1.0))
+
+  def init(key):
+    del key
+    state = DescentState(jnp.float32(k_init), jnp.int32(0))
+    return _propose(state.k, step_length(state.rounds), k_min), state
+
+  def update(key, observed, state):
+    del key
+    slope = slope_of(cost_slope(observed))
+    k = jnp.clip(state.k - step_length(state.rounds) * slope, k_min, k_max)
+    state = DescentState(k, state.rounds + 1)
+    return _propose(k, step_length(state.rounds), k_min), state
+
+  return KController(init, update, observes=True, probes=True)
 
 
 def sign_descent(k_init: float, k_min: float, k_max: float) -> KController:
@@ -57,24 +86,30 @@ def sign_descent(k_init: float, k_min: float, k_max: float) -> KController:
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 2.
   """
-  width = k_max - k_min  # B
+  return _descent(k_init, k_min, k_max, lambda slope: slope.sign)
 
-  def step_length(rounds):  # delta_m, m = rounds + 1
-    return width / jnp.sqrt(2.0 * (rounds + 1.0))
 
-  def init(key):
-    del key
-    state = SignState(jnp.float32(k_init), jnp.int32(0))
-    return _propose(state.k, step_length(state.rounds), k_min), state
+def value_descent(k_init: float, k_min: float, k_max: float) -> KController:
+  """Descent on k by the value of the estimated slope of the cost.
 
-  def update(key, observed, state):
-    del key
-    sign = cost_slope(observed).sign
-    k = jnp.clip(state.k - step_length(state.rounds) * sign, k_min, k_max)
-    state = SignState(k, state.rounds + 1)
-    return _propose(k, step_length(state.rounds), k_min), state
+  `sign_descent` with the slope itself, time per element, in the place of its
+  sign: k_{m+1} = P_K(k_m - delta_m slope_m), delta_m = B / sqrt(2 m). So how
+  far k moves depends on the unit of time and on how steep the cost is, which
+  the sign leaves out. A round without a usable slope leaves k where it is and
+  still counts for m.
 
-  return KController(init, update, probes=True)
+  Args:
+    k_init: k_1, elements.
+    k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+
+  Returns:
+    A controller that probes.
+
+  Source: Han, Wang, Leung, ICDCS 2020, the value-based descent of the
+  experiments.
+  """
+  value_of = lambda slope: jnp.where(slope.valid, slope.value, 0.0)
+  return _descent(k_init, k_min, k_max, value_of)
 
 
 class IntervalState(NamedTuple):
@@ -179,4 +214,49 @@ def sign_interval(
     )
     return _propose(k, step_length(state), k_min), state
 
-  return KController(init, update, probes=True)
+  return KController(init, update, observes=True, probes=True)
+
+
+class ReplayState(NamedTuple):
+  """State of `replay`: [] i32, where in the sequence the next round stands."""
+
+  index: jax.Array
+
+
+def replay(ks: Sequence[float]) -> KController:
+  """Plays a recorded sequence of k; nothing is measured.
+
+  Args:
+    ks: [T] elements, k of rounds 1..T; each later round plays the last.
+
+  Returns:
+    A controller that neither observes nor probes.
+
+  Raises:
+    ValueError: `ks` is not a sequence of at least one number, or one of its
+      numbers is not finite and at least 1.
+
+  Source: Han, Wang, Leung, ICDCS 2020, the experiments that use the k learned
+  at one communication time at another.
+  """
+  ks = np.asarray(ks, np.float32)
+  if ks.ndim != 1 or not ks.size:
+    raise ValueError(f"ks must be a sequence of numbers, has shape {ks.shape}")
+  wrong = np.flatnonzero(~(np.isfinite(ks) & (ks >= 1)))
+  if wrong.size:
+    at = wrong[0]
+    raise ValueError(f"ks[{at}] must be finite and at least 1, is {ks[at]}")
+
+  def propose(index):
+    k = jnp.asarray(ks)[index]
+    return KProposal(k, k), ReplayState(index)
+
+  def init(key):
+    del key
+    return propose(jnp.int32(0))
+
+  def update(key, observed, state):
+    del key, observed
+    return propose(jnp.minimum(state.index + 1, len(ks) - 1))
+
+  return KController(init, update, observes=False, probes=False)

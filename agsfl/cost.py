@@ -9,8 +9,8 @@ from agsfl.types import Observation
 
 
 def round_time(
-    k_up: jax.Array,
-    k_down: jax.Array,
+    volume_up: jax.Array,
+    volume_down: jax.Array,
     *,
     dim: int,
     comm_time: float,
@@ -18,11 +18,10 @@ def round_time(
 ) -> jax.Array:
   """Normalised duration of a round, theta_m(k).
 
-  A sparse element is two numbers, its index and its value.
-
   Args:
-    k_up: [] elements that each client sends, 0..dim.
-    k_down: [] elements that the server sends, 0..dim.
+    volume_up: [] numbers that each client sends; a sparse element is two, its
+      index and its value.
+    volume_down: [] numbers that the server sends.
     dim: D.
     comm_time: beta, the time to send D values up and down; the unit is the
       computation of one minibatch gradient at all clients.
@@ -33,11 +32,11 @@ def round_time(
 
   Source: Han, Wang, Leung, ICDCS 2020, normalised time of the experiments.
 
-  >>> float(round_time(50, 50, dim=200, comm_time=10.0))
+  >>> float(round_time(100, 100, dim=200, comm_time=10.0))
   6.0
   """
-  elements = jnp.float32(k_up) + jnp.float32(k_down)
-  return compute + comm_time * 2.0 * elements / (2.0 * dim)
+  volume = jnp.float32(volume_up) + jnp.float32(volume_down)
+  return compute + comm_time * volume / (2.0 * dim)
 
 
 class CostSlope(NamedTuple):

@@ -1,13 +1,10 @@
-"""FAB's choice of coordinates: J, and what each client sends of it."""
-
-from typing import NamedTuple
+"""FAB's choice of J: the clients' largest entries, rank by rank."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from agsfl import topk, windows
-from agsfl.types import Split
+from agsfl import topk, uplink, windows
 
 
 def _fill(clients, window, k):
@@ -30,81 +27,6 @@ def _fill(clients, window, k):
   return union | (topk.at_or_above(waiting, last) & (waiting > 0))
 
 
-def _aggregate(clients, weights, mask, last):
-  """b [D], and how much of each client it holds [N].
-
-  The mean is by data size; the divisor is C, whoever sent.
-  """
-
-  def part(accumulated, weight, last):
-    result = split(accumulated, mask, last)
-    return weight * result.sent, jnp.sum(result.mask)
-
-  zeros = jnp.zeros(mask.shape, jnp.float32)
-  return clients.fold(part, jnp.add, zeros, weights, last)
-
-
-def _aggregate_few(clients, weights, mask, order, k):
-  """The same, where `order` [N, W] holds each client's k largest entries.
-
-  One client after another, as a client's coordinates differ: the sum has one
-  order on every platform.
-  """
-  among_first = lax.iota(jnp.int32, order.shape[1]) < k
-
-  def add(aggregate, client):
-    accumulated, weight, order = client
-    used = among_first & mask[order]
-    sent = jnp.where(used, weight * accumulated[order], 0.0)
-    aggregate = aggregate.at[order].add(sent, unique_indices=True)
-    return aggregate, jnp.sum(used & (weight > 0))
-
-  zeros = jnp.zeros(mask.shape, jnp.float32)
-  arguments = (clients.accumulated, weights, order)
-  aggregate, contributed = lax.scan(add, zeros, arguments)
-  return lax.psum(aggregate, clients.axes), contributed
-
-
-def split(
-    accumulated: jax.Array, mask: jax.Array, last: topk.Entry
-) -> Split:
-  """One client's part of a choice.
-
-  Args:
-    accumulated: [D] f32, a_i.
-    mask: [D] bool, J.
-    last: [] the last entry of J_i.
-
-  Returns:
-    The split; `sent + residual == accumulated`, bit for bit but for the sign
-    of a zero.
-
-  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
-  """
-  used = topk.at_or_above(topk.magnitude_key(accumulated), last) & mask
-  return Split(
-      mask=used,
-      sent=jnp.where(used, accumulated, 0.0),
-      residual=jnp.where(used, 0.0, accumulated),
-  )
-
-
-class Choice(NamedTuple):
-  """What is sent, in little memory.
-
-  Attributes:
-    mask: [D] bool, J.
-    last: [N] the last entry of each J_i; above all where J_i is empty.
-    aggregate: [D] f32, b.
-    contributed: [N] i32, |J_i and J|.
-  """
-
-  mask: jax.Array
-  last: topk.Entry
-  aggregate: jax.Array
-  contributed: jax.Array
-
-
 def choose(
     accumulated: jax.Array,
     weights: jax.Array,
@@ -113,7 +35,7 @@ def choose(
     width: int,
     axes: tuple[str, ...],
     client_chunk: int | None,
-) -> Choice:
+) -> uplink.Choice:
   """The choices for several k on the same gradients.
 
   Args:
@@ -132,14 +54,17 @@ def choose(
   """
   num_clients, dim = accumulated.shape
   width = min(width, dim)
-  active = weights > 0
-  clients = windows.Clients(accumulated, active, axes, client_chunk)
-  everything = topk.Entry(jnp.int32(0), jnp.int32(dim))
+  clients = uplink.Clients(accumulated, weights, axes, client_chunk)
   # Below W, kappa <= k lies in the first window, and so does the k-th entry.
   deep = (ks >= width) & (ks < dim)
+
+  def count_and_guess():
+    counts = uplink.count(clients)
+    return counts, windows.guess_sizes(clients, counts)
+
   counts, guessed = lax.cond(
       jnp.any(deep),
-      lambda: windows.count_and_guess(clients),
+      count_and_guess,
       lambda: (
           jnp.zeros((num_clients, topk.NUM_BINS), jnp.int32),
           jnp.zeros(dim + 1, jnp.int32),
@@ -152,41 +77,17 @@ def choose(
       lambda: windows.open_window(clients, None, width),
   )
   searched = (ks < dim) & ~jax.vmap(first.holds_kappa)(ks)
+  sent = uplink.Uplink(clients, first.order, counts)
 
   def one(case):
     k, is_searched = case
-    is_dense = k >= dim
-
     window = lax.cond(
         is_searched,
         lambda: windows.search(clients, counts, guessed, k, first),
         lambda: first,
     )
-    mask = _fill(clients, window, k) | is_dense
-
-    def silenced(last):
-      sends = active & (k > 0)
-      return jax.tree.map(
-          lambda some, none: jnp.where(sends, some, none),
-          last,
-          topk.above_all(),
-      )
-
-    def few():
-      last = clients.entries_at(first.order[:, jnp.maximum(k - 1, 0)])
-      return silenced(last), *_aggregate_few(
-          clients, weights, mask, first.order, k
-      )
-
-    def many():
-      last = lax.cond(
-          is_dense,
-          lambda: jax.tree.map(lambda x: jnp.full(num_clients, x), everything),
-          lambda: windows.nth_largest(clients, counts, k),
-      )
-      last = silenced(last)
-      return last, *_aggregate(clients, weights, mask, last)
-
-    return Choice(mask, *lax.cond(k < width, few, many))
+    mask = _fill(clients, window, k) | (k >= dim)
+    last = sent.last(k)
+    return uplink.Choice(mask, last, *sent.sums(k, last, mask))
 
   return lax.map(one, (ks, searched))

@@ -106,7 +106,7 @@ def flatten(
   return Model(
       init=lambda key: ravel_pytree(init(key))[0],
       apply=lambda params, images: apply(by_layer(params), images),
-      dim=flat.size,
+      sizes=tuple(leaf.size for leaf in jax.tree.leaves(shapes)),
   )
 
 

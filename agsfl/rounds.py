@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from agsfl import topk
-from agsfl.client import build_client
+from agsfl.client import LocalTraining, build_client
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData
 from agsfl.models import sample_losses
@@ -41,27 +42,29 @@ def build_round(
     sparsifier: Sparsifier,
     controller: KController,
     *,
-    learning_rate: float,
+    server: optax.GradientTransformation,
     batch_size: int,
     comm_time: float,
     client_chunk: int | None,
+    training: LocalTraining | None = None,
     axes: tuple[str, ...] = (),
 ) -> Round:
   """Composes a round of gradient sparsification.
 
   Every draw comes from the root key, the round and the client, so results do
   not depend on chunking, devices or where a run was resumed. A round whose
-  gradients are not all finite selects with k = 0: it changes no weight, and
+  gradients are not all finite selects with k = 0: nothing is sent, and
   `RoundInfo.finite` is False. Clients without samples take no part.
 
   Args:
     model: the network.
     sparsifier: what is sent.
     controller: how k moves.
-    learning_rate: eta.
-    batch_size: samples per client and round.
+    server: applies b to the weights; the paper's is plain SGD, `optax.sgd`.
+    batch_size: samples per minibatch.
     comm_time: beta, see `cost.round_time`.
     client_chunk: see `map_clients`.
+    training: what clients do between exchanges; None for one gradient.
     axes: mesh axes over which clients are split, the sparsifier's too; () for
       none.
 
@@ -70,15 +73,16 @@ def build_round(
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 1 and Sec. IV.
   """
-  local_result = build_client(model, batch_size)
+  local_result = build_client(model, batch_size, training)
   over_clients = lambda x: lax.psum(jnp.sum(x), axes)
-  # Online learning evaluates one more sample per client.
-  compute = 1.0 + (1.0 / batch_size if controller.probes else 0.0)
+  compute = 1.0 if training is None else float(training.steps)
+  if controller.observes:
+    compute += 1.0 / batch_size  # one more sample per client
 
   def theta(selection):
     return round_time(
-        selection.k_up,
-        selection.k_down,
+        selection.volume_up,
+        selection.volume_down,
         dim=model.dim,
         comm_time=comm_time,
         compute=compute,
@@ -94,6 +98,7 @@ def build_round(
         params=params,
         residual=jnp.zeros((num_clients, model.dim), params.dtype),
         sparsifier=sparsifier.init(num_clients, model.dim),
+        server=server.init(params),
         controller=controller_state,
         proposal=proposal,
         round_index=jnp.int32(0),
@@ -129,6 +134,13 @@ def build_round(
         one, accumulated, (selection.clients,), client_chunk
     )[0]
 
+  def apply(state, selection):
+    """The server's step: w(m), and the optimiser's state."""
+    updates, server_state = server.update(
+        selection.aggregate, state.server, state.params
+    )
+    return optax.apply_updates(state.params, updates), server_state
+
   def observe(weights, local, params, selections, moved):
     """Times and one-sample losses for k and k'."""
 
@@ -136,15 +148,16 @@ def build_round(
       logits = model.apply(params, local.image)
       return over_clients(weights * sample_losses(logits, local.label))
 
-    selection, probe = selections
+    selection, probe = selections[0], selections[-1]
+    loss_after = loss_at(moved[0])
     return Observation(
-        k=selection.k_down.astype(jnp.float32),
-        k_probe=probe.k_down.astype(jnp.float32),
+        k=selection.k_up.astype(jnp.float32),
+        k_probe=probe.k_up.astype(jnp.float32),
         time=theta(selection),
         time_probe=theta(probe),
         loss_before=loss_at(params),
-        loss_after=loss_at(moved[0]),
-        loss_probe=loss_at(moved[1]),
+        loss_after=loss_after,
+        loss_probe=loss_at(moved[1]) if controller.probes else loss_after,
     )
 
   def step(root_key, data: ClientData, state: RoundState):
@@ -172,24 +185,25 @@ def build_round(
     chosen = jax.vmap(select)(jnp.stack(ks))
     chosen = [jax.tree.map(lambda x, i=i: x[i], chosen) for i in range(len(ks))]
     selections = [selection for selection, _ in chosen]
-    moved = [
-        state.params - learning_rate * selection.aggregate
-        for selection in selections
-    ]
-    sign = jnp.float32(jnp.nan)
-    proposal, controller_state = state.proposal, state.controller
+    moved = [apply(state, selection) for selection in selections]
+    sign, observed = jnp.float32(jnp.nan), None
+    if controller.observes:
+      observed = observe(
+          weights, local, state.params, selections, [w for w, _ in moved]
+      )
     if controller.probes:
-      observed = observe(weights, local, state.params, selections, moved)
       slope = cost_slope(observed)
       sign = jnp.where(slope.valid, slope.sign, jnp.nan)
-      proposal, controller_state = controller.update(
-          key_update, observed, state.controller
-      )
+    proposal, controller_state = controller.update(
+        key_update, observed, state.controller
+    )
     selection, sparsifier_state = chosen[0]
+    params, server_state = moved[0]
     new_state = RoundState(
-        params=moved[0],
+        params=params,
         residual=residuals(accumulated, selection),
         sparsifier=sparsifier_state,
+        server=server_state,
         controller=controller_state,
         proposal=proposal,
         round_index=round_index,

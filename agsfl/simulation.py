@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agsfl import controllers, devices, models, sparsifiers
+from agsfl import bandits, controllers, devices, models, sparsifiers
+from agsfl.client import LocalTraining
 from agsfl.config import Config, ConfigError
 from agsfl.data import FederatedData
 from agsfl.evaluation import Evaluation, build_evaluate
+from agsfl.layerwise import per_layer
+from agsfl.optimizers import OPTIMIZERS
 from agsfl.over_clients import CLIENT_CHUNK
 from agsfl.programs import ROUNDS_PER_CALL
+from agsfl.records import read_rows
 from agsfl.rounds import build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
 
@@ -39,28 +43,64 @@ class Step(NamedTuple):
 
 
 def build_sparsifier(
-    config: Config, axes: tuple[str, ...], client_chunk: int | None
+    config: Config,
+    model: Model,
+    axes: tuple[str, ...],
+    client_chunk: int | None,
 ) -> Sparsifier:
   """The sparsifier that the settings name, for clients split over `axes`."""
-  return {"fab_top_k": sparsifiers.fab_top_k}[config.method](
-      axes=axes, client_chunk=client_chunk
-  )
+  name = "send_all" if config.method == "fedavg" else config.method
+  sparsifier = sparsifiers.METHODS[name](axes, client_chunk)
+  return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
 
 
 def build_controller(config: Config, dim: int) -> KController:
   """The controller that the settings name, for a model of `dim` weights.
 
   Raises:
-    ConfigError: k or its interval does not fit the model.
+    ConfigError: k or its interval does not fit the model, or a record to
+      replay is none.
   """
-  k_min, k_max = config.k_interval(dim)
+  interval = config.k_interval(dim)
+  horizon = config.num_rounds
   return {
       "fixed": lambda: controllers.fixed(config.k),
-      "sign": lambda: controllers.sign_descent(config.k, k_min, k_max),
-      "sign_interval": lambda: controllers.sign_interval(
-          config.k, k_min, k_max
+      "sign": lambda: controllers.sign_descent(config.k, *interval),
+      "sign_interval": lambda: controllers.sign_interval(config.k, *interval),
+      "value": lambda: controllers.value_descent(config.k, *interval),
+      "exp3": lambda: bandits.exp3(*interval, horizon, config.exp3_arms),
+      "bandit": lambda: bandits.bandit(
+          config.k,
+          *interval,
+          horizon,
+          radius=config.bandit_radius,
+          step=config.bandit_step,
       ),
-  }[config.controller]()
+      "replay": lambda: controllers.replay(_recorded_ks(config.replay, dim)),
+  }[config.used_controller]()
+
+
+def _recorded_ks(workdir, dim):
+  try:
+    ks = [row["k"] for row in read_rows(workdir)]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(
+        f"--replay={workdir}: must be the folder of a run ({error!r})"
+    ) from error
+  if not ks or not all(1 <= k <= dim for k in ks):
+    raise ConfigError(
+        f"--replay={workdir}: must record k from 1 to the model's {dim} weights"
+    )
+  return ks
+
+
+def build_training(config: Config, dim: int) -> LocalTraining | None:
+  """What clients do between exchanges; None for one plain gradient."""
+  steps = config.used_local_steps(dim)
+  if steps == 1 and config.local_optimizer == "sgd":
+    return None
+  rate = config.learning_rate
+  return LocalTraining(steps, OPTIMIZERS[config.local_optimizer](rate), rate)
 
 
 class Simulation(NamedTuple):
@@ -104,9 +144,12 @@ def build(config: Config, data: FederatedData) -> Simulation:
   client_chunk = config.client_chunk or CLIENT_CHUNK.get(platform)
   simulated = build_round(
       model,
-      build_sparsifier(config, (devices.AXIS,), client_chunk),
+      build_sparsifier(config, model, (devices.AXIS,), client_chunk),
       build_controller(config, model.dim),
-      learning_rate=config.learning_rate,
+      server=OPTIMIZERS[config.server_optimizer](
+          config.server_learning_rate or config.learning_rate
+      ),
+      training=build_training(config, model.dim),
       batch_size=config.batch_size,
       comm_time=config.comm_time,
       client_chunk=client_chunk,

@@ -1,18 +1,20 @@
 """Which gradient elements travel: the methods, as (init, select, split)."""
 
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_batching import custom_vmap, sequential_vmap
 
-from agsfl import fab
+from agsfl import fab, fub, uplink
 from agsfl.types import Selection, Sparsifier
 
-# A wider window holds more of the ranks that matter, a narrower one sorts
-# faster: on CPU 64 of 444,062 entries take 0.9 ms, 1024 1.4, 4096 3.2.
-_FAB_WINDOW = 1024
+# Numbers per element of a message: its index and its value, or the value alone
+# where both sides know the indices.
+_SPARSE, _PLAIN = 2.0, 1.0
 
 
 def _shared_choice(choose):
@@ -47,10 +49,53 @@ def _shared_choice(choose):
   return choose_one
 
 
+def _stateless(num_clients, dim):
+  del num_clients, dim
+  return ()
+
+
+def check_arguments(accumulated, weights, k):
+  """Ranks and types of what `select` takes, at trace time."""
+  chex.assert_rank([accumulated, weights, k], [2, 1, 0])
+  chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
+
+
+def _selection(choice, k_up, numbers):
+  k_down = jnp.sum(choice.mask)
+  return Selection(
+      mask=choice.mask,
+      aggregate=choice.aggregate,
+      k_up=k_up,
+      k_down=k_down,
+      volume_up=numbers * k_up.astype(jnp.float32),
+      volume_down=numbers * k_down.astype(jnp.float32),
+      contributed=choice.contributed,
+      clients=choice.clients,
+  )
+
+
+def _top_k(choose, window, axes, client_chunk):
+  """A method by its `choose`, without state, that sends sparse messages."""
+  choose = _shared_choice(
+      functools.partial(
+          choose, width=window, axes=axes, client_chunk=client_chunk
+      )
+  )
+
+  def select(key, accumulated, weights, k, state):
+    del key
+    check_arguments(accumulated, weights, k)
+    k = jnp.minimum(k, accumulated.shape[1])
+    choice = choose(accumulated, weights, k)
+    return _selection(choice, k, _SPARSE), state
+
+  return Sparsifier(_stateless, select, uplink.split)
+
+
 def fab_top_k(
-    window: int = _FAB_WINDOW,
     axes: tuple[str, ...] = (),
     client_chunk: int | None = None,
+    window: int = uplink.WIDTH,
 ) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
@@ -61,41 +106,180 @@ def fab_top_k(
   client of weight 0 sends nothing.
 
   Args:
-    window: entries of each client that are sorted at a time; it changes the
-      cost, never the result.
     axes: mesh axes over which clients are split; () for none.
     client_chunk: 1: clients one after another, in little memory; else all at
       once.
+    window: entries of each client that are sorted at a time; it changes the
+      cost, never the result.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
   """
-  choose = _shared_choice(
-      functools.partial(
-          fab.choose, width=window, axes=axes, client_chunk=client_chunk
+  return _top_k(fab.choose, window, axes, client_chunk)
+
+
+def fub_top_k(
+    axes: tuple[str, ...] = (),
+    client_chunk: int | None = None,
+    window: int = uplink.WIDTH,
+) -> Sparsifier:
+  """Fairness-unaware bidirectional top-k, flat: J is the k largest |b_j|.
+
+  A client whose entries are small may contribute nothing, round after round.
+
+  Args:
+    axes, client_chunk, window: see `fab_top_k`.
+
+  Returns:
+    A sparsifier without state.
+
+  Source: Han, Wang, Leung, ICDCS 2020, FUB-top-k.
+  """
+  return _top_k(fub.choose_flat, window, axes, client_chunk)
+
+
+def fub_top_k_tree(
+    axes: tuple[str, ...] = (),
+    client_chunk: int | None = None,
+    window: int = uplink.WIDTH,
+) -> Sparsifier:
+  """FUB-top-k by pairwise merges, each cut to its k largest (gTop-k).
+
+  What a merge drops goes back to the residuals of the clients below it, so
+  no gradient is lost here either.
+
+  Args:
+    axes, client_chunk, window: see `fab_top_k`.
+
+  Returns:
+    A sparsifier without state.
+
+  Source: Shi et al., "A Distributed Synchronous SGD Algorithm with Global
+  Top-k Sparsification for Low Bandwidth Networks", ICDCS 2019; as FUB-top-k in
+  Han, Wang, Leung, ICDCS 2020.
+  """
+  tree = _top_k(fub.choose_tree, window, axes, client_chunk)
+  return tree._replace(
+      split=lambda accumulated, mask, used: uplink.split_where(
+          accumulated, used & mask
       )
   )
 
+
+def unidirectional_top_k(
+    axes: tuple[str, ...] = (),
+    client_chunk: int | None = None,
+    window: int = uplink.WIDTH,
+) -> Sparsifier:
+  """Top-k on the way up alone: J is all that any client sent, up to N k.
+
+  Args:
+    axes, client_chunk, window: see `fab_top_k`.
+
+  Returns:
+    A sparsifier without state.
+
+  Source: Han, Wang, Leung, ICDCS 2020, unidirectional top-k.
+  """
+  return _top_k(fub.choose_union, window, axes, client_chunk)
+
+
+def _common(accumulated, weights, mask, axes, client_chunk):
+  """The choice of a J that all clients know beforehand."""
+  clients = uplink.Clients(accumulated, weights, axes, client_chunk)
+  last = uplink.everything(clients, jnp.any(mask))
+  return uplink.Choice(mask, last, *uplink.sums(clients, last, mask))
+
+
+class PeriodState(NamedTuple):
+  """State of `periodic_k`.
+
+  Attributes:
+    place: [D] i32, each coordinate's place in the current permutation.
+    sent: [] i32, how many places of it are sent.
+  """
+
+  place: jax.Array
+  sent: jax.Array
+
+
+def periodic_k(
+    axes: tuple[str, ...] = (), client_chunk: int | None = None
+) -> Sparsifier:
+  """k random coordinates, the same at all clients, each once per period.
+
+  The last round of a period sends what is left, so it may be less than k; the
+  next one begins a new permutation. Indices follow from a seed that is known
+  to all, so an element is one number, its value; the authors' code counts two.
+
+  Args:
+    axes, client_chunk: see `fab_top_k`.
+
+  Returns:
+    A sparsifier.
+
+  Source: Han, Wang, Leung, ICDCS 2020, periodic-k.
+  """
+
   def init(num_clients, dim):
-    del num_clients, dim
-    return ()
+    del num_clients
+    return PeriodState(jnp.zeros(dim, jnp.int32), jnp.int32(dim))
+
+  def select(key, accumulated, weights, k, state):
+    check_arguments(accumulated, weights, k)
+    dim = accumulated.shape[1]
+    # Not k but the state alone decides this, so that it stays a branch when
+    # several k are tried.
+    begins = state.sent >= dim
+    place = lax.cond(
+        begins,
+        lambda: jax.random.permutation(key, jnp.arange(dim, dtype=jnp.int32)),
+        lambda: state.place,
+    )
+    sent = jnp.where(begins, 0, state.sent)
+    k = jnp.minimum(k, dim - sent)
+    mask = (place >= sent) & (place < sent + k)
+    choice = _common(accumulated, weights, mask, axes, client_chunk)
+    selection = _selection(choice, k, _PLAIN)
+    return selection, PeriodState(place, sent + k)
+
+  return Sparsifier(init, select, uplink.split)
+
+
+def send_all(
+    axes: tuple[str, ...] = (), client_chunk: int | None = None
+) -> Sparsifier:
+  """All D elements, whatever k; with k = 0 none.
+
+  Args:
+    axes, client_chunk: see `fab_top_k`.
+
+  Returns:
+    A sparsifier without state, whose residuals stay zero.
+
+  Source: Han, Wang, Leung, ICDCS 2020, send-all.
+  """
 
   def select(key, accumulated, weights, k, state):
     del key
-    chex.assert_rank([accumulated, weights, k], [2, 1, 0])
-    chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
-    k = jnp.minimum(k, accumulated.shape[1])
-    choice = choose(accumulated, weights, k)
-    selection = Selection(
-        mask=choice.mask,
-        aggregate=choice.aggregate,
-        k_up=k,
-        k_down=jnp.sum(choice.mask),
-        contributed=choice.contributed,
-        clients=choice.last,
-    )
-    return selection, state
+    check_arguments(accumulated, weights, k)
+    dim = accumulated.shape[1]
+    mask = jnp.broadcast_to(k > 0, dim)
+    choice = _common(accumulated, weights, mask, axes, client_chunk)
+    k = jnp.where(k > 0, dim, 0)
+    return _selection(choice, k, _PLAIN), state
 
-  return Sparsifier(init, select, fab.split)
+  return Sparsifier(_stateless, select, uplink.split)
+
+
+# Every method by name: (axes, client_chunk) -> Sparsifier.
+METHODS = {
+    "fab_top_k": fab_top_k,
+    "fub_top_k": fub_top_k,
+    "fub_top_k_tree": fub_top_k_tree,
+    "unidirectional_top_k": unidirectional_top_k,
+    "periodic_k": periodic_k,
+    "send_all": send_all,
+}

@@ -15,12 +15,17 @@ class Model(NamedTuple):
   Attributes:
     init: key -> [D] f32, the initial weights.
     apply: ([D] weights, [B, ...] f32 images) -> [B, L] logits.
-    dim: D.
+    sizes: of the arrays of weights and biases in the vector, in its order.
   """
 
   init: Callable[[jax.Array], jax.Array]
   apply: Callable[[jax.Array, jax.Array], jax.Array]
-  dim: int
+  sizes: tuple[int, ...]
+
+  @property
+  def dim(self) -> int:
+    """D."""
+    return sum(self.sizes)
 
 
 class Selection(NamedTuple):
@@ -31,6 +36,8 @@ class Selection(NamedTuple):
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
     k_up: [] i32, elements that each client sends.
     k_down: [] i32, elements that the server sends, |J|.
+    volume_up, volume_down: [] f32, what those cost, in numbers: an element of
+      a sparse message is two, its index and its value.
     contributed: [N] i32, elements of each client that the server used.
     clients: a pytree of leading axis N, what `Sparsifier.split` needs beside
       the mask to tell each client's part.
@@ -40,6 +47,8 @@ class Selection(NamedTuple):
   aggregate: jax.Array
   k_up: jax.Array
   k_down: jax.Array
+  volume_up: jax.Array
+  volume_down: jax.Array
   contributed: jax.Array
   clients: PyTree
 
@@ -93,7 +102,7 @@ class Observation(NamedTuple):
   """What a round shows of its cost; all [] f32.
 
   Attributes:
-    k, k_probe: elements really sent, after rounding.
+    k, k_probe: elements that each client sent, after rounding.
     time, time_probe: theta_m(k), theta_m(k'), in rounds of computation.
     loss_before, loss_after, loss_probe: one-sample losses at w(m-1), w(m)
       and w'(m), data-size-weighted means over clients.
@@ -114,11 +123,15 @@ class KController(NamedTuple):
   Attributes:
     init: key -> (KProposal for round 1, state).
     update: (key, Observation, state) -> (KProposal for the next round, state).
-    probes: whether the round must try k_probe and measure one-sample losses.
+    observes: whether the round must measure one-sample losses; without, update
+      gets None for the Observation.
+    probes: whether it must try k_probe too; without, the Observation's values
+      of the probe are those of k.
   """
 
   init: Callable[[jax.Array], tuple[KProposal, PyTree]]
   update: Callable[..., tuple[KProposal, PyTree]]
+  observes: bool
   probes: bool
 
 
@@ -130,6 +143,7 @@ class RoundState:
     params: [D] f32, w(m).
     residual: [N, D] f32, accumulated and not yet sent.
     sparsifier: the sparsifier's state.
+    server: the server optimiser's state.
     controller: the controller's state.
     proposal: k for the next round.
     round_index: [] i32, rounds done, m.
@@ -139,6 +153,7 @@ class RoundState:
   params: jax.Array
   residual: jax.Array
   sparsifier: PyTree
+  server: PyTree
   controller: PyTree
   proposal: KProposal
   round_index: jax.Array

@@ -15,47 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from agsfl import topk
-from agsfl.over_clients import fold_clients, map_clients
-
-_COLLECTIVES = {
-    jnp.minimum: lax.pmin,
-    jnp.add: lax.psum,
-}
-
-
-class Clients(NamedTuple):
-  """The clients of this device.
-
-  Keys are formed where they are used: inside branches and loops a second array
-  of this size would have to be stored and copied.
-
-  Attributes:
-    accumulated: [N, D] f32, a_i.
-    active: [N] bool; a client that is not sends nothing.
-    axes: mesh axes over which N is split; () for none.
-    chunk: clients at a time, see `over_clients`.
-  """
-
-  accumulated: jax.Array
-  active: jax.Array
-  axes: tuple[str, ...]
-  chunk: int | None
-
-  def map(self, function, *arguments):
-    """Over each client's accumulated gradient and further arguments."""
-    return map_clients(function, (self.accumulated, *arguments), self.chunk)
-
-  def fold(self, function, merge, start, *arguments):
-    """The same, merged over all clients, those of other devices too."""
-    merged, results = fold_clients(
-        function, merge, start, (self.accumulated, *arguments), self.chunk
-    )
-    return _COLLECTIVES[merge](merged, self.axes), results
-
-  def entries_at(self, index):
-    """Each client's entry at its own coordinate of `index` [N]."""
-    value = jnp.take_along_axis(self.accumulated, index[:, None], axis=1)
-    return topk.Entry(topk.magnitude_key(value[:, 0]), index)
+from agsfl.over_clients import fold_clients
+from agsfl.uplink import Clients, first_entries, nth_largest
 
 
 class Window(NamedTuple):
@@ -127,7 +88,7 @@ def open_window(
   covered = jnp.zeros(dim, bool)
   if starts is None:
     num_above = jnp.zeros(num_clients, jnp.int32)
-    order = clients.map(lambda a: topk.top(jnp.abs(a), width))
+    order = first_entries(clients, width)
   else:
     covered, (order, num_above) = fold_clients(
         stretch,
@@ -158,7 +119,7 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
 
   Args:
     clients: this device's.
-    counts: [N, NUM_BINS] i32, their `topk.count`.
+    counts: [N, NUM_BINS] i32, their `uplink.count`.
 
   Returns:
     [D + 1] i32.
@@ -181,34 +142,9 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
   return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
 
 
-def count_and_guess(clients: Clients) -> tuple[jax.Array, jax.Array]:
-  """Each client's `topk.count` [N, NUM_BINS], and the `guess_sizes`."""
-  counts = clients.map(lambda a: topk.count(topk.magnitude_key(a)))
-  return counts, guess_sizes(clients, counts)
-
-
 def guess_kappa(guessed: jax.Array, k: jax.Array) -> jax.Array:
   """The last depth q with U(q) <= k, [] i32, by guessed sizes [D + 1]."""
   return jnp.sum(guessed <= k, dtype=jnp.int32) - 1
-
-
-def nth_largest(
-    clients: Clients, counts: jax.Array, q: jax.Array
-) -> topk.Entry:
-  """Each client's q-th entry.
-
-  Args:
-    clients: this device's.
-    counts: [N, NUM_BINS] i32, their `topk.count`.
-    q: [] i32, see `topk.nth_largest`.
-
-  Returns:
-    [N] entries.
-  """
-  return clients.map(
-      lambda a, counts: topk.nth_largest(topk.magnitude_key(a), counts, q),
-      counts,
-  )
 
 
 def search(
@@ -226,7 +162,7 @@ def search(
 
   Args:
     clients: this device's.
-    counts: [N, NUM_BINS] i32, their `topk.count`.
+    counts: [N, NUM_BINS] i32, their `uplink.count`.
     guessed: [D + 1] i32 from `guess_sizes`.
     k: [] i32 below D.
     first: the window at depth 0, or `Window.nowhere`.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import app, flags
 
 from agsfl import devices, models, programs, rounds, sparsifiers
@@ -140,6 +141,7 @@ def _held(k):
   return KController(
       init=lambda key: (proposal(), ()),
       update=lambda key, observed, state: (proposal(), state),
+      observes=True,
       probes=True,
   )
 
@@ -150,9 +152,9 @@ def _build_round(k, learning_rate=0.01):
   client_chunk = CLIENT_CHUNK.get(jax.default_backend())
   return rounds.build_round(
       models.build("cnn", _SHAPE, _CLASSES),
-      sparsifiers.fab_top_k(axes=axes, client_chunk=client_chunk),
+      sparsifiers.fab_top_k(axes, client_chunk),
       _held(k),
-      learning_rate=learning_rate,
+      server=optax.sgd(learning_rate),
       batch_size=_BATCH,
       comm_time=10.0,
       client_chunk=client_chunk,

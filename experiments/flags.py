@@ -14,14 +14,26 @@ _HELP = {
     "num_clients": "N. Default: 10, or with natural every client of the data.",
     "model": "Network.",
     "method": "What is sent.",
-    "controller": "How k moves from round to round.",
+    "per_layer": "Method on each array of weights by itself.",
+    "controller": "How k moves from round to round. Default: "
+    "sign_interval, or fixed where the method has no k.",
     "k": "Elements per message; its first value where k is learned.",
     "k_min": "Least k where it is learned. Default: 0.002 D.",
     "k_max": "Largest k where it is learned. Default: D.",
+    "exp3_arms": "Values of k that exp3 plays. Default: every integer.",
+    "bandit_radius": "How far bandit explores, in halves of the interval. "
+    "Default: num_rounds^(-1/4).",
+    "bandit_step": "How far bandit moves. Default: num_rounds^(-3/4).",
+    "replay": "Folder of a run whose k is played again.",
     "comm_time": "Time to send all D weights up and down; 1 is the computation "
     "of one round (beta).",
-    "learning_rate": "Step of the global model (eta).",
-    "batch_size": "Samples per client and round.",
+    "learning_rate": "Step of clients, and of the server by default (eta).",
+    "local_steps": "Steps of each client per round (tau). Default: 1; with "
+    "fedavg ceil(D / 2k).",
+    "local_optimizer": "Optimiser of the clients.",
+    "server_optimizer": "What applies the aggregate.",
+    "server_learning_rate": "Its step. Default: learning_rate.",
+    "batch_size": "Samples per minibatch.",
     "num_rounds": "Rounds at most.",
     "time_budget": "Normalised time after which no round begins.",
     "eval_every": "Rounds between evaluations.",
@@ -38,11 +50,15 @@ _CHOICES = {
     "model": tuple(settings.MODELS),
     "method": settings.METHODS,
     "controller": settings.CONTROLLERS,
+    "local_optimizer": tuple(settings.OPTIMIZERS),
+    "server_optimizer": tuple(settings.OPTIMIZERS),
 }
 
 
 _MAKERS = {
     str: flags.DEFINE_string,
+    str | None: flags.DEFINE_string,
+    bool: flags.DEFINE_boolean,
     int: flags.DEFINE_integer,
     int | None: flags.DEFINE_integer,
     float: flags.DEFINE_float,

@@ -4,6 +4,7 @@ With no flags: FAB-top-k on 5,000 real digits, one class per client, with k
 learned on line.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -23,10 +24,10 @@ from experiments import flags as run_flags
 from experiments import plot
 
 flags.adopt_module_key_flags(run_flags)
-_WORKDIR = flags.DEFINE_string(
+WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for everything the run writes. Default: runs/ and the time.",
+    "Folder for all that is written. Default: runs/ and the time.",
 )
 
 _COLUMNS = (
@@ -89,9 +90,13 @@ def run(config: settings.Config, workdir: Path) -> str:
   federated = data.load(config)
   simulated = simulation.build(config, federated)
   clients = federated.clients
+  dim = simulated.model.dim
   described = {
       **dataclasses.asdict(config),
-      "num_weights": simulated.model.dim,
+      "controller": config.used_controller,
+      "local_steps": config.used_local_steps(dim),
+      "asked": dataclasses.asdict(config),
+      "num_weights": dim,
       "num_clients_used": len(clients.counts),
       "num_train": int(clients.counts.sum()),
       "num_test": len(federated.test_labels),
@@ -116,19 +121,31 @@ def run(config: settings.Config, workdir: Path) -> str:
   return _table(evaluated)
 
 
-def main(argv):
+def start(argv: list[str]):
+  """What every script does first: refuses stray words, sets up JAX."""
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
   # It names every backend that is not there.
   logging.getLogger("jax").setLevel(logging.WARNING)
   # One CPU device for each core, before JAX starts; other platforms ignore it.
   jax.config.update("jax_num_cpu_devices", os.cpu_count())
-  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  workdir = Path(_WORKDIR.value or f"runs/{stamp}")
+
+
+@contextlib.contextmanager
+def one_line_errors():
+  """Ends the program with one line where the user can help it."""
   try:
-    print(run(run_flags.config_from_flags(), workdir))
+    yield
   except (settings.ConfigError, simulation.DivergedError) as error:
     sys.exit(f"error: {error}")
+
+
+def main(argv):
+  start(argv)
+  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  workdir = Path(WORKDIR.value or f"runs/{stamp}")
+  with one_line_errors():
+    print(run(run_flags.config_from_flags(), workdir))
   print(f"records and figures: {workdir}")
 
 

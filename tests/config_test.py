@@ -17,6 +17,13 @@ OUT_OF_RANGE = (
     ("model", "resnet", ("cnn", "mlp")),
     ("method", "top", ("fab_top_k",)),
     ("controller", "sign_", ("fixed", "sign", "sign_interval")),
+    ("local_optimizer", "adagrad", ("sgd", "momentum", "adam")),
+    ("server_optimizer", "", ("sgd", "momentum", "adam")),
+    ("server_learning_rate", 0.0, ("above 0",)),
+    ("local_steps", 0, ("at least 1",)),
+    ("exp3_arms", 0, ("at least 1",)),
+    ("bandit_radius", 0.0, ("above 0",)),
+    ("bandit_step", -1.0, ("above 0",)),
     ("num_clients", 0, ("at least 1",)),
     ("num_clients", -1, ("at least 1",)),
     ("k", 0.0, ("at least 1",)),
@@ -51,6 +58,11 @@ IN_RANGE = (
     ("partition", "natural"),
     ("model", "mlp"),
     ("controller", "fixed"),
+    ("controller", None),
+    ("method", "fedavg"),
+    ("local_steps", 1),
+    ("server_optimizer", "adam"),
+    ("exp3_arms", 1),
     ("num_clients", 1),
     ("num_clients", None),
     ("k", 1.0),
@@ -74,7 +86,18 @@ IN_RANGE = (
     ("seed", 0),
 )
 FLOATS = (
-    "k", "k_min", "k_max", "comm_time", "learning_rate", "time_budget",
+    "k", "k_min", "k_max", "comm_time", "learning_rate",
+    "server_learning_rate", "bandit_radius", "bandit_step", "time_budget",
+)
+# Field, settings that do not go together, what is allowed.
+COMBINATIONS = (
+    ("controller", dict(method="send_all", controller="sign"), "fixed"),
+    ("controller", dict(method="fedavg", controller="exp3"), "fixed"),
+    ("controller", dict(method="fedavg", controller="replay"), "fixed"),
+    ("per_layer", dict(method="send_all", per_layer=True), "false"),
+    ("per_layer", dict(method="fedavg", per_layer=True), "false"),
+    ("replay", dict(controller="replay"), "a run's folder"),
+    ("replay", dict(controller="sign", replay="runs/a"), "unset"),
 )
 
 
@@ -95,6 +118,28 @@ class FieldTest(parameterized.TestCase):
   def test_in_range(self, field, value):
     self.assertEqual(getattr(Config(**{field: value}), field), value)
 
+  @parameterized.parameters(*COMBINATIONS)
+  def test_what_does_not_go_together(self, field, settings, allowed):
+    with self.assertRaises(ConfigError) as caught:
+      Config(**settings)
+    problem = str(caught.exception)
+    self.assertStartsWith(problem, f"--{field}={settings.get(field)}: must be")
+    self.assertIn(allowed, problem)
+
+  @parameterized.parameters(
+      ({}, "sign_interval", 1),
+      (dict(method="fub_top_k"), "sign_interval", 1),
+      (dict(method="send_all"), "fixed", 1),
+      # ceil(100 / (2 * 7)) = ceil(7.14)
+      (dict(method="fedavg", k=7), "fixed", 8),
+      (dict(method="fedavg", local_steps=3), "fixed", 3),
+      (dict(method="fab_top_k", local_steps=5), "sign_interval", 5),
+  )
+  def test_defaults_follow_the_method(self, settings, controller, steps):
+    config = Config(**settings)
+    self.assertEqual(config.used_controller, controller)
+    self.assertEqual(config.used_local_steps(100), steps)
+
   @parameterized.product(field=FLOATS, value=("nan", "inf", "-inf"))
   def test_not_finite(self, field, value):
     with self.assertRaises(ConfigError) as caught:
@@ -105,7 +150,8 @@ class FieldTest(parameterized.TestCase):
 
   def test_no_field_is_left_out(self):
     names = {field.name for field in dataclasses.fields(Config)}
-    self.assertEqual(names, {row[0] for row in OUT_OF_RANGE})
+    wrong = (*OUT_OF_RANGE, *COMBINATIONS)
+    self.assertEqual(names, {row[0] for row in wrong})
     self.assertEqual(
         set(FLOATS),
         {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl import controllers
+from agsfl import bandits, controllers
 from agsfl.types import Observation
 from tests import reference
 
@@ -39,8 +39,17 @@ CONTROLLERS = (
     ("fixed", controllers.fixed(40)),
     ("sign_descent", controllers.sign_descent(60, 10, 110)),
     ("sign_interval", controllers.sign_interval(60, 10, 110, 1.25, 2)),
+    ("value_descent", controllers.value_descent(60, 10, 110)),
+    ("replay", controllers.replay([40, 12.5, 90])),
+    ("exp3", bandits.exp3(10, 110, 100, num_arms=7)),
+    ("exp3_one_k", bandits.exp3(40, 40, 100)),
+    ("bandit", bandits.bandit(60, 10, 110, 100)),
 )
-MOVING = (controllers.sign_descent, controllers.sign_interval)
+MOVING = (
+    controllers.sign_descent,
+    controllers.sign_interval,
+    controllers.value_descent,
+)
 
 
 def observe(k, k_probe, sign):
@@ -62,6 +71,8 @@ def observe(k, k_probe, sign):
 def rollout(controller, observed_of, inputs, key):
   """Plays a round per input in a scan; observed_of(proposal, input) is seen.
 
+  A controller that does not observe is shown None.
+
   Returns:
     (first, after): (KProposal, state) for round 1, and [T, ...] after each.
   """
@@ -69,7 +80,8 @@ def rollout(controller, observed_of, inputs, key):
   def step(carry, x):
     (proposal, state), m = carry
     key_m = jax.random.fold_in(key, m)
-    after = controller.update(key_m, observed_of(proposal, x), state)
+    observed = observed_of(proposal, x) if controller.observes else None
+    after = controller.update(key_m, observed, state)
     return (after, m + 1), after
 
   first = controller.init(jax.random.fold_in(key, 0))
@@ -144,6 +156,38 @@ def near_tie(settings, signs, restarts):
   return False
 
 
+def random_rounds(seed, none):
+  """[ROUNDS] observations; a share `none` has no slope, in any of five ways."""
+  rng = np.random.default_rng(seed)
+  draw = lambda low, high: rng.uniform(low, high, ROUNDS)
+  k_probe = rng.integers(1, 100, ROUNDS)
+  k = k_probe + rng.integers(1, 20, ROUNDS)
+  before = draw(1, 4)
+  after, probe = before - draw(0.1, 1), before - draw(0.1, 1)
+  way = np.where(rng.random(ROUNDS) < none, rng.integers(1, 6, ROUNDS), 0)
+  after = np.select(
+      [way == 1, way == 2, way == 3],
+      [before + 1, before, np.nan],
+      after,
+  )
+  probe = np.select([way == 4, way == 5], [before + 1, -np.inf], probe)
+  rounds = (k, k_probe, draw(1, 10), draw(1, 10), before, after, probe)
+  return Observation(*(x.astype(np.float32) for x in rounds))
+
+
+@functools.cache
+def shower(rule, *settings):
+  key = jax.random.key(0)
+  given = lambda _, observed: observed
+  return jax.jit(lambda seen: rollout(rule(*settings), given, seen, key))
+
+
+def show(rule, settings, rounds):
+  """([T + 1] k, [T + 1] k_probe) where a rule is shown these observations."""
+  first, after = shower(rule, *settings)(jax.tree.map(jnp.asarray, rounds))
+  return [np.append(a, b) for a, b in zip(first[0], after[0], strict=True)]
+
+
 class OracleTest(parameterized.TestCase):
 
   def assert_laws(self, rule, settings, signs, rows):
@@ -187,6 +231,32 @@ class OracleTest(parameterized.TestCase):
     restarts = 1 + np.flatnonzero(states.rounds == 0)
     np.testing.assert_array_equal(restarts, oracle.restarts)
 
+  @hypothesis.settings(max_examples=60, deadline=None)
+  @hypothesis.given(
+      st.sampled_from(SETTINGS),
+      st.integers(0, 2**32 - 1),
+      st.sampled_from((0.0, 0.2, 0.6)),
+  )
+  def test_value_descent(self, settings, seed, none):
+    settings = settings[:3]
+    rounds = random_rounds(seed, none)
+    oracle = reference.ValueDescent(*settings)
+    rows, slopes = [(oracle.k, oracle.probe())], []
+    for k, k_probe, time, time_probe, *losses in zip(*rounds, strict=True):
+      _, slope, _, valid = reference.estimate(
+          time, time_probe, *losses, k, k_probe
+      )
+      oracle.update(slope, valid)
+      rows.append((oracle.k, oracle.probe()))
+      slopes.append(valid)
+    k, k_probe = show(controllers.value_descent, settings, rounds)
+    # Law: equals the oracle; a slope's float32 error grows with the step.
+    for got, want in zip((k, k_probe), np.transpose(rows), strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-5, atol=3e-5 * settings[2])
+    # Law: a round without a slope leaves k.
+    without = ~np.array(slopes)
+    np.testing.assert_array_equal(k[1:][without], k[:-1][without])
+
   @parameterized.parameters(*SETTINGS[:5])
   def test_the_games_restart(self, *settings):
     """What `test_sign_interval` compares does happen."""
@@ -227,6 +297,37 @@ class ScriptTest(absltest.TestCase):
     )
     # The first step is 100 / sqrt(2).
     self.assertAlmostEqual(k_probe[0], 60 - 50 / math.sqrt(2), places=4)
+
+  def test_value_descent(self):
+    """K = [10, 110], so delta is 50, 25, 100 / 6 and 12.5 in four rounds."""
+    rose = (9, 8, 1, 1, 2, 3, 1)
+    nan = (9, 8, 1, 1, 2, math.nan, 1)
+    flat = (9, 8, 1, 1, 2, 1, 2)  # The probe's loss did not fall.
+    rounds = (  # k, k', their times, losses before, with k and with k'
+        nan,
+        # m = 2: falls 1 and 0.5, so k' would have needed 6 * 1 / 0.5 = 12 and
+        # the slope is (10 - 12) / 20 = -0.1: 60 + 50 * 0.1 = 65.
+        (60, 40, 10, 6, 3, 2, 2.5),
+        *[rose] * 5,
+        # m = 8: the slope is (10 - 8) / 5 = 0.4: 65 - 25 * 0.4 = 55.
+        (65, 60, 10, 8, 2, 1, 1),
+        *[flat] * 9,
+        # m = 18: the slope is 30: 55 - 500, cut to 10.
+        (55, 54, 40, 10, 2, 1, 1),
+        *[nan] * 13,
+        # m = 32: the slope is (2 - 10) / 2 = -4: 10 + 12.5 * 4 = 60.
+        (10, 8, 2, 10, 2, 1, 1),
+    )
+    rounds = Observation(*np.transpose(rounds).astype(np.float32))
+    k, k_probe = show(controllers.value_descent, (60, 10, 110), rounds)
+    expected = [60] * 2 + [65] * 6 + [55] * 10 + [10] * 14 + [60]
+    np.testing.assert_allclose(k, expected, rtol=1e-6)
+    # k - delta / 2 in those four rounds.
+    np.testing.assert_allclose(
+        k_probe[[1, 7, 17, 31]],
+        [60 - 25, 65 - 12.5, 55 - 100 / 12, 10 - 6.25],
+        rtol=1e-6,
+    )
 
   def test_sign_interval(self):
     """K = [10, 110], growth 1.25, reviews of 2 updates, from k = 60."""
@@ -335,7 +436,10 @@ class ContractTest(parameterized.TestCase):
     names = lambda f: list(inspect.signature(f).parameters)
     self.assertEqual(names(controller.init), ["key"])
     self.assertEqual(names(controller.update), ["key", "observed", "state"])
+    self.assertIsInstance(controller.observes, bool)
     self.assertIsInstance(controller.probes, bool)
+    # Law: whatever tries k' looks at what it gave.
+    self.assertGreaterEqual(controller.observes, controller.probes)
     proposal, _ = controller.init(jax.random.key(0))
     for k in proposal:
       self.assertEqual((k.shape, k.dtype), ((), jnp.float32))
@@ -354,7 +458,7 @@ class ContractTest(parameterized.TestCase):
       alone = jax.jit(play)(key)
       mine = jax.tree.map(lambda x, seed=seed: x[seed], both)
       chex.assert_trees_all_equal_shapes_and_dtypes(alone, mine)
-      chex.assert_trees_all_close(alone, mine, rtol=1e-6)
+      chex.assert_trees_all_close(alone, mine, rtol=1e-6, atol=1e-7)
 
   @parameterized.named_parameters(*CONTROLLERS)
   def test_one_trace_for_fifty_k(self, controller):
@@ -363,10 +467,12 @@ class ContractTest(parameterized.TestCase):
     def fifty(wrap, keys, lift):
       chex.clear_trace_counter()
       update = jax.jit(wrap(chex.assert_max_traces(controller.update, 1)))
-      first = wrap(controller.init)(keys)
+      first = jax.jit(wrap(controller.init))(keys)
       after = first
       for k in range(10, 60):
-        observed = observe(jnp.float32(k), jnp.float32(k - 1), k % 5 - 1)
+        observed = None
+        if controller.observes:
+          observed = observe(jnp.float32(k), jnp.float32(k - 1), k % 5 - 1)
         after = update(keys, jax.tree.map(lift, observed), after[1])
       chex.assert_trees_all_equal_shapes_and_dtypes(first, after)
 
@@ -381,6 +487,41 @@ class ContractTest(parameterized.TestCase):
     got, k_probe, _ = play(controllers.fixed, (k,), signs)
     np.testing.assert_array_equal(got, np.full(21, k))
     np.testing.assert_array_equal(k_probe, got)
+
+  @parameterized.parameters(
+      ((40,),),
+      ((40, 12.5, 90, 90, 1),),
+      ([3.25, 1e6],),
+      (np.linspace(5, 1, 25),),  # More than are played.
+  )
+  def test_replay(self, ks):
+    """Law: the sequence, then its last; alone, in jit and in a scan."""
+    oracle = reference.Replay(ks)
+    expected = np.float32([oracle.k, *(oracle.update() for _ in range(20))])
+    controller, key = controllers.replay(ks), jax.random.key(0)
+    scanned, k_probe, _ = play(controllers.replay, (tuple(ks),), [0] * 20)
+    for update in (controller.update, jax.jit(controller.update)):
+      proposal, state = controller.init(key)
+      alone = [proposal.k]
+      for _ in range(20):
+        proposal, state = update(key, None, state)
+        alone.append(proposal.k)
+      np.testing.assert_array_equal(alone, expected)
+    np.testing.assert_array_equal(scanned, expected)
+    np.testing.assert_array_equal(k_probe, expected)
+
+  @parameterized.parameters(
+      ((), "sequence"),
+      (5.0, "sequence"),
+      (((1.0, 2.0),), "sequence"),
+      ((3.0, 0.5, 0.0), r"ks\[1\].* 0.5"),
+      ((3.0, 2.0, math.nan), r"ks\[2\].* nan"),
+      ((math.inf,), r"ks\[0\].* inf"),
+      ((-4,), r"ks\[0\].* -4"),
+  )
+  def test_replay_refuses(self, ks, message):
+    with self.assertRaisesRegex(ValueError, message):
+      controllers.replay(ks)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ class RoundTimeTest(parameterized.TestCase):
     comm_time = data.draw(st.floats(0, 1e3), label="comm_time")
     compute = data.draw(st.floats(0, 1e3), label="compute")
     got = cost.round_time(
-        jnp.int32(k_up),
-        jnp.int32(k_down),
+        jnp.int32(2 * k_up),  # an index and a value each
+        jnp.int32(2 * k_down),
         dim=dim,
         comm_time=comm_time,
         compute=compute,
@@ -111,7 +111,7 @@ class RoundTimeTest(parameterized.TestCase):
   def test_worked(self, k_up, k_down, compute, expected):
     """D = 200, beta = 10."""
     got = cost.round_time(
-        k_up, k_down, dim=200, comm_time=10.0, compute=compute
+        2 * k_up, 2 * k_down, dim=200, comm_time=10.0, compute=compute
     )
     self.assertAlmostEqual(float(got), expected, places=5)
 

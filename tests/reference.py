@@ -447,3 +447,180 @@ class SignInterval:
       self.previous_length = self.length
       self.length = 0
       self.restarts.append(self.rounds)
+
+
+class ValueDescent:
+  """Online descent on the derivative's value over one fixed interval.
+
+  Paper: the value-based descent that the experiments compare with.
+
+  Attributes:
+    k: real, number of elements of the round to come.
+    m: that round's number, from 1.
+  """
+
+  def __init__(self, k_init, k_min, k_max):
+    """Starts at round 1 with k_init, in [k_min, k_max]; all real, elements."""
+    _check(k_init, k_min, k_max)
+    self.k = float(k_init)
+    self.k_min = float(k_min)
+    self.k_max = float(k_max)
+    self.m = 1
+
+  def probe(self):
+    """k' of the round to come; real, in elements. See `_probe`."""
+    b = self.k_max - self.k_min
+    return _probe(self.k, b / math.sqrt(2 * self.m), self.k_min)
+
+  def update(self, slope, valid):
+    """Ends a round and gives the next round's k.
+
+    Args:
+      slope: the estimated derivative, in time per element; see `estimate`.
+      valid: whether there is an estimate; without one k stays, but the round
+        counts.
+
+    Returns:
+      The new k; real, in elements.
+    """
+    if valid:
+      delta = (self.k_max - self.k_min) / math.sqrt(2 * self.m)
+      self.k = _project(self.k - delta * slope, self.k_min, self.k_max)
+    self.m += 1
+    return self.k
+
+
+class Replay:
+  """A recorded sequence of k, its last for ever after; no paper's rule.
+
+  Attributes:
+    k: real, number of elements of the round to come.
+  """
+
+  def __init__(self, ks):
+    """Starts at round 1 with the first of ks."""
+    self.k = float(ks[0])
+    self.rest = [float(k) for k in ks[1:]]
+
+  def update(self):
+    """Ends a round and gives the next round's k."""
+    if self.rest:
+      self.k = self.rest.pop(0)
+    return self.k
+
+
+def fall_per_time(loss_before, loss_after, time):
+  """What a round gained, in loss per minibatch gradient; 0 if not finite."""
+  given = [float(x) for x in (loss_before, loss_after, time)]
+  if not all(math.isfinite(x) for x in given) or given[2] == 0:
+    return 0.0
+  return (given[0] - given[1]) / given[2]
+
+
+class Exp3:
+  """Exponential weights for exploration and exploitation, over integer k.
+
+  Auer, Cesa-Bianchi, Freund, Schapire, "The nonstochastic multiarmed bandit
+  problem", 2002: EXP3, and its gamma for a game of known length. Who uses it
+  draws the arms.
+
+  Attributes:
+    arms: list of ints, elements, ascending.
+    gamma: share of uniform exploration.
+    log_weights: one real per arm; its level means nothing.
+  """
+
+  def __init__(self, k_min, k_max, horizon, num_arms=None):
+    """All arms alike.
+
+    Args:
+      k_min: real, in elements; no arm is below it.
+      k_max: real, in elements; no arm is above it.
+      horizon: T, rounds.
+      num_arms: how many integers, spaced evenly; None means each of them.
+    """
+    low, high = math.ceil(k_min), math.floor(k_max)
+    self.arms = list(range(low, high + 1))
+    if num_arms == 1:
+      self.arms = [low]
+    elif num_arms is not None:
+      half = fractions.Fraction(1, 2)
+      gap = fractions.Fraction(high - low, num_arms - 1)
+      places = {math.floor(low + i * gap + half) for i in range(num_arms)}
+      self.arms = sorted(places)
+    count = len(self.arms)
+    self.gamma = min(
+        1.0,
+        math.sqrt(count * math.log(count) / ((math.e - 1) * horizon)),
+    )
+    self.log_weights = [0.0] * count
+    self.best = 0.0  # The largest fall per time seen.
+
+  def probabilities(self):
+    """A list: what each arm of the round to come is drawn with."""
+    count = len(self.arms)
+    top = max(self.log_weights)
+    weights = [math.exp(w - top) for w in self.log_weights]
+    total = math.fsum(weights)
+    return [(1 - self.gamma) * w / total + self.gamma / count for w in weights]
+
+  def update(self, k, loss_before, loss_after, time):
+    """Ends a round that played the arm k; losses, and time, of that round."""
+    gain = fall_per_time(loss_before, loss_after, time)
+    reward = 0.0
+    if gain > 0:
+      self.best = max(self.best, gain)
+      reward = gain / self.best
+    i = self.arms.index(k)
+    estimate_i = reward / self.probabilities()[i]
+    self.log_weights[i] += self.gamma * estimate_i / len(self.arms)
+
+
+class Bandit:
+  """Descent on k without a gradient: one cost a round, at a random side.
+
+  Flaxman, Kalai, McMahan, "Online convex optimization in the bandit setting",
+  2005, in one dimension, on [k_min, k_max] scaled to [-1, 1]. Who uses it
+  draws the sides.
+
+  Attributes:
+    x: real in [-1, 1], the point that moves.
+  """
+
+  def __init__(self, k_init, k_min, k_max, horizon, radius=None, step=None):
+    """Starts as near to k_init as leaves room for the radius.
+
+    Args:
+      k_init: real, in elements.
+      k_min: real, in elements.
+      k_max: real, in elements.
+      horizon: T, rounds.
+      radius: delta; None means T^(-1/4); at most 1.
+      step: eta, on the gradient's estimate; None means T^(-3/4).
+    """
+    _check(k_init, k_min, k_max)
+    self.k_min = float(k_min)
+    self.k_max = float(k_max)
+    self.delta = min(1.0, horizon ** (-1 / 4) if radius is None else radius)
+    self.eta = horizon ** (-3 / 4) if step is None else step
+    self.most = 0.0  # The largest |fall per time| seen.
+    self.x = 0.0
+    if k_max > k_min:
+      self.x = 2 * (k_init - k_min) / (k_max - k_min) - 1
+    self.x = _project(self.x, self.delta - 1, 1 - self.delta)
+
+  def play(self, u):
+    """The k at side u, -1 or 1; real, in elements."""
+    share = (self.x + self.delta * u + 1) / 2  # From 0 at k_min to 1 at k_max.
+    return self.k_min + share * (self.k_max - self.k_min)
+
+  def update(self, u, loss_before, loss_after, time):
+    """Ends a round that played side u; losses, and time, of that round."""
+    gain = fall_per_time(loss_before, loss_after, time)
+    if gain:
+      self.most = max(self.most, abs(gain))
+      cost = -gain / self.most
+      gradient = cost / self.delta * u
+      self.x = _project(
+          self.x - self.eta * gradient, self.delta - 1, 1 - self.delta
+      )

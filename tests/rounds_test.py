@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
 from agsfl import controllers, devices, models, programs, rounds, sparsifiers
@@ -84,6 +85,7 @@ class Script(KController):
             propose(state[0] + 1),
             (state[0] + 1, jnp.stack(observed)),
         ),
+        observes=True,
         probes=True,
     )
 
@@ -91,9 +93,9 @@ class Script(KController):
 def build(controller, client_chunk=None, axes=()):
   return rounds.build_round(
       linear_model(),
-      sparsifiers.fab_top_k(4, axes=axes, client_chunk=client_chunk),
+      sparsifiers.fab_top_k(axes, client_chunk, window=4),
       controller,
-      learning_rate=RATE,
+      server=optax.sgd(RATE),
       batch_size=BATCH,
       comm_time=BETA,
       client_chunk=client_chunk,
@@ -281,9 +283,9 @@ class SweepTest(parameterized.TestCase):
     def build_lane(setting, axes=(devices.AXIS,)):
       return rounds.build_round(
           linear_model(),
-          sparsifiers.fab_top_k(4, axes=axes),
+          sparsifiers.fab_top_k(axes, window=4),
           controllers.sign_descent(10, 2, DIM),
-          learning_rate=setting["learning_rate"],
+          server=optax.sgd(setting["learning_rate"]),
           batch_size=BATCH,
           comm_time=setting["comm_time"],
           client_chunk=None,

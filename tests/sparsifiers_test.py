@@ -47,7 +47,7 @@ def both(sparsifier, accumulated, weights, k):
 def jitted(width):
   # One client after another, or all at once: both ways are used.
   client_chunk = 1 if width > 1 else None
-  sparsifier = sparsifiers.fab_top_k(width, client_chunk=client_chunk)
+  sparsifier = sparsifiers.fab_top_k(client_chunk=client_chunk, window=width)
   return jax.jit(functools.partial(both, sparsifier))
 
 
@@ -150,7 +150,7 @@ class FabTest(parameterized.TestCase):
 
   def test_one_trace_for_fifty_k(self):
     """In jit, in scan, and under vmap over seeds."""
-    sparsifier = sparsifiers.fab_top_k(4)
+    sparsifier = sparsifiers.fab_top_k(window=4)
     accumulated = jax.random.normal(jax.random.key(0), (2, 3, 60))
     weights = jnp.full(3, 1 / 3)
     ks = jnp.arange(1, 51)
@@ -176,7 +176,7 @@ class FabTest(parameterized.TestCase):
 
   def test_several_k_at_once_are_each_alone(self):
     """Law: vmap over k shares work, not results; with seeds around it too."""
-    sparsifier = sparsifiers.fab_top_k(4)
+    sparsifier = sparsifiers.fab_top_k(window=4)
     accumulated = jax.random.normal(jax.random.key(0), (2, 3, 60))
     weights = jnp.array([0.5, 0.25, 0.25])
     ks = jnp.array([2, 30, 60, 0])

@@ -1,0 +1,88 @@
+"""How far k falls as sending takes longer: k and loss for several beta.
+
+Source: Han, Wang, Leung, ICDCS 2020, the comparison of communication times.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments import study
+
+flags.adopt_module_key_flags(study)
+COMM_TIMES = flags.DEFINE_list(
+    "comm_times", ["0.1", "1", "10", "100"], "Values of beta."
+)
+
+
+def by_comm_time(base: settings.Config) -> dict[str, settings.Config]:
+  """A Config for each beta of the flag, by the text given.
+
+  Raises:
+    ConfigError: one is no number, or out of range.
+  """
+  try:
+    return {
+        text: dataclasses.replace(base, comm_time=float(text))
+        for text in COMM_TIMES.value
+    }
+  except settings.ConfigError:
+    raise
+  except ValueError as error:
+    raise settings.ConfigError(
+        f"--comm_times={','.join(COMM_TIMES.value)}: must be numbers"
+    ) from error
+
+
+def label_of(comm_time: str) -> str:
+  """The folder of one beta."""
+  return f"beta{comm_time}"
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  configs = by_comm_time(base)
+  done = study.run_all(
+      {label_of(text): study.seeded(one) for text, one in configs.items()}
+  )
+  figure, (ks, loss) = plt.subplots(
+      1, 2, figsize=(11, 4.2), layout="constrained"
+  )
+  lines = []
+  for text in configs:
+    runs = done[label_of(text)]
+    rounds = [row["round"] for row in runs[0].rows]
+    ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
+    study.draw_spread(loss, runs, "train_loss", f"beta = {text}")
+    halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
+    means = np.array([half.mean() for half in halves])
+    lines.append([
+        text,
+        f"{means.mean():.0f} ± {np.ptp(means) / 2:.0f}",
+        study.final(runs, "train_loss"),
+        study.final(runs, "test_accuracy"),
+        study.final(runs, "time"),
+    ])
+  ks.set(xlabel="round m", ylabel="$k_m$, first seed", yscale="log")
+  loss.set(
+      xlabel="normalised time (rounds of computation)",
+      ylabel="training loss",
+      xscale="log",
+  )
+  for axes in (ks, loss):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+  header = [
+      "beta", "mean k, second half", "training loss", "test accuracy", "time",
+  ]
+  study.finish(figure, study.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

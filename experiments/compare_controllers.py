@@ -1,0 +1,75 @@
+"""All ways to move k: loss, accuracy and k against normalised time.
+
+Source: Han, Wang, Leung, ICDCS 2020, the comparison of online learning methods.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments import study
+
+flags.adopt_module_key_flags(study)
+_LEARNED = ("sign", "sign_interval", "value", "exp3", "bandit")
+_CONTROLLERS = flags.DEFINE_list(
+    "controllers", list(_LEARNED), "Controllers to compare."
+)
+
+
+def _settled(runs):
+  """k over the last tenth of the rounds, mean and spread within a run."""
+  tails = [run.series("k")[1][-max(1, len(run.rows) // 10) :] for run in runs]
+  mean = np.mean([tail.mean() for tail in tails])
+  spread = np.mean([tail.std() for tail in tails])
+  return f"{mean:.0f} ± {spread:.0f}"
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  for name in _CONTROLLERS.value:
+    if name not in (*_LEARNED, "fixed"):
+      raise settings.ConfigError(
+          f"--controllers={name}: must be of fixed, {', '.join(_LEARNED)}"
+      )
+  done = study.run_all({
+      name: study.seeded(dataclasses.replace(base, controller=name))
+      for name in _CONTROLLERS.value
+  })
+  figure, (loss, accuracy, ks) = plt.subplots(
+      1, 3, figsize=(15, 4.2), layout="constrained"
+  )
+  lines = []
+  for name, runs in done.items():
+    study.draw_spread(loss, runs, "train_loss", name)
+    study.draw_spread(accuracy, runs, "test_accuracy", name)
+    ks.plot(*runs[0].series("k"), label=name, lw=0.8)
+    lines.append([
+        name,
+        study.final(runs, "train_loss"),
+        study.final(runs, "test_accuracy"),
+        _settled(runs),
+        study.final(runs, "round"),
+        study.final(runs, "time"),
+    ])
+  time = "normalised time (rounds of computation)"
+  loss.set(xlabel=time, ylabel="training loss")
+  accuracy.set(xlabel=time, ylabel="test accuracy")
+  ks.set(xlabel=time, ylabel="$k_m$, first seed", yscale="log")
+  for axes in (loss, accuracy, ks):
+    axes.grid(alpha=0.3)
+  loss.legend(fontsize=8)
+  header = [
+      "controller", "training loss", "test accuracy", "k at the end", "rounds",
+      "time",
+  ]
+  study.finish(figure, study.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

@@ -1,0 +1,87 @@
+"""All methods at one k: loss, accuracy and fairness against normalised time.
+
+Source: Han, Wang, Leung, ICDCS 2020, the comparison of sparsifiers.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments import study
+
+flags.adopt_module_key_flags(study)
+_METHODS = flags.DEFINE_list(
+    "methods", list(settings.METHODS), "Methods to compare."
+)
+
+
+def _draw_cdf(axes, runs, label):
+  """Elements per client of all seeds, as a share of the mean."""
+  counts = np.sort(np.concatenate([run.contributed for run in runs]))
+  share = np.arange(1, len(counts) + 1) / len(counts)
+  axes.step(counts / max(counts.mean(), 1), share, where="post", label=label)
+
+
+def _with_method(base, name):
+  """Dense methods have few rounds, long ones: each is evaluated."""
+  every = 1 if name in settings.DENSE_METHODS else base.eval_every
+  return dataclasses.replace(
+      base, method=name, controller="fixed", eval_every=every
+  )
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  for name in _METHODS.value:
+    if name not in settings.METHODS:
+      raise settings.ConfigError(
+          f"--methods={name}: must be of {', '.join(settings.METHODS)}"
+      )
+  done = study.run_all(
+      {name: study.seeded(_with_method(base, name)) for name in _METHODS.value}
+  )
+  figure, (loss, accuracy, fairness) = plt.subplots(
+      1, 3, figsize=(15, 4.2), layout="constrained"
+  )
+  lines = []
+  for name, runs in done.items():
+    study.draw_spread(loss, runs, "train_loss", name)
+    study.draw_spread(accuracy, runs, "test_accuracy", name)
+    _draw_cdf(fairness, runs, name)
+    jain = np.mean([study.jain_index(run.contributed) for run in runs])
+    silent = np.mean([np.mean(run.contributed == 0) for run in runs])
+    lines.append([
+        name,
+        study.final(runs, "train_loss"),
+        study.final(runs, "test_accuracy"),
+        f"{jain:.3f}",
+        f"{silent:.0%}",
+        study.final(runs, "round"),
+        study.final(runs, "time"),
+    ])
+  time = "normalised time (rounds of computation)"
+  loss.set(xlabel=time, ylabel="training loss")
+  accuracy.set(xlabel=time, ylabel="test accuracy")
+  fairness.set(
+      xlabel="elements contributed by a client / mean",
+      ylabel="share of clients (CDF)",
+      ylim=(0, 1.02),
+  )
+  for axes in (loss, accuracy, fairness):
+    axes.grid(alpha=0.3)
+  loss.legend(fontsize=8)
+  header = [
+      "method", "training loss", "test accuracy", "Jain's index",
+      "clients unheard", "rounds", "time",
+  ]
+  study.finish(figure, study.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

@@ -1,0 +1,209 @@
+"""Several runs for one figure: run what is missing, read all of it back.
+
+A study is a folder: one folder per setting, in it one per seed, each as
+`experiments.run` leaves it. Started again, it does what is not finished yet.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from agsfl import records
+from agsfl.config import Config, ConfigError
+from experiments import flags as run_flags
+from experiments import run
+
+flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(run)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds: a run of each setting each.")
+
+
+class Run(NamedTuple):
+  """One finished run, read back.
+
+  Attributes:
+    rows: of metrics.jsonl.
+    summary: of summary.json.
+    contributed: [N] elements that the server used of each client.
+    workdir: its folder.
+  """
+
+  rows: list[dict]
+  summary: dict
+  contributed: np.ndarray
+  workdir: Path
+
+  def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times and values of one key, where rows have it."""
+    rows = [row for row in self.rows if key in row]
+    return (
+        np.array([row["time"] for row in rows]),
+        np.array([row[key] for row in rows], float),
+    )
+
+
+def folder() -> Path:
+  """The study's folder: --workdir, or runs/ and the script's name."""
+  return Path(run.WORKDIR.value or Path("runs") / Path(sys.argv[0]).stem)
+
+
+def seeds() -> list[int]:
+  """The seeds that the flags ask for.
+
+  Raises:
+    ConfigError: one is not a whole number.
+  """
+  try:
+    return [int(seed) for seed in _SEEDS.value]
+  except ValueError as error:
+    raise ConfigError(
+        f"--seeds={','.join(_SEEDS.value)}: must be whole numbers with commas"
+    ) from error
+
+
+def seeded(config: Config) -> Callable[[int], Config]:
+  """The same settings for any seed."""
+  return lambda seed: dataclasses.replace(config, seed=seed)
+
+
+def run_all(
+    settings: dict[str, Callable[[int], Config]],
+) -> dict[str, list[Run]]:
+  """The runs of a study, seed by seed within each setting.
+
+  Seeds of one setting share compiled code, by JAX's cache in the folder.
+
+  Args:
+    settings: by label, which names a folder: seed -> Config.
+
+  Returns:
+    The runs of each label, in the order of the seeds.
+
+  Raises:
+    ConfigError: the folder holds a run of other settings.
+  """
+  study = folder()
+  jax.config.update("jax_compilation_cache_dir", str(study / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  done = {}
+  for label, config_of in settings.items():
+    done[label] = []
+    for seed in seeds():
+      workdir, config = study / label / f"seed{seed}", config_of(seed)
+      if not _is_finished(workdir, config):
+        print(f"{label}, seed {seed}", flush=True)
+        shutil.rmtree(workdir, ignore_errors=True)
+        run.run(config, workdir)
+      done[label].append(_read(workdir))
+  return done
+
+
+def _is_finished(workdir, config):
+  if not (workdir / "summary.json").exists():
+    return False
+  held = json.loads((workdir / "config.json").read_text())["asked"]
+  asked = json.loads(json.dumps(dataclasses.asdict(config)))
+  other = sorted(name for name in asked if held.get(name) != asked[name])
+  if other:
+    raise ConfigError(
+        f"--workdir={folder()}: {workdir} holds a run with other "
+        f"{', '.join(other)}"
+    )
+  return True
+
+
+def _read(workdir):
+  return Run(
+      rows=records.read_rows(workdir),
+      summary=json.loads((workdir / "summary.json").read_text()),
+      contributed=np.array(records.read_contributions(workdir)),
+      workdir=workdir,
+  )
+
+
+def spread(runs: list[Run], key: str, points: int = 200):
+  """Mean, least and greatest over seeds on a common axis of time.
+
+  Args:
+    runs: of one setting.
+    key: of the rows.
+    points: of the axis.
+
+  Returns:
+    (times, mean, least, greatest), [points] each; the axis covers what all
+    seeds have seen.
+  """
+  series = [run.series(key) for run in runs]
+  start = max(times[0] for times, _ in series)
+  end = min(times[-1] for times, _ in series)
+  axis = np.linspace(start, end, points)
+  values = np.array([np.interp(axis, *one) for one in series])
+  return axis, values.mean(0), values.min(0), values.max(0)
+
+
+def draw_spread(axes, runs: list[Run], key: str, label: str):
+  """Draws `spread` as a line and a band."""
+  axis, mean, least, greatest = spread(runs, key)
+  (line,) = axes.plot(axis, mean, label=label)
+  if len(runs) > 1:
+    axes.fill_between(axis, least, greatest, color=line.get_color(), alpha=0.2)
+
+
+def final(runs: list[Run], key: str) -> str:
+  """A summary's number over the seeds: mean and half the range."""
+  values = np.array([run.summary[key] for run in runs], float)
+  text = f"{values.mean():.4g}"
+  if len(values) > 1:
+    text += f" ± {np.ptp(values) / 2:.2g}"
+  return text
+
+
+def jain_index(contributed: np.ndarray) -> float:
+  """Jain's fairness index, from 1 / N (one client alone) to 1 (all alike).
+
+  Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and
+  Discrimination", DEC TR-301, 1984.
+  """
+  contributed = np.asarray(contributed, float)
+  squares = len(contributed) * np.sum(contributed**2)
+  return float(np.sum(contributed) ** 2 / squares) if squares else 1.0
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+  """A Markdown table."""
+  rows = [header, ["---"] * len(header), *lines]
+  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def finish(figure, text: str):
+  """Writes the study's figure.png and table.md.
+
+  Args:
+    figure: of Matplotlib.
+    text: the table.
+  """
+  study = folder()
+  study.mkdir(parents=True, exist_ok=True)
+  figure.savefig(study / "figure.png", dpi=120)
+  (study / "table.md").write_text(text + "\n")
+  print(text)
+  print(f"figure and table: {study}")
+
+
+def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
+  """A script's main: gives it the Config of the flags; errors in one line."""
+
+  def checked(argv):
+    run.start(argv)
+    with run.one_line_errors():
+      script(run_flags.config_from_flags())
+
+  return checked

@@ -1,0 +1,370 @@
+"""All methods: their oracles, their laws and the contract they share."""
+
+import functools
+import itertools
+
+import chex
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from agsfl import layerwise, sparsifiers, topk
+from tests import golden, reference, reference_methods
+from tests.sparsifiers_test import both, cases
+
+SIZES = (7, 1, 20, 12)  # of layers; 40 in all
+ORACLES = {
+    "fub_top_k": reference_methods.fub_flat,
+    "fub_top_k_tree": reference_methods.fub_tree,
+    "unidirectional_top_k": reference_methods.unidirectional,
+}
+SPARSE = ("fab_top_k", *ORACLES)
+
+
+def build(name, client_chunk=None):
+  if name == "per_layer":
+    return layerwise.per_layer(sparsifiers.fab_top_k((), client_chunk), SIZES)
+  return sparsifiers.METHODS[name]((), client_chunk)
+
+
+ALL = (*sparsifiers.METHODS, "per_layer")
+
+
+@functools.cache
+def jitted(name, width=1024):
+  # One client after another, or all at once: both ways are used.
+  client_chunk = 1 if width > 1 else None
+  sparsifier = sparsifiers.METHODS[name]((), client_chunk, window=width)
+  return jax.jit(functools.partial(both, sparsifier))
+
+
+def select(name, accumulated, counts, k, width=1024):
+  weights = jnp.asarray(counts / np.sum(counts), jnp.float32)
+  got = jitted(name, width)(jnp.asarray(accumulated), weights, jnp.int32(k))
+  return jax.tree.map(np.asarray, got)
+
+
+def whole_numbers(case):
+  """A case whose sums are exact, so that no two roundings can swap entries."""
+  accumulated, _, k = case
+  accumulated = np.rint(np.clip(accumulated, -1e3, 1e3)).astype(np.float32)
+  return accumulated, np.ones(len(accumulated), np.int64), k
+
+
+class OracleTest(parameterized.TestCase):
+
+  @parameterized.product(name=tuple(ORACLES), width=(5, 64))
+  @hypothesis.settings(max_examples=40, deadline=None)
+  @hypothesis.given(case=cases())
+  def test_equals_the_oracle(self, name, width, case):
+    """Power-of-two clients of one size: weights and sums are exact."""
+    accumulated, counts, k = whole_numbers(case)
+    hypothesis.assume(len(counts) != 3)
+    got = select(name, accumulated, counts, k, width)
+    want = ORACLES[name](accumulated, counts, k)
+    np.testing.assert_array_equal(got.mask, want.mask)
+    np.testing.assert_array_equal(got.client_mask, want.client_mask)
+    np.testing.assert_allclose(got.aggregate, want.aggregate, rtol=1e-6)
+
+  @parameterized.parameters(*ORACLES)
+  def test_golden(self, name):
+    """The authors' masks exactly, aggregates to 1e-6 of the largest."""
+    data = golden.load_or_skip(self)
+    theirs = {
+        "fub_top_k": "fub_flat",
+        "fub_top_k_tree": "fub_tree",
+        "unidirectional_top_k": "unidirectional",
+    }[name]
+    for case in range(golden.NUM_CASES):
+      of = lambda item, case=case: data[f"{case:03d}/{item}"]
+      num_clients, dim = of("grads").shape
+      # One shape for all: clients of weight 0 and zeros at the end.
+      padding = ((0, 16 - num_clients), (0, 1000 - dim))
+      accumulated = np.pad(of("grads"), padding)
+      counts = np.pad(of("counts"), padding[0])
+      got = select(name, accumulated, counts, int(of("k")))
+      np.testing.assert_array_equal(
+          got.client_mask, np.pad(of(f"{theirs}_client_mask"), padding)
+      )
+      aggregate = np.pad(of(f"{theirs}_aggregate"), padding[1])
+      np.testing.assert_allclose(
+          got.aggregate,
+          aggregate,
+          rtol=0,
+          atol=1e-6 * max(1.0, np.abs(aggregate).max()),
+      )
+      np.testing.assert_array_equal(
+          got.aggregate != 0, np.pad(of(f"{theirs}_mask"), padding[1])
+      )
+      want = ORACLES[name](of("grads"), of("counts"), int(of("k")))
+      np.testing.assert_array_equal(
+          want.client_mask, of(f"{theirs}_client_mask")
+      )
+
+  def test_a_merge_drops_what_the_sum_would_keep(self):
+    """k = 1, four clients: 0 and 1 merge to {0}, 2 and 3 to {2}.
+
+    Messages 3@0, 2@1 | 2@1 ... : clients 1 and 2 send 2@1 both. The flat sum
+    has 4 at 1, the largest. In the tree 0 and 1 keep 3@0, 2 and 3 keep 5@2
+    over 2@1, the root keeps 5@2; all else goes back.
+    """
+    accumulated = np.float32([[3, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 3.5]])
+    ones = np.ones(4)
+    flat = select("fub_top_k", accumulated, ones, 1)
+    np.testing.assert_array_equal(flat.mask, [False, True, False])
+    tree = select("fub_top_k_tree", accumulated, ones, 1)
+    np.testing.assert_array_equal(tree.mask, [False, False, True])
+    np.testing.assert_array_equal(tree.residual[:3], accumulated[:3])
+    np.testing.assert_array_equal(tree.residual[3], 0)
+
+  def test_fub_starves_a_quiet_client(self):
+    """The field's point: FUB takes nothing of client 1, FAB half."""
+    accumulated = np.float32([[9, 8, 7, 6, 0, 0], [0, 0, 0, 0, 2, 1]])
+    fub = select("fub_top_k", accumulated, np.ones(2), 2)
+    fab = select("fab_top_k", accumulated, np.ones(2), 2)
+    np.testing.assert_array_equal(fub.client_mask.sum(1), [2, 0])
+    np.testing.assert_array_equal(fab.client_mask.sum(1), [1, 1])
+
+
+class PeriodicTest(absltest.TestCase):
+
+  @hypothesis.settings(max_examples=40, deadline=None)
+  @hypothesis.given(
+      st.lists(st.integers(1, 40), min_size=8, max_size=8),
+      st.integers(0, 2**32 - 1),
+  )
+  def test_every_index_once_per_period(self, ks, seed):
+    sparsifier = sparsifiers.periodic_k()
+    accumulated, weights = jnp.ones((2, 40)), jnp.full(2, 0.5)
+    state, seen = sparsifier.init(2, 40), np.zeros(40, int)
+    for m, k in enumerate(ks):
+      key = jax.random.fold_in(jax.random.key(seed), m)
+      selection, state = _periodic(key, accumulated, weights, k, state)
+      left = 40 - seen.sum() % 40
+      self.assertEqual(selection.k_up, min(k, left))
+      self.assertEqual(selection.volume_up, selection.k_up)
+      seen += np.asarray(selection.mask)
+      # Law: within a period no index twice; at its end each once more.
+      self.assertLessEqual(seen.max() - seen.min(), 1)
+
+  def test_periods_differ_and_trials_share_one(self):
+    sparsifier = sparsifiers.periodic_k()
+    accumulated, weights = jnp.ones((2, 40)), jnp.full(2, 0.5)
+    key = jax.random.key(0)
+    select = lambda k, state: sparsifier.select(
+        key, accumulated, weights, k, state
+    )
+    state = sparsifier.init(2, 40)
+    tried, _ = jax.vmap(select, (0, None))(jnp.array([20, 7]), state)
+    # Law: the smaller k's coordinates are among the larger one's.
+    self.assertFalse(np.any(tried.mask[1] & ~tried.mask[0]))
+    other, _ = sparsifier.select(
+        jax.random.key(1), accumulated, weights, jnp.int32(20), state
+    )
+    self.assertTrue(np.any(other.mask != tried.mask[0]))
+
+
+_periodic = jax.jit(sparsifiers.periodic_k().select)
+
+
+class PerLayerTest(absltest.TestCase):
+
+  @hypothesis.settings(max_examples=60, deadline=None)
+  @hypothesis.given(st.integers(0, 40), st.integers(0, 2**32 - 1))
+  def test_is_the_method_on_each_layer(self, k, seed):
+    rng = np.random.default_rng(seed)
+    accumulated = rng.normal(size=(3, 40)).astype(np.float32)
+    counts = np.array([2, 1, 5])
+    weights = jnp.asarray(counts / 8, jnp.float32)
+    split, mask = jax.device_get(
+        _by_layer(jnp.asarray(accumulated), weights, jnp.int32(k))
+    )
+    self.assertEqual(mask.sum(), k)
+    ends = np.cumsum((0, *SIZES))
+    for start, end in itertools.pairwise(ends):
+      share = k * end // 40 - k * start // 40
+      want = reference.fab(accumulated[:, start:end], counts, share)
+      np.testing.assert_array_equal(mask[start:end], want.mask)
+      np.testing.assert_array_equal(
+          split.residual[:, start:end], want.residual
+      )
+
+  def test_shares_are_exact_for_large_models(self):
+    """Where k D needs 48 bits: all of D, and shares that Python agrees with."""
+    rng = np.random.default_rng(0)
+    for whole in (5, 444_062, 2**24 - 1, 10**8):
+      for k, part in rng.integers(0, whole, (50, 2), endpoint=True).tolist():
+        share = layerwise.share(jnp.int32(k), part, whole)
+        self.assertEqual(share, k * part // whole)
+      self.assertEqual(layerwise.share(jnp.int32(whole), whole, whole), whole)
+
+
+@jax.jit
+def _by_layer(accumulated, weights, k):
+  sparsifier = layerwise.per_layer(sparsifiers.fab_top_k(), SIZES)
+  state = sparsifier.init(3, 40)
+  selection, _ = sparsifier.select(
+      jax.random.key(0), accumulated, weights, k, state
+  )
+  return jax.vmap(sparsifier.split, (0, None, 0))(
+      accumulated, selection.mask, selection.clients
+  ), selection.mask
+
+
+class ContractTest(parameterized.TestCase):
+  """What every method owes, whatever it sends."""
+
+  @parameterized.parameters(*ALL)
+  def test_nothing_is_lost(self, name):
+    """Law: sent + residual == accumulated; b is the mean of what is sent."""
+    sparsifier = build(name)
+    weights = jnp.array([0.5, 0.25, 0.25])
+    accumulated = jax.random.normal(jax.random.key(0), (3, 40))
+    for k in (0, 1, 13, 40):
+      state = sparsifier.init(3, 40)
+      selection, _ = jax.jit(sparsifier.select)(
+          jax.random.key(1), accumulated, weights, jnp.int32(k), state
+      )
+      split = jax.vmap(sparsifier.split, (0, None, 0))(
+          accumulated, selection.mask, selection.clients
+      )
+      selection, split = jax.device_get((selection, split))
+      np.testing.assert_array_equal(split.sent + split.residual, accumulated)
+      np.testing.assert_allclose(
+          selection.aggregate, weights @ split.sent, atol=1e-6
+      )
+      np.testing.assert_array_equal(selection.contributed, split.mask.sum(1))
+      np.testing.assert_array_equal(selection.mask.sum(), selection.k_down)
+      self.assertFalse((split.mask & ~selection.mask).any())
+      if k == 0:
+        self.assertFalse(np.any(selection.mask))
+        self.assertEqual(selection.volume_up + selection.volume_down, 0)
+
+  @parameterized.parameters(*ALL)
+  def test_clients_without_weight_send_nothing(self, name):
+    sparsifier = build(name)
+    accumulated = jax.random.normal(jax.random.key(0), (3, 40))
+    select = lambda accumulated, weights: sparsifier.select(
+        jax.random.key(1),
+        accumulated,
+        weights,
+        jnp.int32(9),
+        sparsifier.init(len(weights), 40),
+    )[0]
+    got = select(accumulated, jnp.array([0.75, 0.25, 0.0]))
+    want = select(accumulated[:2], jnp.array([0.75, 0.25]))
+    np.testing.assert_array_equal(got.mask, want.mask)
+    np.testing.assert_allclose(got.aggregate, want.aggregate, atol=1e-7)
+    np.testing.assert_array_equal(
+        got.contributed, np.append(want.contributed, 0)
+    )
+
+  @parameterized.parameters(*SPARSE)
+  def test_a_sparse_element_is_two_numbers(self, name):
+    accumulated = jax.random.normal(jax.random.key(0), (2, 40))
+    selection, _ = build(name).select(
+        None, accumulated, jnp.full(2, 0.5), jnp.int32(5), ()
+    )
+    self.assertEqual(selection.k_up, 5)
+    self.assertEqual(selection.volume_up, 10)
+    self.assertEqual(selection.volume_down, 2 * selection.mask.sum())
+
+  @parameterized.parameters("periodic_k", "send_all")
+  def test_known_indices_cost_nothing(self, name):
+    """Law: at k = D a round costs beta once, not twice."""
+    sparsifier = build(name)
+    selection, _ = sparsifier.select(
+        jax.random.key(0),
+        jnp.ones((2, 40)),
+        jnp.full(2, 0.5),
+        jnp.int32(40),
+        sparsifier.init(2, 40),
+    )
+    self.assertEqual(selection.volume_up + selection.volume_down, 80)
+    np.testing.assert_allclose(selection.aggregate, 1)
+
+  @parameterized.parameters(*ALL)
+  def test_jit_scan_and_vmap_agree_in_one_trace(self, name):
+    sparsifier = build(name, 1)
+    accumulated = jax.random.normal(jax.random.key(0), (2, 3, 40))
+    weights = jnp.full(3, 1 / 3)
+    ks = jnp.arange(1, 41, 3)
+    key = jax.random.key(1)
+
+    def step(accumulated, state, k):
+      selection, state = sparsifier.select(key, accumulated, weights, k, state)
+      return state, selection.mask
+
+    start = sparsifier.init(3, 40)
+    chex.clear_trace_counter()
+    jit = jax.jit(chex.assert_max_traces(step, 1))
+    state, one_by_one = start, []
+    for k in ks:
+      after, mask = jit(accumulated[0], state, k)
+      chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+      state = after
+      one_by_one.append(mask)
+    chex.clear_trace_counter()
+    once = chex.assert_max_traces(step, 1)
+    _, scanned = jax.lax.scan(
+        lambda state, k: once(accumulated[0], state, k), start, ks
+    )
+    np.testing.assert_array_equal(scanned, np.stack(one_by_one))
+    _, seeds = jax.jit(jax.vmap(step, (0, None, None)))(
+        accumulated, start, ks[2]
+    )
+    for lane in range(2):
+      want = step(accumulated[lane], start, ks[2])[1]
+      np.testing.assert_array_equal(seeds[lane], want)
+
+
+class TopTest(parameterized.TestCase):
+
+  @parameterized.product(dim=(64, 1000, 3001), width=(1, 7, 30))
+  def test_is_top_k(self, dim, width):
+    """Law: as lax.top_k, ties and all, where blocks are cut off too."""
+    rng = np.random.default_rng(dim + width)
+    for values in (
+        rng.normal(size=dim),
+        rng.integers(0, 3, dim),
+        np.zeros(dim),
+        np.where(rng.random(dim) < 0.01, rng.normal(size=dim), -1),
+    ):
+      values = jnp.asarray(values, jnp.float32)
+      np.testing.assert_array_equal(
+          topk.top(values, width), jax.lax.top_k(values, width)[1]
+      )
+
+
+class ManyZerosTest(parameterized.TestCase):
+  """Vectors so long that zeros share bins."""
+
+  @parameterized.parameters(1, 900, 1100, 2500, 5000)
+  def test_nth_largest(self, q):
+    rng = np.random.default_rng(q)
+    x = np.where(rng.random(5000) < 0.2, rng.normal(size=5000), 0)
+    x[::7] *= 1e-42  # denormals lie above zeros
+    x = x.astype(np.float32)
+    keys = topk.magnitude_key(jnp.asarray(x))
+    order = np.argsort(-np.abs(x.astype(np.float64)), kind="stable")
+    entry = topk.nth_largest(keys, topk.count(keys), jnp.int32(q))
+    self.assertEqual(entry.index, order[q - 1])
+
+  @parameterized.parameters(30, 400, 1200, 2900)
+  def test_fab(self, k):
+    rng = np.random.default_rng(k)
+    accumulated = rng.normal(size=(3, 3000)) ** 3
+    accumulated[rng.random((3, 3000)) < 0.7] = 0
+    accumulated = accumulated.astype(np.float32)
+    counts = np.array([1, 2, 3])
+    got = select("fab_top_k", accumulated, counts, k, 16)
+    want = reference.fab(accumulated, counts, k)
+    np.testing.assert_array_equal(got.mask, want.mask)
+    np.testing.assert_array_equal(got.client_mask, want.client_mask)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,14 +1,30 @@
 """Federated learning with adaptive gradient sparsification, in JAX."""
 
+from agsfl.bandits import bandit, exp3
+from agsfl.client import LocalTraining
 from agsfl.config import Config, ConfigError
-from agsfl.controllers import fixed, sign_descent, sign_interval
+from agsfl.controllers import (
+    fixed,
+    replay,
+    sign_descent,
+    sign_interval,
+    value_descent,
+)
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData, FederatedData, load
+from agsfl.layerwise import per_layer
 from agsfl.models import flatten
 from agsfl.programs import build_sweep
 from agsfl.rounds import build_round
 from agsfl.simulation import DivergedError, build, run
-from agsfl.sparsifiers import fab_top_k
+from agsfl.sparsifiers import (
+    fab_top_k,
+    fub_top_k,
+    fub_top_k_tree,
+    periodic_k,
+    send_all,
+    unidirectional_top_k,
+)
 from agsfl.types import (
     KController,
     KProposal,
@@ -31,6 +47,7 @@ __all__ = [
     "FederatedData",
     "KController",
     "KProposal",
+    "LocalTraining",
     "Model",
     "Observation",
     "RoundInfo",
@@ -38,16 +55,26 @@ __all__ = [
     "Selection",
     "Sparsifier",
     "Split",
+    "bandit",
     "build",
     "build_round",
     "build_sweep",
     "cost_slope",
+    "exp3",
     "fab_top_k",
     "fixed",
     "flatten",
+    "fub_top_k",
+    "fub_top_k_tree",
     "load",
+    "per_layer",
+    "periodic_k",
+    "replay",
     "round_time",
     "run",
+    "send_all",
     "sign_descent",
     "sign_interval",
+    "unidirectional_top_k",
+    "value_descent",
 ]

@@ -13,8 +13,8 @@ from agsfl import topk
 from agsfl.over_clients import fold_clients, map_clients
 from agsfl.types import PyTree, Split
 
-# More ranks sorted show more at once, fewer sort faster: on CPU the first 1024
-# of 444,062 entries take 1.2 ms, and the k-th alone, for any k, 1.7.
+# More ranks sorted show more at once, fewer sort faster: on CPU `lax.top_k` of
+# 444,062 floats takes 0.9 ms for 64 of them, 1.4 for 1024 and 3.2 for 4096.
 WIDTH = 1024
 
 _COLLECTIVES = {

@@ -1,9 +1,14 @@
 """The k learned at one beta, played under the others: a matrix of losses.
 
+All runs under one beta get the time that learning under it took; where a
+sequence ends before, its last k stays. A replay measures no losses, so that its
+rounds are shorter by 1 / batch_size.
+
 Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
 """
 
 import dataclasses
+import math
 
 import matplotlib
 
@@ -19,23 +24,41 @@ flags.adopt_module_key_flags(study)
 flags.adopt_module_key_flags(communication_times)
 
 
-def _replayed(config, source):
-  """Seed by seed, `config` with the k of the run in the folder `source`."""
-  return lambda seed: dataclasses.replace(
-      config, seed=seed, controller="replay", replay=str(source / f"seed{seed}")
-  )
+def _replayed(config, source, own):
+  """Seed by seed, `config` with the k of the run in the folder `source`.
+
+  Args:
+    config: of the beta to play under.
+    source: folder of the seeds whose k are played.
+    own: seed -> the run that learned under this beta.
+  """
+
+  def config_of(seed):
+    time = own[seed].summary["time"]
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        controller="replay",
+        replay=str(source / f"seed{seed}"),
+        time_budget=time,
+        num_rounds=math.ceil(time),  # a round takes at least 1
+    )
+
+  return config_of
 
 
 def compare(base: settings.Config):
   """Runs, draws and tabulates."""
   configs = communication_times.by_comm_time(base)
   label = communication_times.label_of
-  study.run_all(
+  learned = study.run_all(
       {label(text): study.seeded(one) for text, one in configs.items()}
   )
   played = study.run_all({
       f"{label(source)}_under_{label(target)}": _replayed(
-          configs[target], study.folder() / label(source)
+          configs[target],
+          study.folder() / label(source),
+          dict(zip(study.seeds(), learned[label(target)], strict=True)),
       )
       for source in configs
       for target in configs

@@ -9,7 +9,15 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from agsfl import controllers, devices, models, programs, rounds, sparsifiers
+from agsfl import (
+    bandits,
+    controllers,
+    devices,
+    models,
+    programs,
+    rounds,
+    sparsifiers,
+)
 from agsfl.client import as_float, build_client
 from agsfl.data import ClientData
 from agsfl.types import KController, KProposal
@@ -364,6 +372,49 @@ class TracesTest(absltest.TestCase):
       both, info = seeds(keys, self.data, both)
     np.testing.assert_allclose(both.params[0], state.params, atol=1e-5)
     self.assertFalse(np.allclose(both.params[0], both.params[1]))
+
+
+class EveryPairTest(parameterized.TestCase):
+  """Every controller works with every method that takes k."""
+
+  @parameterized.product(
+      method=sorted(set(sparsifiers.METHODS) - {"send_all"}),
+      rule=("sign_interval", "exp3", "replay"),
+  )
+  def test_rounds(self, method, rule):
+    low, high = 4.0, 20.0
+    controller = {
+        "sign_interval": lambda: controllers.sign_interval(9.0, low, high),
+        "exp3": lambda: bandits.exp3(low, high, 50, num_arms=5),
+        "replay": lambda: controllers.replay([5.0, 17.0, 8.5]),
+    }[rule]()
+    simulated = rounds.build_round(
+        linear_model(),
+        sparsifiers.METHODS[method]((), None),
+        controller,
+        server=optax.sgd(RATE),
+        batch_size=BATCH,
+        comm_time=BETA,
+        client_chunk=None,
+    )
+    key = jax.random.key(0)
+    chunk = jax.jit(programs.build_chunk(simulated.step, 12))
+    start = simulated.init(key, NUM_CLIENTS)
+    state, infos, _ = chunk(
+        key, example(), start, jnp.int32(12), jnp.float32(jnp.inf)
+    )
+    self.assertTrue(infos.finite.all())
+    self.assertTrue(((infos.k >= low) & (infos.k <= high)).all())
+    self.assertGreater(len(np.unique(infos.k)), 1)
+    self.assertTrue((jnp.abs(infos.k_up - infos.k) < 1).all() or (
+        method == "periodic_k"  # the end of a period is shorter
+    ))
+    each = 1 if method == "periodic_k" else 2
+    compute = 1 + (1 / BATCH if controller.observes else 0)
+    volumes = each * (infos.k_up + infos.k_down)
+    theta = compute + BETA * volumes / (2 * DIM)
+    np.testing.assert_allclose(infos.elapsed, np.cumsum(theta), rtol=1e-5)
+    self.assertFalse(np.allclose(state.params, start.params))
 
 
 class FiniteTest(absltest.TestCase):

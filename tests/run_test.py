@@ -441,6 +441,22 @@ BAD = {
     "k_min_above_k_max": (
         ["--k=50", "--k_min=60", "--k_max=40"], "--k_max=40", "60 (k_min)",
     ),
+    "k_learned_of_none": (
+        ["--method=send_all", "--controller=sign"],
+        "--controller=sign", "fixed",
+    ),
+    "nothing_to_replay": (["--controller=replay"], "--replay=None", "folder"),
+    "replay_of_no_run": (
+        ["--controller=replay", "--replay=FOLDER/none"],
+        "--replay=FOLDER/none", "folder of a run",
+    ),
+    "replay_of_a_broken_run": (
+        ["--controller=replay", "--replay=FOLDER/run"],
+        "--replay=FOLDER/run", "folder of a run",
+    ),
+    "optimizer": (
+        ["--server_optimizer=lion"], "--server_optimizer=lion", "adam",
+    ),
     "no_clients": (["--num_clients=0"], "--num_clients=0", "at least 1"),
     "negative_clients": (
         ["--num_clients=-1"], "--num_clients=-1", "at least 1",

@@ -1,0 +1,146 @@
+"""The studies as real processes: what they leave, and a second start."""
+
+import tempfile
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from agsfl import records
+from experiments import study
+from tests import run_test
+
+SETTINGS = (
+    "--dataset=npz:FOLDER/tiny.npz", "--model=mlp", "--batch_size=8",
+    "--partition=natural", "--k=40", "--k_min=20", "--num_rounds=6",
+    "--eval_every=2",
+)
+# Script: further arguments, labels of its runs.
+STUDIES = {
+    "compare_methods": (
+        ["--methods=fab_top_k,fedavg", "--local_steps=2", "--seeds=0,3"],
+        ("fab_top_k", "fedavg"),
+    ),
+    "compare_controllers": (
+        ["--controllers=value,exp3,bandit"],
+        ("value", "exp3", "bandit"),
+    ),
+    "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
+    "cross_replay": (["--comm_times=9"], ("beta9", "beta9_under_beta9")),
+}
+BAD = {
+    "compare_methods": ("--methods=fab", "fab_top_k"),
+    "compare_controllers": ("--controllers=pid", "bandit"),
+    "communication_times": ("--comm_times=1,x", "numbers"),
+    "cross_replay": ("--seeds=0,x", "whole numbers"),
+}
+
+
+class StudyTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    run_test.write_data(cls.folder)
+
+  def start(self, name, *arguments):
+    return run_test.run_python("-m", f"experiments.{name}", *run_test.filled(
+        (*SETTINGS, f"--workdir=FOLDER/{name}", *arguments), self.folder
+    ))
+
+  def times(self, workdir):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in workdir.rglob("*")
+        if path.is_file() and "compiled" not in path.parts
+    }
+
+  @parameterized.parameters(*STUDIES)
+  def test_leaves_runs_a_figure_and_a_table(self, name):
+    arguments, labels = STUDIES[name]
+    result = self.start(name, *arguments)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    workdir = self.folder / name
+    image = matplotlib.image.imread(workdir / "figure.png")
+    self.assertGreater(np.ptp(image[..., :3]), 0.5)
+    self.assertIn((workdir / "table.md").read_text(), result.stdout)
+    for label in labels:
+      for run in (workdir / label).iterdir():
+        rounds = [row["round"] for row in records.read_rows(run)]
+        self.assertEqual(rounds[:6], [1, 2, 3, 4, 5, 6])
+        if "under" not in label:
+          self.assertLen(rounds, 6)
+
+  def test_a_second_start_does_what_is_missing(self):
+    name = "compare_methods"
+    arguments, labels = STUDIES[name]
+    workdir = self.folder / "twice"
+    start = lambda *more: self.start(
+        name, *arguments, f"--workdir={workdir}", *more
+    )
+    start()
+    before, table = self.times(workdir), (workdir / "table.md").read_text()
+    # As if it was stopped in the middle of the last run.
+    last = workdir / labels[-1] / "seed3"
+    (last / "summary.json").unlink()
+    again = start()
+    self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertEqual((workdir / "table.md").read_text(), table)
+    changed = {
+        path for path, time in self.times(workdir).items()
+        if before[path] != time
+    }
+    inside = {path for path in changed if path.is_relative_to(last)}
+    self.assertEqual(
+        {path.name for path in changed - inside}, {"figure.png", "table.md"}
+    )
+    self.assertIn(last / "metrics.jsonl", inside)
+    other = start("--learning_rate=0.5")
+    self.assertEqual(other.returncode, 1)
+    self.assertEqual(
+        other.stderr.splitlines()[-1],
+        f"error: --workdir={workdir}: {workdir / labels[0] / 'seed0'} holds a "
+        "run with other learning_rate",
+    )
+
+  @parameterized.parameters(*BAD)
+  def test_a_wrong_list_is_refused(self, name):
+    argument, allowed = BAD[name]
+    result = self.start(name, argument, "--workdir=FOLDER/bad")
+    self.assertEqual(result.returncode, 1)
+    (line,) = run_test.error_lines(result)
+    self.assertIn(argument.split("=")[0], line)
+    self.assertIn(allowed, line)
+    self.assertFalse((self.folder / "bad").exists())
+
+
+class JainTest(absltest.TestCase):
+
+  def test_worked(self):
+    """(1 + 2 + 3)^2 / (3 * 14); all alike 1; one of four alone 1/4."""
+    self.assertAlmostEqual(study.jain_index(np.array([1, 2, 3])), 36 / 42)
+    self.assertEqual(study.jain_index(np.array([5, 5, 5])), 1)
+    self.assertEqual(study.jain_index(np.array([0, 7, 0, 0])), 0.25)
+    self.assertEqual(study.jain_index(np.zeros(3)), 1)
+
+
+class SpreadTest(absltest.TestCase):
+
+  def test_means_over_the_time_that_all_have(self):
+    """Two lines, y = t and y = 3 t, known on 1..4 and 2..6."""
+    of = lambda times, slope: study.Run(
+        [{"time": t, "loss": slope * t} for t in times], {}, None, None
+    )
+    axis, mean, least, greatest = study.spread(
+        [of((1, 2, 4), 1), of((2, 6), 3)], "loss", points=5
+    )
+    np.testing.assert_allclose(axis, [2, 2.5, 3, 3.5, 4])
+    np.testing.assert_allclose(mean, 2 * axis)
+    np.testing.assert_allclose(least, axis)
+    np.testing.assert_allclose(greatest, 3 * axis)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl import layerwise, sparsifiers, topk
+from agsfl import devices, layerwise, sparsifiers, topk
 from tests import golden, reference, reference_methods
 from tests.sparsifiers_test import both, cases
 
-SIZES = (7, 1, 20, 12)  # of layers; 40 in all
+SIZES = (7, 1, 32)  # of layers; 40 in all
 ORACLES = {
     "fub_top_k": reference_methods.fub_flat,
     "fub_top_k_tree": reference_methods.fub_tree,
@@ -24,10 +24,11 @@ ORACLES = {
 SPARSE = ("fab_top_k", *ORACLES)
 
 
-def build(name, client_chunk=None):
+def build(name, client_chunk=None, axes=()):
   if name == "per_layer":
-    return layerwise.per_layer(sparsifiers.fab_top_k((), client_chunk), SIZES)
-  return sparsifiers.METHODS[name]((), client_chunk)
+    fab = sparsifiers.fab_top_k(axes, client_chunk)
+    return layerwise.per_layer(fab, SIZES)
+  return sparsifiers.METHODS[name](axes, client_chunk)
 
 
 ALL = (*sparsifiers.METHODS, "per_layer")
@@ -247,13 +248,14 @@ class ContractTest(parameterized.TestCase):
   def test_clients_without_weight_send_nothing(self, name):
     sparsifier = build(name)
     accumulated = jax.random.normal(jax.random.key(0), (3, 40))
-    select = lambda accumulated, weights: sparsifier.select(
-        jax.random.key(1),
-        accumulated,
-        weights,
-        jnp.int32(9),
-        sparsifier.init(len(weights), 40),
-    )[0]
+
+    @jax.jit
+    def select(accumulated, weights):
+      state = sparsifier.init(len(weights), 40)
+      k = jnp.int32(9)
+      key = jax.random.key(1)
+      return sparsifier.select(key, accumulated, weights, k, state)[0]
+
     got = select(accumulated, jnp.array([0.75, 0.25, 0.0]))
     want = select(accumulated[:2], jnp.array([0.75, 0.25]))
     np.testing.assert_array_equal(got.mask, want.mask)
@@ -265,8 +267,8 @@ class ContractTest(parameterized.TestCase):
   @parameterized.parameters(*SPARSE)
   def test_a_sparse_element_is_two_numbers(self, name):
     accumulated = jax.random.normal(jax.random.key(0), (2, 40))
-    selection, _ = build(name).select(
-        None, accumulated, jnp.full(2, 0.5), jnp.int32(5), ()
+    selection, _ = jax.jit(build(name).select)(
+        jax.random.key(0), accumulated, jnp.full(2, 0.5), jnp.int32(5), ()
     )
     self.assertEqual(selection.k_up, 5)
     self.assertEqual(selection.volume_up, 10)
@@ -317,8 +319,45 @@ class ContractTest(parameterized.TestCase):
         accumulated, start, ks[2]
     )
     for lane in range(2):
-      want = step(accumulated[lane], start, ks[2])[1]
+      want = jit(accumulated[lane], start, ks[2])[1]
       np.testing.assert_array_equal(seeds[lane], want)
+
+
+class DevicesTest(parameterized.TestCase):
+
+  @parameterized.parameters(*ALL)
+  def test_devices_change_nothing(self, name):
+    """Law: split over devices, the same J, sums and contributions."""
+    accumulated = jax.random.normal(jax.random.key(0), (8, 40))
+    weights = jnp.arange(1.0, 9.0) / 36
+
+    def select(sparsifier, accumulated, weights):
+      chosen, _ = sparsifier.select(
+          jax.random.key(1),
+          accumulated,
+          weights,
+          jnp.int32(13),
+          sparsifier.init(8, 40),
+      )
+      one = jax.vmap(sparsifier.split, (0, None, 0))
+      residual = one(accumulated, chosen.mask, chosen.clients).residual
+      return chosen.mask, chosen.aggregate, chosen.contributed, residual
+
+    plain = jax.jit(functools.partial(select, build(name)))
+    want = plain(accumulated, weights)
+    whole, split = devices.REPLICATED, devices.PER_CLIENT
+    over_devices = jax.shard_map(
+        functools.partial(select, build(name, 1, (devices.AXIS,))),
+        mesh=devices.client_mesh(4),
+        in_specs=(split, split),
+        out_specs=(whole, whole, split, split),
+        check_vma=False,
+    )
+    got = jax.jit(over_devices)(accumulated, weights)
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_allclose(got[1], want[1], atol=1e-7)
+    np.testing.assert_array_equal(got[2], want[2])
+    np.testing.assert_array_equal(got[3], want[3])
 
 
 class TopTest(parameterized.TestCase):

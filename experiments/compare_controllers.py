@@ -42,7 +42,7 @@ def compare(base: settings.Config):
       for name in _CONTROLLERS.value
   })
   figure, (loss, accuracy, ks) = plt.subplots(
-      1, 3, figsize=(15, 4.2), layout="constrained"
+      1, 3, figsize=(17, 4.2), layout="constrained"
   )
   lines = []
   for name, runs in done.items():
@@ -63,7 +63,9 @@ def compare(base: settings.Config):
   ks.set(xlabel=time, ylabel="$k_m$, first seed", yscale="log")
   for axes in (loss, accuracy, ks):
     axes.grid(alpha=0.3)
-  loss.legend(fontsize=8)
+  figure.legend(
+      *loss.get_legend_handles_labels(), loc="outside right center"
+  )
   header = [
       "controller", "training loss", "test accuracy", "k at the end", "rounds",
       "time",

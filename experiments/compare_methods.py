@@ -47,7 +47,7 @@ def compare(base: settings.Config):
       {name: study.seeded(_with_method(base, name)) for name in _METHODS.value}
   )
   figure, (loss, accuracy, fairness) = plt.subplots(
-      1, 3, figsize=(15, 4.2), layout="constrained"
+      1, 3, figsize=(17, 4.2), layout="constrained"
   )
   lines = []
   for name, runs in done.items():
@@ -75,7 +75,9 @@ def compare(base: settings.Config):
   )
   for axes in (loss, accuracy, fairness):
     axes.grid(alpha=0.3)
-  loss.legend(fontsize=8)
+  figure.legend(
+      *loss.get_legend_handles_labels(), loc="outside right center"
+  )
   header = [
       "method", "training loss", "test accuracy", "Jain's index",
       "clients unheard", "rounds", "time",

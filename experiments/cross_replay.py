@@ -70,10 +70,12 @@ def compare(base: settings.Config):
   losses = np.vectorize(loss)(cells)
   figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
   # By column: loss under one beta tells nothing of loss under another.
-  picture = axes.imshow(losses / losses.min(axis=0), cmap="viridis_r")
+  ratios = losses / losses.min(axis=0)
+  picture = axes.imshow(ratios, cmap="viridis_r")
   figure.colorbar(picture, label="training loss / the column's least")
   for (i, j), value in np.ndenumerate(losses):
-    axes.text(j, i, f"{value:.3f}", ha="center", va="center", color="w")
+    color = "w" if picture.norm(ratios[i, j]) > 0.5 else "k"
+    axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=color)
   axes.set(
       xticks=range(len(configs)),
       yticks=range(len(configs)),

@@ -26,8 +26,8 @@ SPARSE = ("fab_top_k", *ORACLES)
 
 def build(name, client_chunk=None, axes=()):
   if name == "per_layer":
-    fab = sparsifiers.fab_top_k(axes, client_chunk)
-    return layerwise.per_layer(fab, SIZES)
+    one = sparsifiers.unidirectional_top_k(axes, client_chunk)
+    return layerwise.per_layer(one, SIZES)
   return sparsifiers.METHODS[name](axes, client_chunk)
 
 
@@ -59,11 +59,10 @@ class OracleTest(parameterized.TestCase):
 
   @parameterized.product(name=tuple(ORACLES), width=(5, 64))
   @hypothesis.settings(max_examples=40, deadline=None)
-  @hypothesis.given(case=cases())
+  @hypothesis.given(case=cases(((2, 12), (8, 40))))
   def test_equals_the_oracle(self, name, width, case):
     """Power-of-two clients of one size: weights and sums are exact."""
     accumulated, counts, k = whole_numbers(case)
-    hypothesis.assume(len(counts) != 3)
     got = select(name, accumulated, counts, k, width)
     want = ORACLES[name](accumulated, counts, k)
     np.testing.assert_array_equal(got.mask, want.mask)

@@ -100,7 +100,8 @@ def run_all(
       workdir, config = study / label / f"seed{seed}", config_of(seed)
       if not _is_finished(workdir, config):
         print(f"{label}, seed {seed}", flush=True)
-        shutil.rmtree(workdir, ignore_errors=True)
+        if (workdir / "config.json").exists():  # begun, not finished
+          shutil.rmtree(workdir)
         run.run(config, workdir)
       done[label].append(_read(workdir))
   return done
@@ -109,7 +110,8 @@ def run_all(
 def _is_finished(workdir, config):
   if not (workdir / "summary.json").exists():
     return False
-  held = json.loads((workdir / "config.json").read_text())["asked"]
+  config_held = json.loads((workdir / "config.json").read_text())
+  held = config_held.get("asked", {})
   asked = json.loads(json.dumps(dataclasses.asdict(config)))
   other = sorted(name for name in asked if held.get(name) != asked[name])
   if other:

@@ -138,11 +138,14 @@ class PartitionTest(parameterized.TestCase):
     self.assertLen(counts, settings["num_clients"])
     self.assertLen(federated.client_names, len(counts))
     self.assertGreaterEqual(min(counts), 1)
-    # Law: padded to the largest; samples are the file's, padding is zero.
+    # Law: padded to the largest or an eighth more; samples are the file's,
+    # padding is zero.
+    num_rows = clients.labels.shape[1]
+    self.assertBetween(num_rows, max(counts), max(counts) * 9 / 8)
     self.assertEqual(
-        clients.images.shape, (len(counts), max(counts), *images.shape[1:])
+        clients.images.shape, (len(counts), num_rows, *images.shape[1:])
     )
-    self.assertEqual(clients.labels.shape, (len(counts), max(counts)))
+    self.assertEqual(clients.labels.shape, (len(counts), num_rows))
     self.assertEqual(clients.images.dtype, arrays["images"].dtype)
     self.assertEqual(clients.labels.dtype, np.int32)
     for client, (own, count) in enumerate(zip(rows, counts, strict=True)):

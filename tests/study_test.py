@@ -81,6 +81,9 @@ class StudyTest(parameterized.TestCase):
         name, *arguments, f"--workdir={workdir}", *more
     )
     start()
+    # Law: seeds of one setting share a program.
+    programs = list((workdir / "compiled").glob("jit_chunk*"))
+    self.assertLen(programs, len(labels))
     before, table = self.times(workdir), (workdir / "table.md").read_text()
     # As if it was stopped in the middle of the last run.
     last = workdir / labels[-1] / "seed3"

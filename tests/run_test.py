@@ -305,10 +305,17 @@ class RunTest(parameterized.TestCase):
     for argument in filled(RUNS[name], self.folder):
       field, value = argument.removeprefix("--").split("=")
       asked[field] = type(config[field])(value)
-    used = {
-        field.name: config[field.name] for field in dataclasses.fields(Config)
+    asked = Config(**asked)
+    self.assertEqual(config["asked"], dataclasses.asdict(asked))
+    # What is used is told too, where the default depends on the rest.
+    settled = {
+        "controller": asked.used_controller,
+        "local_steps": asked.used_local_steps(NUM_WEIGHTS),
     }
-    self.assertEqual(used, dataclasses.asdict(Config(**asked)))
+    self.assertContainsSubset(
+        (config["asked"] | settled).items(),
+        {name: config[name] for name in config["asked"]}.items(),
+    )
     self.assertEqual(
         (config["num_train"], config["num_test"]), (NUM_TRAIN, NUM_TEST)
     )

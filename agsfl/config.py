@@ -147,9 +147,15 @@ class Config:
           value is None or value >= least, field, value, f"at least {least}"
       )
     _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
-    _require(
-        self.batch_size <= 2**20, "batch_size", self.batch_size, "at most 2^20"
-    )
+    for field, most, text in (
+        ("batch_size", 2**20, "2^20"),
+        ("local_steps", 2**20, "2^20"),
+        ("bandit_radius", 1.0, "1"),
+    ):
+      value = getattr(self, field)
+      _require(
+          value is None or value <= most, field, value, f"at most {text}"
+      )
     for field in (
         "learning_rate",
         "server_learning_rate",
@@ -219,6 +225,12 @@ class Config:
     _require(k_min <= dim, "k_min", k_min, f"at most the model's {dim} weights")
     _require(
         k_min <= k_max <= dim, "k_max", k_max, f"{k_min:g} (k_min) to {dim}"
+    )
+    _require(
+        self.used_controller != "exp3" or math.ceil(k_min) <= k_max,
+        "k_max",
+        k_max,
+        f"at least {math.ceil(k_min)}, the first whole k above k_min",
     )
     _require(
         k_min <= self.k <= k_max,

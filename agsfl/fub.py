@@ -13,62 +13,22 @@ def _largest(values, k):
   return topk.at_or_above(keys, topk.nth_largest(keys, topk.count(keys), k))
 
 
-def choose_flat(
-    accumulated: jax.Array,
-    weights: jax.Array,
-    ks: jax.Array,
-    *,
-    width: int,
-    axes: tuple[str, ...],
-    client_chunk: int | None,
-) -> uplink.Choice:
-  """J holds the k largest |b_j| of what all clients sent.
+def largest_of_sum(
+    sent: uplink.Uplink, k: jax.Array, last: topk.Entry
+) -> jax.Array:
+  """J as the k largest |b_j| of what all clients sent.
 
   Args:
-    accumulated, weights, ks, width, axes, client_chunk: see `fab.choose`.
+    sent: the uplink.
+    k: [] i32.
+    last: [N], its `last` for k.
 
   Returns:
-    The choices, with a leading axis S.
+    [D] bool.
   """
-  clients = uplink.Clients(accumulated, weights, axes, client_chunk)
-  sent = uplink.open_uplink(clients, ks, width)
-
-  def one(k):
-    last = sent.last(k)
-    everywhere = jnp.ones(accumulated.shape[1], bool)
-    total, _ = sent.sums(k, last, everywhere)
-    mask = _largest(total, k)
-    return uplink.Choice(mask, last, *sent.sums(k, last, mask))
-
-  return lax.map(one, ks)
-
-
-def choose_union(
-    accumulated: jax.Array,
-    weights: jax.Array,
-    ks: jax.Array,
-    *,
-    width: int,
-    axes: tuple[str, ...],
-    client_chunk: int | None,
-) -> uplink.Choice:
-  """J holds all that any client sent: nothing is cut on the way down.
-
-  Args:
-    accumulated, weights, ks, width, axes, client_chunk: see `fab.choose`.
-
-  Returns:
-    The choices, with a leading axis S.
-  """
-  clients = uplink.Clients(accumulated, weights, axes, client_chunk)
-  sent = uplink.open_uplink(clients, ks, width)
-
-  def one(k):
-    last = sent.last(k)
-    mask = sent.union(k, last)
-    return uplink.Choice(mask, last, *sent.sums(k, last, mask))
-
-  return lax.map(one, ks)
+  everywhere = jnp.ones(sent.clients.accumulated.shape[1], bool)
+  total, _ = sent.sums(k, last, everywhere)
+  return _largest(total, k)
 
 
 def choose_tree(

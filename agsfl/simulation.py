@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from agsfl import bandits, controllers, devices, models, sparsifiers
 from agsfl.client import LocalTraining
@@ -82,7 +83,7 @@ def build_controller(config: Config, dim: int) -> KController:
 
 def _recorded_ks(workdir, dim):
   try:
-    ks = [row["k"] for row in read_rows(workdir)]
+    ks = [float(row["k"]) for row in read_rows(workdir)]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(
         f"--replay={workdir}: must be the folder of a run ({error!r})"
@@ -92,6 +93,13 @@ def _recorded_ks(workdir, dim):
         f"--replay={workdir}: must record k from 1 to the model's {dim} weights"
     )
   return ks
+
+
+def build_server(config: Config) -> optax.GradientTransformation:
+  """What applies the aggregate to the weights."""
+  return OPTIMIZERS[config.server_optimizer](
+      config.server_learning_rate or config.learning_rate
+  )
 
 
 def build_training(config: Config, dim: int) -> LocalTraining | None:
@@ -146,9 +154,7 @@ def build(config: Config, data: FederatedData) -> Simulation:
       model,
       build_sparsifier(config, model, (devices.AXIS,), client_chunk),
       build_controller(config, model.dim),
-      server=OPTIMIZERS[config.server_optimizer](
-          config.server_learning_rate or config.learning_rate
-      ),
+      server=build_server(config),
       training=build_training(config, model.dim),
       batch_size=config.batch_size,
       comm_time=config.comm_time,

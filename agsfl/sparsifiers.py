@@ -137,7 +137,8 @@ def fub_top_k(
 
   Source: Han, Wang, Leung, ICDCS 2020, FUB-top-k.
   """
-  return _top_k(fub.choose_flat, window, axes, client_chunk)
+  choose = functools.partial(uplink.choose, fub.largest_of_sum)
+  return _top_k(choose, window, axes, client_chunk)
 
 
 def fub_top_k_tree(
@@ -183,7 +184,8 @@ def unidirectional_top_k(
 
   Source: Han, Wang, Leung, ICDCS 2020, unidirectional top-k.
   """
-  return _top_k(fub.choose_union, window, axes, client_chunk)
+  choose = functools.partial(uplink.choose, uplink.Uplink.union)
+  return _top_k(choose, window, axes, client_chunk)
 
 
 def _common(accumulated, weights, mask, axes, client_chunk):

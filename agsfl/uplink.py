@@ -3,6 +3,7 @@
 All methods pick from J_i; they differ in J, the coordinates that come back.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -281,3 +282,33 @@ def open_uplink(clients: Clients, ks: jax.Array, width: int) -> Uplink:
       lambda: jnp.zeros((num_clients, topk.NUM_BINS), jnp.int32),
   )
   return Uplink(clients, order, counts)
+
+
+def choose(
+    pick: Callable[[Uplink, jax.Array, topk.Entry], jax.Array],
+    accumulated: jax.Array,
+    weights: jax.Array,
+    ks: jax.Array,
+    *,
+    width: int,
+    axes: tuple[str, ...],
+    client_chunk: int | None,
+) -> Choice:
+  """The choices for several k, where J follows from what is sent.
+
+  Args:
+    pick: (Uplink, k [], last [N]) -> [D] bool, J.
+    accumulated, weights, ks, width, axes, client_chunk: see `fab.choose`.
+
+  Returns:
+    The choices, with a leading axis S.
+  """
+  clients = Clients(accumulated, weights, axes, client_chunk)
+  sent = open_uplink(clients, ks, width)
+
+  def one(k):
+    last = sent.last(k)
+    mask = pick(sent, k, last)
+    return Choice(mask, last, *sent.sums(k, last, mask))
+
+  return lax.map(one, ks)

@@ -9,7 +9,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
@@ -27,17 +26,11 @@ def by_comm_time(base: settings.Config) -> dict[str, settings.Config]:
   Raises:
     ConfigError: one is no number, or out of range.
   """
-  try:
-    return {
-        text: dataclasses.replace(base, comm_time=float(text))
-        for text in COMM_TIMES.value
-    }
-  except settings.ConfigError:
-    raise
-  except ValueError as error:
-    raise settings.ConfigError(
-        f"--comm_times={','.join(COMM_TIMES.value)}: must be numbers"
-    ) from error
+  comm_times = study.numbers("comm_times")
+  return {
+      text: dataclasses.replace(base, comm_time=comm_time)
+      for text, comm_time in zip(COMM_TIMES.value, comm_times, strict=True)
+  }
 
 
 def label_of(comm_time: str) -> str:
@@ -61,10 +54,9 @@ def compare(base: settings.Config):
     ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
     study.draw_spread(loss, runs, "train_loss", f"beta = {text}")
     halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
-    means = np.array([half.mean() for half in halves])
     lines.append([
         text,
-        f"{means.mean():.0f} ± {np.ptp(means) / 2:.0f}",
+        study.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
         study.final(runs, "train_loss"),
         study.final(runs, "test_accuracy"),
         study.final(runs, "time"),

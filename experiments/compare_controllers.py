@@ -17,7 +17,7 @@ from experiments import study
 
 flags.adopt_module_key_flags(study)
 _LEARNED = ("sign", "sign_interval", "value", "exp3", "bandit")
-_CONTROLLERS = flags.DEFINE_list(
+flags.DEFINE_list(
     "controllers", list(_LEARNED), "Controllers to compare."
 )
 
@@ -32,14 +32,15 @@ def _settled(runs):
 
 def compare(base: settings.Config):
   """Runs, draws and tabulates."""
-  for name in _CONTROLLERS.value:
+  names = study.items("controllers")
+  for name in names:
     if name not in (*_LEARNED, "fixed"):
       raise settings.ConfigError(
           f"--controllers={name}: must be of fixed, {', '.join(_LEARNED)}"
       )
   done = study.run_all({
       name: study.seeded(dataclasses.replace(base, controller=name))
-      for name in _CONTROLLERS.value
+      for name in names
   })
   figure, (loss, accuracy, ks) = plt.subplots(
       1, 3, figsize=(17, 4.2), layout="constrained"

@@ -16,7 +16,7 @@ from agsfl import config as settings
 from experiments import study
 
 flags.adopt_module_key_flags(study)
-_METHODS = flags.DEFINE_list(
+flags.DEFINE_list(
     "methods", list(settings.METHODS), "Methods to compare."
 )
 
@@ -38,13 +38,14 @@ def _with_method(base, name):
 
 def compare(base: settings.Config):
   """Runs, draws and tabulates."""
-  for name in _METHODS.value:
+  names = study.items("methods")
+  for name in names:
     if name not in settings.METHODS:
       raise settings.ConfigError(
           f"--methods={name}: must be of {', '.join(settings.METHODS)}"
       )
   done = study.run_all(
-      {name: study.seeded(_with_method(base, name)) for name in _METHODS.value}
+      {name: study.seeded(_with_method(base, name)) for name in names}
   )
   figure, (loss, accuracy, fairness) = plt.subplots(
       1, 3, figsize=(17, 4.2), layout="constrained"

@@ -17,7 +17,6 @@ Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
 import dataclasses
 import json
 
-import jax
 import matplotlib
 
 matplotlib.use("Agg")
@@ -137,14 +136,7 @@ def _recorded(base, first_k, path):
     del asked[name]
   if path.exists():
     held = json.loads(path.read_text())
-    other = sorted(
-        name for name in asked if held["asked"].get(name) != asked[name]
-    )
-    if other:
-      raise settings.ConfigError(
-          f"--workdir={study.folder()}: {path} holds a run with other "
-          f"{', '.join(other)}"
-      )
+    study.refuse_other(held["asked"], asked, path)
     return held["rows"]
   print(f"first k {first_k:g}, seed {base.seed}", flush=True)
   rows = switched_run(
@@ -178,21 +170,6 @@ def greatest_gaps(lines: np.ndarray) -> np.ndarray:
   return distances / (fall if fall > 0 else np.nan)
 
 
-def _over_seeds(values):
-  """Mean and half the range."""
-  text = f"{np.mean(values):.4g}"
-  return text + (f" ± {np.ptp(values) / 2:.2g}" if len(values) > 1 else "")
-
-
-def _first_ks():
-  try:
-    return {text: float(text) for text in FIRST_KS.value}
-  except ValueError as error:
-    raise settings.ConfigError(
-        f"--first_ks={','.join(FIRST_KS.value)}: must be numbers"
-    ) from error
-
-
 def compare(base: settings.Config):
   """Runs, draws and tabulates."""
   if base.time_budget is not None:
@@ -201,11 +178,10 @@ def compare(base: settings.Config):
         "over the same rounds"
     )
   folder = study.folder()
-  # Seeds share compiled code.
-  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  study.share_compiled_code()
   done = {}
-  for text, first_k in _first_ks().items():
+  first_ks = study.numbers("first_ks")
+  for text, first_k in zip(FIRST_KS.value, first_ks, strict=True):
     done[text] = []
     for seed in study.seeds():
       path = folder / f"k{text}" / f"seed{seed}.json"
@@ -224,10 +200,10 @@ def compare(base: settings.Config):
     half = [np.interp(since[-1] / 2, since, one) for one in loss]
     lines.append([
         text,
-        _over_seeds([run.rows[0]["round"] for run in runs]),
-        _over_seeds(loss[:, 0]),
-        _over_seeds(half),
-        _over_seeds(loss[:, -1]),
+        study.over_seeds([run.rows[0]["round"] for run in runs]),
+        study.over_seeds(loss[:, 0]),
+        study.over_seeds(half),
+        study.over_seeds(loss[:, -1]),
         f"{gap:.1%}",
         f"{greatest_gaps(loss).max():.1%}" if len(runs) > 1 else "",
     ])

@@ -56,22 +56,66 @@ def folder() -> Path:
 
 
 def seeds() -> list[int]:
-  """The seeds that the flags ask for.
+  """The seeds that the flags ask for; see `numbers`."""
+  return numbers("seeds", int)
+
+
+def items(name: str) -> list[str]:
+  """The items of a list flag.
 
   Raises:
-    ConfigError: one is not a whole number.
+    ConfigError: there are none.
   """
+  if not flags.FLAGS[name].value:
+    raise ConfigError(f"--{name}=: must name at least one")
+  return flags.FLAGS[name].value
+
+
+def numbers(name: str, number: type = float) -> list:
+  """The items of a list flag as numbers.
+
+  Raises:
+    ConfigError: there are none, or one is no number.
+  """
+  texts = items(name)
   try:
-    return [int(seed) for seed in _SEEDS.value]
+    return [number(text) for text in texts]
   except ValueError as error:
+    kind = "whole numbers" if number is int else "numbers"
     raise ConfigError(
-        f"--seeds={','.join(_SEEDS.value)}: must be whole numbers with commas"
+        f"--{name}={','.join(texts)}: must be {kind} with commas"
     ) from error
 
 
 def seeded(config: Config) -> Callable[[int], Config]:
   """The same settings for any seed."""
   return lambda seed: dataclasses.replace(config, seed=seed)
+
+
+def share_compiled_code():
+  """Keeps compiled programs in the folder, for other seeds and later starts."""
+  jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def refuse_other(held: dict, asked: dict, place: Path):
+  """Refuses a finished run of other settings.
+
+  Args:
+    held: settings of the run that lies at `place`.
+    asked: those of now; as JSON has them, they must be the same.
+    place: for the message.
+
+  Raises:
+    ConfigError: they differ; the text names where.
+  """
+  asked = json.loads(json.dumps(asked))
+  other = sorted(name for name in asked if held.get(name) != asked[name])
+  if other:
+    raise ConfigError(
+        f"--workdir={folder()}: {place} holds a run with other "
+        f"{', '.join(other)}"
+    )
 
 
 def run_all(
@@ -91,8 +135,7 @@ def run_all(
     ConfigError: the folder holds a run of other settings.
   """
   study = folder()
-  jax.config.update("jax_compilation_cache_dir", str(study / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  share_compiled_code()
   done = {}
   for label, config_of in settings.items():
     done[label] = []
@@ -110,15 +153,8 @@ def run_all(
 def _is_finished(workdir, config):
   if not (workdir / "summary.json").exists():
     return False
-  config_held = json.loads((workdir / "config.json").read_text())
-  held = config_held.get("asked", {})
-  asked = json.loads(json.dumps(dataclasses.asdict(config)))
-  other = sorted(name for name in asked if held.get(name) != asked[name])
-  if other:
-    raise ConfigError(
-        f"--workdir={folder()}: {workdir} holds a run with other "
-        f"{', '.join(other)}"
-    )
+  held = json.loads((workdir / "config.json").read_text())
+  refuse_other(held.get("asked", {}), dataclasses.asdict(config), workdir)
   return True
 
 
@@ -159,13 +195,17 @@ def draw_spread(axes, runs: list[Run], key: str, label: str):
     axes.fill_between(axis, least, greatest, color=line.get_color(), alpha=0.2)
 
 
-def final(runs: list[Run], key: str) -> str:
-  """A summary's number over the seeds: mean and half the range."""
-  values = np.array([run.summary[key] for run in runs], float)
-  text = f"{values.mean():.4g}"
+def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
+  """Mean of the seeds' numbers and half their range, in these formats."""
+  text = format(np.mean(values), mean)
   if len(values) > 1:
-    text += f" ± {np.ptp(values) / 2:.2g}"
+    text += f" ± {format(np.ptp(values) / 2, spread)}"
   return text
+
+
+def final(runs: list[Run], key: str) -> str:
+  """A summary's number `over_seeds`."""
+  return over_seeds([run.summary[key] for run in runs])
 
 
 def jain_index(contributed: np.ndarray) -> float:

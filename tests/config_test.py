@@ -21,7 +21,9 @@ OUT_OF_RANGE = (
     ("server_optimizer", "", ("sgd", "momentum", "adam")),
     ("server_learning_rate", 0.0, ("above 0",)),
     ("local_steps", 0, ("at least 1",)),
+    ("local_steps", 2**20 + 1, ("at most 2^20",)),
     ("exp3_arms", 0, ("at least 1",)),
+    ("bandit_radius", 1.5, ("at most 1",)),
     ("bandit_radius", 0.0, ("above 0",)),
     ("bandit_step", -1.0, ("above 0",)),
     ("num_clients", 0, ("at least 1",)),
@@ -197,6 +199,8 @@ class IntervalTest(parameterized.TestCase):
       (dict(k=50, k_max=49), "k", 50, "49 (k_max)"),
       (dict(k=1.5), "k", 1.5, "2 (k_min)"),
       (dict(k=50, controller="sign", k_max=49), "k", 50, "49 (k_max)"),
+      # No whole k in the interval.
+      (dict(k=5.5, controller="exp3", k_min=5.2, k_max=5.8), "k_max", 5.8, "6"),
   )
   def test_refused(self, settings, field, value, allowed):
     """One line: the flag, the value, what is allowed."""

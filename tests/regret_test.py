@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from agsfl import controllers
 from agsfl.config import Config, ConfigError
-from experiments import independence, regret, study
+from experiments import independence, recorded_costs, regret, study
 
 DIM = 36 * 128 + 128 + 128 * 3 + 3  # 6 x 6 images, 3 classes
 
@@ -57,30 +57,33 @@ class RegretTest(parameterized.TestCase):
     grid = np.array([1.0, 2.0, 4.0, 8.0])
     costs = np.array([[9.0, 6.0, 2.0, 0.0], [0.0, 1.0, 2.0, 4.0]])
     np.testing.assert_array_equal(
-        regret.slopes(grid, costs), [[-3, -2, -0.5], [1, 0.5, 0.5]]
+        recorded_costs.slopes(grid, costs), [[-3, -2, -0.5], [1, 0.5, 0.5]]
     )
-    self.assertEqual(regret.convex_share(grid, costs[0]), 1)
-    self.assertEqual(regret.convex_share(grid, costs[1]), 0.5)
-    self.assertEqual(regret.convex_share(grid, costs), 0.75)
+    self.assertEqual(recorded_costs.convex_share(grid, costs[0]), 1)
+    self.assertEqual(recorded_costs.convex_share(grid, costs[1]), 0.5)
+    self.assertEqual(recorded_costs.convex_share(grid, costs), 0.75)
 
   def test_costs_of(self):
     """A k of half the fall needs two of its rounds for the whole."""
     np.testing.assert_allclose(
-        regret.costs_of(np.array([3.0, 2.0]), np.array([0.4, 0.1]), 0.2),
+        recorded_costs.costs_of(
+            np.array([3.0, 2.0]), np.array([0.4, 0.1]), 0.2
+        ),
         [1.5, 4],
     )
 
   def test_average(self):
-    recorded = regret.Recorded(
+    recorded = recorded_costs.Recorded(
         (1, 3), np.array([1.0, 3.0]), np.arange(10.0).reshape(5, 2), 0
     )
-    averaged = regret.average(recorded, 2)  # Parts of 2, 2 and 1 rounds.
+    # Parts of 2, 2 and 1 rounds.
+    averaged = recorded_costs.average(recorded, 2)
     np.testing.assert_array_equal(averaged.costs, [[1, 2], [5, 6], [8, 9]])
     np.testing.assert_array_equal(averaged.order, [0, 0, 1, 1, 2])
 
   def test_play_recorded(self):
     """k fixed at 3: costs 2.5 and 3 in turn, the best k is 4, of 1 and 2."""
-    averaged = regret.Averaged(
+    averaged = recorded_costs.Averaged(
         grid=np.array([2.0, 4.0, 6.0]),
         costs=np.array([[4.0, 1.0, 5.0], [4.0, 2.0, 0.5]]),
         order=np.array([0, 1]),
@@ -164,13 +167,13 @@ class ScriptsTest(absltest.TestCase):
     flags.FLAGS.grid_size = 4
     flags.FLAGS.average_over = 3
     base = dataclasses.replace(self.base, k=10.0, k_min=10.0)
-    record, held = regret.record, []
+    record, held = recorded_costs.record, []
 
     def watched(*arguments):
       held.append(record(*arguments))
       return held[-1]
 
-    with mock.patch.object(regret, "record", watched):
+    with mock.patch.object(recorded_costs, "record", watched):
       regret.compare(base)
     (recorded,) = held
     self.assertEqual(len(recorded.costs) + recorded.left_out, base.num_rounds)

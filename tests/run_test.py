@@ -126,6 +126,8 @@ def write_data(folder):
   whole = (folder / "tiny.npz").read_bytes()
   (folder / "half.npz").write_bytes(whole[: len(whole) // 2])
   (folder / "run").mkdir()
+  (folder / "words").mkdir()
+  (folder / "words" / "metrics.jsonl").write_text('{"k": "many"}\n')
   for name in ("config.json", "metrics.jsonl"):
     (folder / "run" / name).write_text("{}\n")
   (folder / "unknown.flags").write_text("--k=50\n--kk=50\n")
@@ -461,6 +463,10 @@ BAD = {
     "replay_of_a_broken_run": (
         ["--controller=replay", "--replay=FOLDER/run"],
         "--replay=FOLDER/run", "folder of a run",
+    ),
+    "replay_of_words": (
+        ["--controller=replay", "--replay=FOLDER/words"],
+        "--replay=FOLDER/words", "folder of a run",
     ),
     "optimizer": (
         ["--server_optimizer=lion"], "--server_optimizer=lion", "adam",

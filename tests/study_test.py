@@ -34,6 +34,8 @@ BAD = {
     "compare_controllers": ("--controllers=pid", "bandit"),
     "communication_times": ("--comm_times=1,x", "numbers"),
     "cross_replay": ("--seeds=0,x", "whole numbers"),
+    "regret": ("--seeds=", "at least one"),
+    "independence": ("--first_ks=9,x", "numbers"),
 }
 
 
@@ -117,6 +119,15 @@ class StudyTest(parameterized.TestCase):
     self.assertIn(argument.split("=")[0], line)
     self.assertIn(allowed, line)
     self.assertFalse((self.folder / "bad").exists())
+
+
+class OverSeedsTest(absltest.TestCase):
+
+  def test_worked(self):
+    self.assertEqual(study.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
+    self.assertEqual(study.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
+                     "43840 ± 85")
+    self.assertEqual(study.over_seeds([0.12345]), "0.1235")
 
 
 class JainTest(absltest.TestCase):

@@ -26,6 +26,9 @@ setup(
         "absl-py>=2.1",
         "chex>=0.1.90",
         "flax>=0.12",
+        "ijson>=3.3",
+        # TensorFlow Datasets prepares sets with it, and does not ask for it.
+        "importlib_resources>=6",
         "jax>=0.10,!=0.10.1",
         "jaxlib>=0.10,!=0.10.1",
         "matplotlib>=3.8",
@@ -36,6 +39,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "tfds": ["tensorflow>=2.20"],
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",

@@ -2,7 +2,7 @@
 
 from agsfl.bandits import bandit, exp3
 from agsfl.client import LocalTraining
-from agsfl.config import Config, ConfigError
+from agsfl.config import Config
 from agsfl.controllers import (
     fixed,
     replay,
@@ -12,11 +12,13 @@ from agsfl.controllers import (
 )
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData, FederatedData, load
+from agsfl.errors import ConfigError, DivergedError
 from agsfl.layerwise import per_layer
 from agsfl.models import flatten
+from agsfl.partitions import Partition
 from agsfl.programs import build_sweep
 from agsfl.rounds import build_round
-from agsfl.simulation import DivergedError, build, run
+from agsfl.simulation import build, run
 from agsfl.sparsifiers import (
     fab_top_k,
     fub_top_k,
@@ -50,6 +52,7 @@ __all__ = [
     "LocalTraining",
     "Model",
     "Observation",
+    "Partition",
     "RoundInfo",
     "RoundState",
     "Selection",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from agsfl.data import ClientData
 from agsfl.models import sample_losses
 from agsfl.types import Model
 
@@ -66,8 +67,8 @@ def build_client(
     training: None for one gradient.
 
   Returns:
-    (key, params [D], images [E, ...], labels [E], count []) -> LocalResult,
-    where the first `count` of the E samples are the client's own.
+    (key, params [D], ClientData, start [], count []) -> LocalResult; the
+    client's own samples are order[start : start + count] of the data.
 
   Source: one gradient: Han, Wang, Leung, ICDCS 2020, Alg. 1; several steps:
   McMahan et al., "Communication-Efficient Learning of Deep Networks from
@@ -79,10 +80,11 @@ def build_client(
 
   gradient_of = jax.value_and_grad(loss_of)
 
-  def local_result(key, params, images, labels, count):
+  def local_result(key, params, data: ClientData, start, count):
     def draw(key):
       chosen = jax.random.randint(key, (batch_size,), 0, count)
-      return as_float(images[chosen]), labels[chosen]
+      rows = data.order[start + chosen]
+      return as_float(data.images[rows]), data.labels[rows]
 
     batch = draw(key)
     loss, gradient = gradient_of(params, *batch)

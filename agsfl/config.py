@@ -3,17 +3,12 @@
 import dataclasses
 import math
 
-from agsfl import sparsifiers
+from agsfl import sources, sparsifiers
+from agsfl.errors import ConfigError
 from agsfl.models import MODELS
 from agsfl.optimizers import OPTIMIZERS
+from agsfl.partitions import Partition
 
-
-class ConfigError(ValueError):
-  """A setting that cannot be used; the text names it and what is allowed."""
-
-
-DATASETS = ("mnist_5k",)
-PARTITIONS = ("one_class", "iid", "natural")
 # Methods with no k to set or learn.
 DENSE_METHODS = ("send_all", "fedavg")
 METHODS = (*sparsifiers.METHODS, "fedavg")
@@ -34,10 +29,10 @@ class Config:
   """One run.
 
   Attributes:
-    dataset: "mnist_5k", or "npz:PATH" (see `data.load`).
-    partition: how samples go to clients, one of `PARTITIONS`.
-    num_clients: N; None means 10, one per class where there are more, and with
-      "natural" every client of the data.
+    dataset: a name or URI, see `data.load`.
+    partition, num_clients, min_samples, shards_per_client, dirichlet_alpha,
+      power: how samples go to clients, see `partitions.Partition`.
+    standardize: whether each image is brought to mean 0 and deviation 1.
     model: a key of `models.MODELS`.
     method: one of `METHODS`; "fedavg" sends whole models after `local_steps`
       of training.
@@ -77,6 +72,11 @@ class Config:
   dataset: str = "mnist_5k"
   partition: str = "one_class"
   num_clients: int | None = None
+  min_samples: int = 1
+  shards_per_client: int = 2
+  dirichlet_alpha: float = 0.5
+  power: float = 1.0
+  standardize: bool = False
   model: str = "cnn"
   method: str = "fab_top_k"
   per_layer: bool = False
@@ -112,7 +112,6 @@ class Config:
         most = f"at most {_LARGEST:g}"
         _require(value <= _LARGEST, field.name, value, most)
     for field, names in (
-        ("partition", PARTITIONS),
         ("model", tuple(MODELS)),
         ("method", METHODS),
         ("controller", (None, *CONTROLLERS)),
@@ -123,11 +122,10 @@ class Config:
       allowed = ", ".join(name for name in names if name)
       _require(value in names, field, value, f"one of {allowed}")
     self._check_combinations()
-    known = self.dataset in DATASETS or self.dataset.startswith("npz:")
-    names = ", ".join(DATASETS)
-    _require(known, "dataset", self.dataset, f"{names} or npz:PATH")
+    known = sources.is_known(self.dataset)
+    _require(known, "dataset", self.dataset, sources.ALLOWED)
+    self.as_partition()
     for field, least in (
-        ("num_clients", 1),
         ("k", 1),
         ("k_min", 2),
         ("k_max", 2),
@@ -140,13 +138,11 @@ class Config:
         ("client_chunk", 1),
         ("rounds_per_call", 1),
         ("num_devices", 1),
-        ("seed", 0),
     ):
       value = getattr(self, field)
       _require(
           value is None or value >= least, field, value, f"at least {least}"
       )
-    _require(self.seed < 2**32, "seed", self.seed, "below 2^32")
     for field, most, text in (
         ("batch_size", 2**20, "2^20"),
         ("local_steps", 2**20, "2^20"),
@@ -191,6 +187,11 @@ class Config:
         self.replay,
         "a run's folder with --controller=replay, and unset without",
     )
+
+  def as_partition(self) -> Partition:
+    """How samples go to clients; raises ConfigError where that cannot be."""
+    names = [field.name for field in dataclasses.fields(Partition)]
+    return Partition(**{name: getattr(self, name) for name in names})
 
   @property
   def used_controller(self) -> str:

@@ -1,4 +1,4 @@
-"""Clients split over devices: each holds its clients' data and residuals."""
+"""Clients split over devices: each holds its own clients' residuals."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from agsfl import aligned
 from agsfl.data import ClientData
 from agsfl.programs import Sweep, build_chunk
 from agsfl.rounds import Round
@@ -15,6 +16,14 @@ from agsfl.types import PyTree, RoundInfo, RoundState
 AXIS = "clients"
 PER_CLIENT = PartitionSpec(AXIS)
 REPLICATED = PartitionSpec()
+
+CLIENT_DATA = ClientData(
+    images=REPLICATED,
+    labels=REPLICATED,
+    order=REPLICATED,
+    starts=PER_CLIENT,
+    counts=PER_CLIENT,
+)
 
 # RoundInfo with a leading axis: rounds, or lanes.
 _INFOS = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))._replace(
@@ -52,9 +61,17 @@ def pad_rows(tree: PyTree, multiple: int) -> PyTree:
 
 
 def split_clients(clients: ClientData, mesh: Mesh) -> ClientData:
-  """The clients, padded and placed on the mesh's devices."""
-  padded = pad_rows(clients, mesh.size)
-  return jax.device_put(padded, NamedSharding(mesh, PER_CLIENT))
+  """The clients, padded and split; all devices have all samples.
+
+  The cores of one CPU share the samples, see `aligned`.
+  """
+  padded = clients.replace(
+      images=aligned.aligned(clients.images),
+      labels=aligned.aligned(clients.labels),
+      starts=pad_rows(clients.starts, mesh.size),
+      counts=pad_rows(clients.counts, mesh.size),
+  )
+  return jax.device_put(padded, _placed(CLIENT_DATA, mesh))
 
 
 def _specs_of(init):
@@ -102,7 +119,7 @@ def split_round(simulated: Round, length: int, mesh: Mesh) -> SplitRound:
   chunk = jax.shard_map(
       build_chunk(simulated.step, length),
       mesh=mesh,
-      in_specs=(REPLICATED, PER_CLIENT, specs, REPLICATED, REPLICATED),
+      in_specs=(REPLICATED, CLIENT_DATA, specs, REPLICATED, REPLICATED),
       out_specs=(specs, _INFOS, REPLICATED),
       check_vma=_CHECKED,
   )
@@ -130,7 +147,7 @@ def split_sweep(
   step = jax.shard_map(
       sweep.step,
       mesh=mesh,
-      in_specs=(REPLICATED, REPLICATED, PER_CLIENT, specs),
+      in_specs=(REPLICATED, REPLICATED, CLIENT_DATA, specs),
       out_specs=(specs, _INFOS),
       check_vma=_CHECKED,
   )

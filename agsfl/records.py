@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from agsfl.config import ConfigError
+from agsfl.errors import ConfigError
 
 # What a run makes late; a folder that has one of these is taken.
-_FILES = ("metrics.jsonl", "contributions.csv", "summary.json", "figures")
+_FILES = ("metrics.jsonl", "clients.csv", "summary.json", "figures")
 
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -42,7 +42,7 @@ class RunWriter:
   """The files of one run.
 
   `config.json` is written at once, `metrics.jsonl` a whole line per round,
-  `contributions.csv` and `summary.json` at the end.
+  `clients.csv` and `summary.json` at the end.
   """
 
   def __init__(self, workdir: str | Path, config: dict[str, Any]):
@@ -86,22 +86,19 @@ class RunWriter:
   def finish(
       self,
       summary: dict[str, Any],
-      names: Sequence[str],
-      samples: Sequence[int],
-      contributed: Sequence[int],
+      clients: dict[str, Sequence],
   ):
     """Writes the closing files.
 
     Args:
       summary: for summary.json.
-      names: [N] clients.
-      samples: [N] C_i.
-      contributed: [N] elements of each that the server used, over all rounds.
+      clients: columns of clients.csv, [N] each: `client` (names), `contributed`
+        (elements that the server used, over all rounds) and others.
     """
-    with (self.workdir / "contributions.csv").open("w", newline="") as file:
+    with (self.workdir / "clients.csv").open("w", newline="") as file:
       rows = csv.writer(file)
-      rows.writerow(["client", "samples", "contributed"])
-      rows.writerows(zip(names, samples, contributed, strict=True))
+      rows.writerow(clients)
+      rows.writerows(zip(*clients.values(), strict=True))
     _replace(
         self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
     )
@@ -113,7 +110,12 @@ def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file]
 
 
-def read_contributions(workdir: str | Path) -> list[int]:
-  """Elements that each client contributed, from contributions.csv."""
-  with (Path(workdir) / "contributions.csv").open(newline="") as file:
-    return [int(row["contributed"]) for row in csv.DictReader(file)]
+def read_clients(workdir: str | Path) -> dict[str, list]:
+  """The columns of clients.csv: names as text, all else as numbers."""
+  with (Path(workdir) / "clients.csv").open(newline="") as file:
+    header, *rows = csv.reader(file)
+  columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+  return {
+      name: list(column if name == "client" else map(float, column))
+      for name, column in columns.items()
+  }

@@ -30,7 +30,8 @@ class Round(NamedTuple):
   Attributes:
     init: (root_key, num_clients) -> RoundState.
     step: (root_key, ClientData, RoundState) -> (RoundState, RoundInfo). Where
-      clients are split over mesh axes, each device gives and gets its own.
+      clients are split over mesh axes, each device gives and gets its own, and
+      all samples.
   """
 
   init: Callable[[jax.Array, int], RoundState]
@@ -108,9 +109,9 @@ def build_round(
   def accumulate_all(key, data, state):
     """Every client's accumulated gradient, and what else it computed."""
 
-    def accumulate(residual, client, images, labels, count):
+    def accumulate(residual, client, start, count):
       key_client = jax.random.fold_in(key, client)
-      local = local_result(key_client, state.params, images, labels, count)
+      local = local_result(key_client, state.params, data, start, count)
       gradient = jnp.where(count > 0, local.gradient, 0.0)
       return residual + gradient, local._replace(gradient=None)  # a_i
 
@@ -119,7 +120,7 @@ def build_round(
     return update_clients(
         accumulate,
         state.residual,
-        (clients, data.images, data.labels, data.counts),
+        (clients, data.starts, data.counts),
         client_chunk,
     )
 

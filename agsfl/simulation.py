@@ -12,8 +12,9 @@ import optax
 
 from agsfl import bandits, controllers, devices, models, sparsifiers
 from agsfl.client import LocalTraining
-from agsfl.config import Config, ConfigError
+from agsfl.config import Config
 from agsfl.data import FederatedData
+from agsfl.errors import ConfigError, DivergedError
 from agsfl.evaluation import Evaluation, build_evaluate
 from agsfl.layerwise import per_layer
 from agsfl.optimizers import OPTIMIZERS
@@ -22,10 +23,6 @@ from agsfl.programs import ROUNDS_PER_CALL
 from agsfl.records import read_rows
 from agsfl.rounds import build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
-
-
-class DivergedError(RuntimeError):
-  """A gradient or the loss was not finite; the text names the round."""
 
 
 class Step(NamedTuple):
@@ -95,6 +92,14 @@ def _recorded_ks(workdir, dim):
   return ks
 
 
+def build_model(config: Config, data: FederatedData) -> Model:
+  """The network that the settings name, for these images and classes."""
+  shape = data.clients.images.shape[1:]
+  return models.build(
+      config.model, shape, data.num_classes, config.standardize
+  )
+
+
 def build_server(config: Config) -> optax.GradientTransformation:
   """What applies the aggregate to the weights."""
   return OPTIMIZERS[config.server_optimizer](
@@ -144,8 +149,7 @@ def build(config: Config, data: FederatedData) -> Simulation:
     ConfigError: k or its interval does not fit the model, or there are fewer
       devices.
   """
-  image_shape = data.clients.images.shape[2:]
-  model = models.build(config.model, image_shape, data.num_classes)
+  model = build_model(config, data)
   platform = jax.default_backend()
   num_clients = len(data.clients.counts)
   mesh = devices.client_mesh(_num_devices(config, num_clients))
@@ -181,7 +185,7 @@ def build(config: Config, data: FederatedData) -> Simulation:
       state=split.init(root_key, len(clients.counts)),
       advance=advance,
       rounds_per_call=length,
-      evaluate=build_evaluate(model, data, mesh),
+      evaluate=build_evaluate(model, data, clients, mesh),
   )
 
 
@@ -241,7 +245,7 @@ def _diverged(round_index, what, config):
 
 
 def as_row(step: Step) -> dict[str, Any]:
-  """A Step as one flat JSON object; per-client counts are left out.
+  """A Step as one flat JSON object; what is per client is left out.
 
   Args:
     step: from `run`.
@@ -261,5 +265,6 @@ def as_row(step: Step) -> dict[str, Any]:
       "sign": None if np.isnan(info.sign) else int(info.sign),
   }
   if step.evaluation is not None:
-    row |= step.evaluation._asdict()
+    evaluation = step.evaluation._asdict()
+    row |= {name: x for name, x in evaluation.items() if np.ndim(x) == 0}
   return row

@@ -84,11 +84,19 @@ class Case(NamedTuple):
 
 def _clients(num_clients):
   rng = np.random.default_rng(0)
-  return ClientData(
-      rng.integers(0, 256, (num_clients, _BATCH, *_SHAPE), np.uint8),
-      rng.integers(0, _CLASSES, (num_clients, _BATCH)).astype(np.int32),
-      np.full(num_clients, _BATCH, np.int32),
+  total = num_clients * _BATCH
+  return ClientData.of(
+      rng.integers(0, 256, (total, *_SHAPE), np.uint8),
+      rng.integers(0, _CLASSES, total).astype(np.int32),
+      np.arange(total).reshape(num_clients, _BATCH),
   )
+
+
+def _batches(num_clients):
+  """The same samples, [N, B, ...], as the other ways take them."""
+  data = _clients(num_clients)
+  images = data.images.reshape(num_clients, _BATCH, *_SHAPE)
+  return images, data.labels.reshape(num_clients, _BATCH)
 
 
 def _mesh():
@@ -96,13 +104,11 @@ def _mesh():
 
 
 def _loop(num_clients):
-  data = _clients(num_clients)
-  return baselines.loop(_CLASSES, data.images, data.labels)
+  return baselines.loop(_CLASSES, *_batches(num_clients))
 
 
 def _vmap(num_clients):
-  data = _clients(num_clients)
-  return baselines.batched(_CLASSES, data.images, data.labels)
+  return baselines.batched(_CLASSES, *_batches(num_clients))
 
 
 def _ours(num_clients):
@@ -114,19 +120,18 @@ def _ours(num_clients):
   clients = devices.split_clients(_clients(num_clients), mesh)
 
   def gradients(key, params, data):
-    one = lambda images, labels, count: local_result(
-        key, params, images, labels, count
+    one = lambda start, count: local_result(
+        key, params, data, start, count
     ).gradient
     chunk = CLIENT_CHUNK.get(jax.default_backend())
-    arguments = (data.images, data.labels, data.counts)
-    return map_clients(one, arguments, chunk)
+    return map_clients(one, (data.starts, data.counts), chunk)
 
   everywhere, per_client = devices.REPLICATED, devices.PER_CLIENT
   split = jax.jit(
       jax.shard_map(
           gradients,
           mesh=mesh,
-          in_specs=(everywhere, everywhere, per_client),
+          in_specs=(everywhere, everywhere, devices.CLIENT_DATA),
           out_specs=per_client,
           check_vma=False,
       )

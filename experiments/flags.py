@@ -5,13 +5,21 @@ import dataclasses
 from absl import flags
 
 from agsfl import config as settings
+from agsfl.partitions import PARTITIONS
 
 _HELP = {
-    "dataset": "mnist_5k (5,000 real digits, no download) or npz:PATH with the "
-    "keys images, labels, is_train and client.",
-    "partition": "How training samples go to clients; natural takes the data's "
-    "own client ids.",
+    "dataset": "mnist_5k (5,000 real digits, no download), digits (1,797 small "
+    "ones), npz:PATH (keys images, labels, is_train and client), leaf:DIR "
+    "(LEAF's folder of train and test), femnist (that, once prepared) or "
+    "tfds:NAME (TensorFlow Datasets).",
+    "partition": "How samples go to clients; natural takes the data's own "
+    "client ids.",
     "num_clients": "N. Default: 10, or with natural every client of the data.",
+    "min_samples": "Training samples of each client at least.",
+    "shards_per_client": "Shards of each client, of shards.",
+    "dirichlet_alpha": "Concentration of the Dirichlet draws; small is skewed.",
+    "power": "How fast sizes fall, of quantity_power_law.",
+    "standardize": "Bring each image to mean 0 and deviation 1.",
     "model": "Network.",
     "method": "What is sent.",
     "per_layer": "Method on each array of weights by itself.",
@@ -46,7 +54,7 @@ _HELP = {
 }
 
 _CHOICES = {
-    "partition": settings.PARTITIONS,
+    "partition": tuple(PARTITIONS),
     "model": tuple(settings.MODELS),
     "method": settings.METHODS,
     "controller": settings.CONTROLLERS,

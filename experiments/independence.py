@@ -98,7 +98,7 @@ def switched_run(
     ConfigError: the loss is not reached in the first one's rounds.
     DivergedError: a gradient or the loss was not finite.
   """
-  federated = data.load(before)
+  federated = data.load(before.dataset, before.as_partition())
   state, step = _train_until(before, simulation.build(before, federated), loss)
   then = simulation.build(after, federated)
   state = state.replace(

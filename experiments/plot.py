@@ -79,5 +79,5 @@ def draw(workdir: Path):
       _against_time(evaluated, ["test_accuracy"], "share right"),
   )
   _figure(workdir, "k", _k_of_rounds(rows))
-  counts = records.read_contributions(workdir)
+  counts = records.read_clients(workdir)["contributed"]
   _figure(workdir, "contributions", _contributions(counts))

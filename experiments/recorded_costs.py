@@ -29,7 +29,7 @@ from jax import lax
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import data, models, simulation
+from agsfl import data, simulation
 from agsfl.client import build_client
 from agsfl.cost import round_time
 from agsfl.over_clients import CLIENT_CHUNK, map_clients
@@ -67,43 +67,43 @@ class Recorded(NamedTuple):
   left_out: int
 
 
-def build_recorder(config, model, clients):
+def build_recorder(config, model):
   """A round with k fixed in which other k are tried beside it.
 
   Returns:
-    init: key -> carry; step: (key, carry, ks [K] i32) -> (carry, times [K],
-    falls [K]), of which carry goes on with ks[0].
+    init: (key, N) -> carry; step: (key, ClientData, carry, ks [K] i32) ->
+    (carry, times [K], falls [K]), of which carry goes on with ks[0].
   """
   chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
   sparsifier = simulation.build_sparsifier(config, model, (), chunk)
   server = simulation.build_server(config)
   training = simulation.build_training(config, model.dim)
   local_result = build_client(model, config.batch_size, training)
-  num_clients = len(clients.counts)
-  weights = clients.counts / clients.counts.sum()
   # As in online learning: one more sample per client.
   compute = config.used_local_steps(model.dim) + 1.0 / config.batch_size
 
-  def init(key):
+  def init(key, num_clients):
     params = model.init(key)
     residual = jnp.zeros((num_clients, model.dim))
     state = sparsifier.init(num_clients, model.dim)
     return params, residual, state, server.init(params)
 
-  def step(key, carry, ks):
+  def step(key, clients, carry, ks):
     params, residual, state, server_state = carry
+    weights = clients.counts / clients.counts.sum()
+    num_clients = len(clients.counts)
     keys = jax.random.split(key, num_clients + 1)
-    samples = (keys[1:], clients.images, clients.labels, clients.counts)
+    samples = (keys[1:], clients.starts, clients.counts)
 
     def over_clients(function, *arguments):
       return map_clients(function, (*arguments, *samples), chunk)
 
-    def accumulate(residual, key, *sample):
-      return residual + local_result(key, params, *sample).gradient
+    def accumulate(residual, key, *own):
+      return residual + local_result(key, params, clients, *own).gradient
 
     def loss_at(params):
       """On the same minibatches: their draw depends on the key alone."""
-      loss = lambda key, *sample: local_result(key, params, *sample).loss
+      loss = lambda key, *own: local_result(key, params, clients, *own).loss
       return jnp.sum(weights * over_clients(loss))
 
     accumulated = over_clients(accumulate, residual)
@@ -156,24 +156,24 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
     ConfigError: the interval holds less than three k, or no round has a cost.
     DivergedError: a loss was not finite.
   """
-  federated = data.load(config)
+  federated = data.load(config.dataset, config.as_partition())
   clients = jax.tree.map(jnp.asarray, federated.clients)
-  model = models.build(
-      config.model, clients.images.shape[2:], federated.num_classes
-  )
+  model = simulation.build_model(config, federated)
   interval = config.k_interval(model.dim)
   grid = np.unique(np.geomspace(*interval, grid_size).round())
   if len(grid) < 3:
     raise settings.ConfigError(
         f"--k_max={config.k_max}: must leave room for three k from k_min on"
     )
-  init, step = build_recorder(config, model, clients)
+  init, step = build_recorder(config, model)
   root = jax.random.key(config.seed)
-  carry, step = init(jax.random.fold_in(root, 0)), jax.jit(step)
+  carry = init(jax.random.fold_in(root, 0), len(clients.counts))
+  step = jax.jit(step)
   ks = jnp.asarray([round(config.k), *grid], jnp.int32)
   costs = []
   for index in tqdm(range(1, config.num_rounds + 1), unit="round"):
-    carry, *measured = step(jax.random.fold_in(root, index), carry, ks)
+    key = jax.random.fold_in(root, index)
+    carry, *measured = step(key, clients, carry, ks)
     times, falls = np.asarray(measured, float)
     if not np.all(np.isfinite(falls)):
       raise simulation.DivergedError(

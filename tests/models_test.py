@@ -16,6 +16,7 @@ class ModelsTest(parameterized.TestCase):
       ("cnn", (28, 28, 1), 62, 444_062),  # FEMNIST, as the paper has it
       ("cnn", (28, 28, 1), 10, 430_698),
       ("mlp", (28, 28, 1), 10, 101_770),
+      ("cnn", (32, 32, 3), 10, 555_178),  # CIFAR-10
   )
   def test_dim(self, name, shape, classes, dim):
     model = models.build(name, shape, classes)
@@ -24,6 +25,28 @@ class ModelsTest(parameterized.TestCase):
     self.assertEqual(params.shape, (dim,))
     logits = jax.eval_shape(model.apply, params, jnp.zeros((3, *shape)))
     self.assertEqual(logits.shape, (3, classes))
+
+  def test_standardized(self):
+    """Law: (x - mean) / max(deviation, 1 / sqrt(H W C)), image by image."""
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(3, 4, 5, 3)).astype(np.float32)
+    images[1] = 0.5  # constant
+    images[2] = 0.5 + 1e-3 * images[2]  # almost
+    want = [
+        (image - image.mean()) / max(image.std(), 60**-0.5)
+        for image in images.astype(np.float64)
+    ]
+    np.testing.assert_allclose(models.standardized(images), want, atol=1e-5)
+    plain, changed = (
+        models.build("mlp", (4, 5, 3), 2, standardize)
+        for standardize in (False, True)
+    )
+    params = plain.init(jax.random.key(0))
+    np.testing.assert_allclose(
+        changed.apply(params, jnp.asarray(images)),
+        plain.apply(params, jnp.asarray(want, jnp.float32)),
+        atol=1e-5,
+    )
 
   def test_cnn_is_the_network_of_plain_layers(self):
     """Law: same logits and same gradient, the weights dealt by name."""

@@ -71,7 +71,7 @@ class RecordsTest(parameterized.TestCase):
     self.assert_one_line(caught.exception, self.folder, "run")
     self.assertEqual(self.files(), before)
 
-  @parameterized.parameters("contributions.csv", "summary.json", "figures")
+  @parameterized.parameters("clients.csv", "summary.json", "figures")
   def test_refuses_a_folder_with_what_a_run_makes_late(self, name):
     """A file or a folder of that name would stop the run at its very end."""
     for make in (Path.touch, Path.mkdir):
@@ -130,11 +130,16 @@ class RecordsTest(parameterized.TestCase):
     names, samples, contributed = zip(*clients, strict=True)
     with tempfile.TemporaryDirectory() as folder:
       with records.RunWriter(folder, {}) as writer:
-        writer.finish(
-            {}, np.array(names, str), np.array(samples), np.array(contributed)
-        )
-      self.assertEqual(records.read_contributions(folder), list(contributed))
-      path = Path(folder) / "contributions.csv"
+        writer.finish({}, {
+            "client": np.array(names, str),
+            "samples": np.array(samples),
+            "contributed": np.array(contributed),
+        })
+      held = records.read_clients(folder)
+      self.assertEqual(held["contributed"], list(contributed))
+      self.assertEqual(held["samples"], list(samples))
+      self.assertEqual(held["client"], [name.rstrip("\0") for name in names])
+      path = Path(folder) / "clients.csv"
       with path.open(newline="", encoding="utf-8") as file:
         header, *table = csv.reader(file)
     self.assertEqual(header, ["client", "samples", "contributed"])
@@ -148,20 +153,21 @@ class RecordsTest(parameterized.TestCase):
     summary = {"round": 3, "time": 0.1, "sign": None}
     with records.RunWriter(self.folder, {"seed": 1}) as writer:
       writer.row({"round": 1})
-      writer.finish(summary, ["a", "b"], [3, 4], [7, 0])
+      clients = {"client": ["a", "b"], "samples": [3, 4], "contributed": [7, 0]}
+      writer.finish(summary, clients)
     with self.assertRaises(ValueError):  # closed
       writer.row({"round": 2})
     files = self.files()
     self.assertEqual(
         set(files),
         {
-            "config.json", "metrics.jsonl", "contributions.csv",
+            "config.json", "metrics.jsonl", "clients.csv",
             "summary.json",
         },
     )
     self.assertEqual(json.loads(files["summary.json"]), summary)
     self.assertEqual(
-        files["contributions.csv"].decode().splitlines(),
+        files["clients.csv"].decode().splitlines(),
         ["client,samples,contributed", "a,3,7", "b,4,0"],
     )
 

@@ -50,12 +50,13 @@ def one_sample_each(seed=0, num_clients=NUM_CLIENTS):
 
 
 def weighted(images, labels, counts):
-  """Client i holds its sample counts[i] times; the rest is padding."""
-  size = max(counts)
-  own = np.arange(size) < np.array(counts)[:, None]
-  images = np.where(own[..., None], images, np.nan).astype(np.float32)
-  labels = np.where(own, labels, 0).astype(np.int32)
-  return ClientData(images, labels, np.array(counts, np.int32))
+  """Client i holds its sample counts[i] times; the last is nobody's, NaN."""
+  nobody = np.full((1, *images.shape[2:]), np.nan, np.float32)
+  return ClientData.of(
+      np.concatenate([images[:, 0], nobody]),
+      np.append(labels[:, 0], 0),
+      [np.full(count, client) for client, count in enumerate(counts)],
+  )
 
 
 COUNTS = (3, 1, 4, 1, 5)
@@ -420,16 +421,15 @@ class FiniteTest(absltest.TestCase):
 
   def test_nan_is_caught_before_selection(self):
     data = example()
-    data.images[2, 0, 3] = np.nan
-    data.counts[2] = 1
+    data.images[2, 3] = np.nan
     states, infos = play(build(controllers.sign_descent(10, 2, DIM)), data, 1)
     self.assertFalse(infos[0].finite)
     self.assertEqual(infos[0].k_down, 0)
     self.assertFalse(infos[0].contributed.any())
     np.testing.assert_array_equal(states[1].params, states[0].params)
 
-  def test_padding_is_never_drawn(self):
-    """`example` pads with NaN, and its clients differ in size."""
+  def test_what_is_nobodys_is_never_drawn(self):
+    """`example` has a sample of NaN, and its clients differ in size."""
     _, infos = play(build(controllers.fixed(6)), example(), 20)
     self.assertTrue(all(info.finite for info in infos))
 
@@ -442,20 +442,22 @@ class ClientTest(absltest.TestCase):
         lambda key: jnp.zeros(1), lambda w, x: x * jnp.array([[0.0, 1.0]])
     )
     client = jax.jit(build_client(model, 500))
-    images = np.arange(8, dtype=np.float32)[:, None]
+    # The client's five begin at the second place.
+    data = ClientData.of(
+        np.arange(8, dtype=np.float32)[:, None],
+        np.zeros(8, int),
+        [[7, 6], [4, 2, 0, 3, 1], [5]],
+    )
+    own = data.starts[1], data.counts[1]
     drawn = []
     for seed in range(20):
-      local = client(
-          jax.random.key(seed), jnp.zeros(1), images, np.zeros(8, int), 5
-      )
+      local = client(jax.random.key(seed), jnp.zeros(1), data, *own)
       drawn.append(float(local.image[0]))
     self.assertTrue(set(drawn) <= set(range(5)))
     self.assertGreater(len(set(drawn)), 2)
     # Mean loss log(1 + e^x) over 10,000 draws of x = 0..4.
     losses = [
-        client(
-            jax.random.key(s), jnp.zeros(1), images, np.zeros(8, int), 5
-        ).loss
+        client(jax.random.key(s), jnp.zeros(1), data, *own).loss
         for s in range(20)
     ]
     want = np.mean(np.log1p(np.exp(np.arange(5.0))))

@@ -29,7 +29,7 @@ NUM_TRAIN, NUM_TEST = 48, 12
 NUM_WEIGHTS = 36 * 128 + 128 + 128 * 3 + 3  # 6 x 6 images, 3 classes
 FIGURES = ("loss", "accuracy", "k", "contributions")
 FILES = {
-    "config.json", "metrics.jsonl", "contributions.csv", "summary.json",
+    "config.json", "metrics.jsonl", "clients.csv", "summary.json",
     *(f"figures/{name}.png" for name in FIGURES),
 }
 ROW_KEYS = {
@@ -329,17 +329,31 @@ class RunTest(parameterized.TestCase):
   def test_contributions_and_summary(self, name):
     """Each element sent down is of one client or more, and fairly so."""
     config, rows = self.json(name, "config.json"), self.rows(name)
-    path = self.workdir(name) / "contributions.csv"
+    path = self.workdir(name) / "clients.csv"
     with path.open(newline="", encoding="utf-8") as file:
       table = list(csv.DictReader(file))
-    self.assertEqual(list(table[0]), ["client", "samples", "contributed"])
+    self.assertEqual(
+        list(table[0]),
+        [
+            "client", "samples", "test_samples", "test_loss", "test_accuracy",
+            "contributed",
+        ],
+    )
+    # Every test sample is somebody's, so the clients' shares make up the whole.
+    tested = [int(row["test_samples"]) for row in table]
+    self.assertEqual(sum(tested), NUM_TEST)
+    for key in ("test_loss", "test_accuracy"):
+      of_each = [float(row[key]) for row in table]
+      np.testing.assert_allclose(
+          np.average(of_each, weights=tested), rows[-1][key], rtol=1e-5
+      )
     self.assertLen(table, config["num_clients_used"])
     self.assertEqual(sum(int(row["samples"]) for row in table), NUM_TRAIN)
     if config["partition"] == "natural":
       self.assertEqual(
           [row["client"] for row in table], ["ann", "bob, jr.", "cy"]
       )
-    counts = records.read_contributions(self.workdir(name))
+    counts = records.read_clients(self.workdir(name))["contributed"]
     self.assertEqual(counts, [int(row["contributed"]) for row in table])
     downs = [row["k_down"] for row in rows]
     self.assertGreaterEqual(sum(counts), sum(downs))
@@ -351,6 +365,10 @@ class RunTest(parameterized.TestCase):
     self.assertEqual({key: summary[key] for key in rows[-1]}, rows[-1])
     self.assertEqual(summary["least_contributed"], min(counts))
     self.assertEqual(summary["most_contributed"], max(counts))
+    self.assertEqual(
+        summary["client_test_accuracy_min"],
+        min(float(row["test_accuracy"]) for row in table),
+    )
     for key in (
         "first_round_seconds", "median_round_seconds", "peak_memory_mb"
     ):
@@ -375,7 +393,7 @@ class RunTest(parameterized.TestCase):
   def test_figures_come_from_the_records_alone(self):
     """Copied records draw the same; other records draw otherwise."""
     rows = self.rows("sign")
-    table = (self.workdir("sign") / "contributions.csv").read_text()
+    table = (self.workdir("sign") / "clients.csv").read_text()
     scripts = {f: pixels(self.workdir("sign"), f) for f in FIGURES}
     changes = {
         (): lambda row: row,
@@ -394,7 +412,7 @@ class RunTest(parameterized.TestCase):
             writer.row(change(row) if "test_loss" in row else row)
         # Ten times as much of the last client.
         more = "0\n" if changed == ("contributions",) else "\n"
-        (workdir / "contributions.csv").write_text(table.rstrip() + more)
+        (workdir / "clients.csv").write_text(table.rstrip() + more)
         plot.draw(workdir)
         differ = tuple(
             f
@@ -487,7 +505,7 @@ BAD = {
         ["--partition=natural", "--dataset=npz:FOLDER/no_ids.npz"],
         "--partition=natural", "no_ids.npz",
     ),
-    "partition": (["--partition=dirichlet"], "--partition=dirichlet", "iid"),
+    "partition": (["--partition=skewed"], "--partition=skewed", "iid"),
     "model": (["--model=resnet"], "--model=resnet", "cnn"),
     "method": (["--method=top"], "--method=top", "fab_top_k"),
     "controller": (["--controller=pid"], "--controller=pid", "sign_interval"),

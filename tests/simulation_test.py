@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl import simulation
@@ -47,7 +48,7 @@ class Counter:
 
   def evaluate(self, params):
     self.evaluated.append(params)
-    return Evaluation(self.loss, self.loss, 0.5)
+    return Evaluation(self.loss, self.loss, 0.5, np.ones(1), np.ones(1))
 
 
 class RunTest(parameterized.TestCase):

@@ -11,22 +11,23 @@ from absl.testing import absltest, parameterized
 from agsfl import controllers, rounds, sparsifiers
 from agsfl.client import LocalTraining, build_client
 from agsfl.config import Config
+from agsfl.data import ClientData
 from agsfl.optimizers import OPTIMIZERS
 from agsfl.simulation import build_training
 from tests import reference
 from tests.rounds_test import (
-    BATCH,
-    BETA,
-    COUNTS,
-    DIM,
-    NUM_CLIENTS,
-    RATE,
-    Script,
-    example,
-    linear_model,
-    losses_and_gradients,
-    one_sample_each,
-    play,
+  BATCH,
+  BETA,
+  COUNTS,
+  DIM,
+  NUM_CLIENTS,
+  RATE,
+  Script,
+  example,
+  linear_model,
+  losses_and_gradients,
+  one_sample_each,
+  play,
 )
 
 
@@ -107,8 +108,9 @@ class FedAvgTest(parameterized.TestCase):
     ))
     client = build_client(model, BATCH, training)
     images = jnp.arange(1000 * 8.0).reshape(1000, 8)
-    labels = jnp.zeros(1000, int)
-    client(jax.random.key(0), jnp.zeros(DIM), images, labels, 1000)
+    data = ClientData.of(images, jnp.zeros(1000, int), [np.arange(1000)])
+    data = jax.tree.map(jnp.asarray, data)
+    client(jax.random.key(0), jnp.zeros(DIM), data, 0, 1000)
     jax.effects_barrier()
     drawn = {float(one[0, 0]) for one in seen if len(one) == BATCH}
     self.assertLen(drawn, 2)

@@ -1,0 +1,9 @@
+"""What a user can put right; scripts print these as one line."""
+
+
+class ConfigError(ValueError):
+  """A setting that cannot be used; the text names it and what is allowed."""
+
+
+class DivergedError(RuntimeError):
+  """A gradient or the loss was not finite; the text names the round."""

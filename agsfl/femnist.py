@@ -1,0 +1,104 @@
+"""FEMNIST by writer for TensorFlow Datasets, made from LEAF's JSON folders.
+
+Importing this registers the builder `agsfl_femnist`. It needs no TensorFlow:
+
+    agsfl.femnist.prepare("leaf/data/femnist/data")
+    tfds.data_source("agsfl_femnist", split="train")
+"""
+
+import io
+import string
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from agsfl.sources import leaf
+
+CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
+_SIDE = 28
+
+
+class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
+  """EMNIST by writer, as LEAF splits it; ink is 0 on paper of 255."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """
+  The folder data/femnist/data of LEAF (https://github.com/TalwalkarLab/leaf)
+  after its ./preprocess.sh -s niid -t sample: it holds train/ and test/.
+  """
+
+  def _info(self):
+    return self.dataset_info_from_configs(
+        description="Handwritten characters with the ids of their writers.",
+        features=tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(_SIDE, _SIDE, 1)),
+            "label": tfds.features.ClassLabel(names=CLASSES),
+            "writer": tfds.features.Text(),
+        }),
+        supervised_keys=("image", "label"),
+        homepage="https://github.com/TalwalkarLab/leaf",
+        citation=(
+            "@article{leaf2018, title={LEAF: A Benchmark for Federated "
+            "Settings}, author={Caldas, Sebastian and others}, "
+            "journal={arXiv:1812.01097}, year={2018}}"
+        ),
+    )
+
+  def _split_generators(self, dl_manager):
+    folder = Path(dl_manager.manual_dir)
+    files = leaf.files_of(f"leaf:{folder}", folder)
+    return {
+        split: self._generate_examples(
+            f"leaf:{folder}", [path for path, of in files if of == split]
+        )
+        for split in leaf.SPLITS
+    }
+
+  def _generate_examples(self, dataset, files):
+    for path in files:
+      for name, pixels, labels in leaf.users_of(dataset, path):
+        images = leaf.as_bytes(pixels)
+        if images is None or pixels.shape[1] != _SIDE**2:
+          leaf.fail(
+              dataset,
+              f"{path}: user_data of {name!r}, x: must be images of 784 "
+              "multiples of 1/255",
+          )
+        for index, (image, label) in enumerate(
+            zip(images, labels, strict=True)
+        ):
+          yield f"{path.name}/{name}/{index}", {
+              "image": _png(image.reshape(_SIDE, _SIDE)),
+              "label": int(label),
+              "writer": name,
+          }
+
+
+def _png(image: np.ndarray) -> bytes:
+  """TFDS encodes arrays by TensorFlow, but takes files as they are."""
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "PNG")
+  return file.getvalue()
+
+
+def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
+  """Converts LEAF's folders; what is prepared already is left as it is.
+
+  Args:
+    leaf_dir: the folder that holds `train` and `test`.
+    data_dir: of TensorFlow Datasets; None means its default.
+
+  Returns:
+    Where the data set lies.
+
+  Raises:
+    ConfigError: the text names the file and the key.
+  """
+  leaf.files_of(f"leaf:{leaf_dir}", Path(leaf_dir))
+  builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
+  builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(manual_dir=leaf_dir)
+  )
+  return Path(builder.data_dir)

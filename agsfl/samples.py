@@ -1,0 +1,106 @@
+"""A data set before it goes to clients."""
+
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from agsfl.errors import ConfigError
+
+# Where a source brings no test samples, this share is held out.
+TEST_SHARE = 0.2
+
+# The model has an output for each class up to the largest label.
+_MOST_CLASSES = 1_000_000
+
+
+class Samples(NamedTuple):
+  """Images with labels.
+
+  Attributes:
+    dataset: the name or URI, for messages.
+    images: [C, H, W, C'], uint8 (read as v / 255) or float32.
+    labels: [C] i32.
+    is_train: [C] bool.
+    owners: [C] ids of clients, integers or strings, or None.
+    owner_key: what the source calls them, for messages.
+  """
+
+  dataset: str
+  images: np.ndarray
+  labels: np.ndarray
+  is_train: np.ndarray
+  owners: np.ndarray | None = None
+  owner_key: str = "client"
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+  """A generator of its own for each purpose."""
+  return np.random.default_rng([seed, *purpose.encode()])
+
+
+def hold_out(count: int, seed: int) -> np.ndarray:
+  """[C] bool: which of `count` samples are for training."""
+  is_train = np.ones(count, bool)
+  order = generator(seed, "test").permutation(count)
+  is_train[order[: int(TEST_SHARE * count)]] = False
+  return is_train
+
+
+def fail(dataset: str, problem: str) -> NoReturn:
+  """Refuses a data set in one line."""
+  problem = " ".join(problem.split())
+  raise ConfigError(f"--dataset={dataset}: {problem}")
+
+
+def require_finite(dataset: str, images: np.ndarray):
+  """Refuses NaN and infinity; looks at few images at once."""
+  if images.dtype == np.float32:
+    for start in range(0, len(images), 1024):
+      if not np.isfinite(images[start : start + 1024]).all():
+        fail(dataset, "images hold values that are not finite")
+
+
+def checked(samples: Samples) -> Samples:
+  """The samples, if they have the form that `Samples` says.
+
+  Args:
+    samples: any arrays; images may lack the last axis.
+
+  Returns:
+    The samples with four axes of images and int32 labels.
+
+  Raises:
+    ConfigError: the text names the data set and the array.
+  """
+  dataset, images, labels, is_train, owners, owner_key = samples
+  if images.ndim == 3:
+    images = images[..., None]
+  kinds = (np.uint8, np.float32)
+  if images.ndim != 4 or images.dtype not in kinds or 0 in images.shape[1:]:
+    fail(
+        dataset,
+        "images must be uint8 or float32 of shape [C, H, W] or [C, H, W, C'], "
+        f"not {images.dtype}{list(images.shape)}",
+    )
+  require_finite(dataset, images)
+  for name, array, kinds in (
+      ("labels", labels, "iu"),
+      ("is_train", is_train, "b"),
+      *(() if owners is None else ((owner_key, owners, "iuU"),)),
+  ):
+    if array.shape != images.shape[:1] or array.dtype.kind not in kinds:
+      fail(
+          dataset,
+          f"{name} must be one {'bool' if kinds == 'b' else 'integer'} for "
+          f"each of the {len(images)} images, not "
+          f"{array.dtype}{list(array.shape)}",
+      )
+  if not is_train.any() or is_train.all():
+    fail(dataset, "is_train must mark both training and test samples")
+  for label in (labels.min(), labels.max()):
+    if not 0 <= label < _MOST_CLASSES:
+      fail(
+          dataset,
+          f"labels must lie in 0 to {_MOST_CLASSES - 1}, found {label}",
+      )
+  return samples._replace(images=images, labels=labels.astype(np.int32))

@@ -1,0 +1,135 @@
+"""Image sets of TensorFlow Datasets, read without TensorFlow."""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+
+import numpy as np
+
+from agsfl import aligned
+from agsfl.samples import Samples, checked, fail, hold_out
+
+_TEST_SPLITS = ("test", "validation")
+# Features that say whose a sample is.
+_OWNERS = ("client", "writer")
+
+
+def femnist(dataset: str, seed: int) -> Samples:
+  """LEAF's FEMNIST by writer, once `agsfl.femnist.prepare` has been run."""
+  return _read(
+      dataset,
+      "agsfl_femnist",
+      seed,
+      unprepared="run python -m experiments.prepare_femnist --leaf_dir=DIR "
+      "with LEAF's folder data/femnist/data",
+  )
+
+
+def read(dataset: str, place: str, seed: int) -> Samples:
+  """A set with the features image and label, such as cifar10.
+
+  Prepared first if need be, which takes TensorFlow and perhaps a download.
+  The test samples are the split test, or validation, or else held out. Images
+  are as TFDS has them; its emnist is transposed.
+
+  Args:
+    dataset: for messages.
+    place: name in the catalogue, such as "emnist/byclass".
+    seed: see `samples.hold_out`.
+
+  Returns:
+    The samples.
+
+  Raises:
+    ConfigError: the set is not there, cannot be prepared, or has other
+      features.
+  """
+  return _read(
+      dataset,
+      place,
+      seed,
+      unprepared="TensorFlow prepares it: pip install 'agsfl[tfds]', and start "
+      "again",
+  )
+
+
+def _read(dataset, name, seed, unprepared):
+  import tensorflow_datasets as tfds  # takes a second
+
+  def refuse(problem):
+    fail(dataset, problem)
+
+  ours = dataset == "femnist"
+  place = os.path.expanduser(tfds.core.constants.DATA_DIR)
+  try:
+    builder = tfds.builder(name, file_format="array_record")
+  except tfds.core.registered.DatasetNotFoundError:
+    if ours:
+      refuse(f"is not prepared in {place}; {unprepared}")
+    refuse(f"TensorFlow Datasets has no {name!r}")
+  except Exception as error:
+    refuse(f"cannot be opened ({error})")
+  if not builder.is_prepared():
+    if ours or importlib.util.find_spec("tensorflow") is None:
+      refuse(f"is not prepared in {place}; {unprepared}")
+    try:
+      builder.download_and_prepare()
+    except Exception as error:
+      refuse(f"cannot be prepared ({error})")
+  try:
+    train = builder.as_data_source(split="train")
+    test = next(filter(None, map(_split_of(builder), _TEST_SPLITS)), None)
+    return checked(_gather(dataset, [train, test], seed))
+  except NotImplementedError:
+    refuse(
+        f"lies in {builder.data_dir} in a form that only TensorFlow reads; "
+        "remove that folder, and it is prepared anew"
+    )
+
+
+def _split_of(builder):
+  """name -> its data source, or None where the set has no such split."""
+
+  def split(name):
+    with contextlib.suppress(ValueError, KeyError):
+      return builder.as_data_source(split=name)
+
+  return split
+
+
+def _gather(dataset, sources, seed):
+  """The records of the splits, one after another, in arrays."""
+  sources = [source for source in sources if source is not None]
+  total = sum(map(len, sources))
+  records = itertools.chain.from_iterable(sources)
+  images, labels, owners, key = None, np.zeros(total, np.int64), [], None
+  for row, record in enumerate(records):
+    for feature in ("image", "label"):
+      if feature not in record:
+        fail(dataset, f"has no feature {feature!r} but {', '.join(record)}")
+    image = np.asarray(record["image"])
+    if images is None:
+      key = next((key for key in _OWNERS if key in record), None)
+      images = aligned.empty((total, *image.shape), image.dtype)
+    if image.shape != images.shape[1:]:
+      fail(
+          dataset,
+          f"image {row} has the shape {list(image.shape)}, others "
+          f"{list(images.shape[1:])}; all must be of one size",
+      )
+    images[row] = image
+    if np.ndim(record["label"]):
+      fail(dataset, "label must be one class for each image")
+    labels[row] = record["label"]
+    if key is not None:
+      owner = record[key]
+      owners.append(owner.decode() if isinstance(owner, bytes) else owner)
+  if images is None:
+    fail(dataset, "holds no samples")
+  if len(sources) == 1:
+    is_train = hold_out(total, seed)
+  else:
+    is_train = np.arange(total) < len(sources[0])
+  owners = np.array(owners) if key else None
+  return Samples(dataset, images, labels, is_train, owners, key or "client")

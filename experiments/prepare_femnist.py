@@ -1,0 +1,31 @@
+"""Makes the data set `femnist` of LEAF's folder, for TensorFlow Datasets."""
+
+from absl import app, flags
+
+from experiments import run
+
+_LEAF_DIR = flags.DEFINE_string(
+    "leaf_dir",
+    None,
+    "LEAF's data/femnist/data after ./preprocess.sh -s niid -t sample; it "
+    "holds train and test.",
+    required=True,
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Where TensorFlow Datasets keeps its sets. Default: its own, which "
+    "TFDS_DATA_DIR sets and --dataset=femnist reads.",
+)
+
+
+def main(argv):
+  run.start(argv)
+  from agsfl import femnist  # TensorFlow Datasets takes a second
+
+  with run.one_line_errors():
+    print(femnist.prepare(_LEAF_DIR.value, _DATA_DIR.value))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,161 @@
+"""The scripts about data, as a user starts them."""
+
+import io
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from matplotlib import image as matplotlib_image
+from PIL import Image
+
+from agsfl import data
+from agsfl.partitions import Partition
+from experiments import describe_data
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(script, *arguments):
+  return subprocess.run(
+      [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      check=False,
+  )
+
+
+def encoded(images, labels, form="PNG"):
+  """The arrays of a file of encoded images."""
+  files = []
+  for image in images:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form)
+    files.append(file.getvalue())
+  return {
+      "jpeg": np.frombuffer(b"".join(files), np.uint8),
+      "offsets": np.cumsum([0, *map(len, files)]),
+      "labels": np.asarray(labels, np.uint8),
+  }
+
+
+class ScriptsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def assert_one_line(self, result, *words):
+    self.assertNotEqual(result.returncode, 0)
+    self.assertNotIn("Traceback", result.stderr)
+    (line,) = [
+        line for line in result.stderr.splitlines() if line.startswith("error")
+    ]
+    for word in words:
+      self.assertIn(word, line)
+
+  def test_decoded_then_described(self):
+    """PNGs lose nothing: the npz holds the pixels, and clients get them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 9, 8, 3), np.uint8)
+    labels = np.arange(40) % 4
+    train, test, out = (
+        self.folder / f"{name}.npz" for name in ("train", "test", "set")
+    )
+    np.savez(train, **encoded(images[:30], labels[:30]))
+    np.savez(test, **encoded(images[30:], labels[30:]))
+    asked = f"--train={train}", f"--test={test}", f"--out={out}"
+    result = start("decode_images", *asked)
+    self.assertEqual(result.stdout, f"--dataset=npz:{out}\n", result.stderr)
+    federated = data.load(f"npz:{out}", Partition("shards", 5))
+    np.testing.assert_array_equal(federated.clients.images, images)
+    np.testing.assert_array_equal(federated.clients.labels, labels)
+    self.assertEqual(federated.test_rows.tolist(), list(range(30, 40)))
+
+    result = start(
+        "describe_data",
+        f"--dataset=npz:{out}",
+        "--partition=shards",
+        "--num_clients=5",
+        f"--workdir={self.folder / 'seen'}",
+    )
+    lines = result.stdout.splitlines()
+    self.assertLen(lines, 8, result.stderr)
+    clients = federated.clients
+    ends = clients.starts + clients.counts
+    for client, line in enumerate(lines[1:6]):
+      own = clients.order[clients.starts[client] : ends[client]]
+      name, size, tests, *held = line.split()
+      self.assertEqual(name, str(client))
+      self.assertEqual(int(size), len(own))
+      self.assertEqual(int(tests), (federated.test_clients == client).sum())
+      told = dict(map(int, pair.split(":")) for pair in held)
+      want = np.unique_counts(labels[own])
+      self.assertEqual(
+          told, dict(zip(*(x.tolist() for x in want), strict=True))
+      )
+    self.assertStartsWith(
+        lines[6], "5 clients, 30 training and 10 test samples, of these 10 of"
+    )
+    picture = matplotlib_image.imread(self.folder / "seen" / "labels.png")
+    self.assertGreater(np.ptp(picture[..., :3]), 0.9)
+
+  def test_bad_input(self):
+    good = encoded(np.zeros((3, 4, 4), np.uint8), [1, 2, 3])
+    paths = {}
+    for name, changes in {
+        "good": {},
+        "torn": {"jpeg": good["jpeg"][::-1]},
+        "uneven": {"labels": np.zeros(5, np.uint8)},
+        "short": {"offsets": good["offsets"] + 9},
+        "sizes": encoded(np.zeros((3, 5, 4), np.uint8), [1, 2, 3]),
+    }.items():
+      paths[name] = self.folder / f"{name}.npz"
+      np.savez(paths[name], **{**good, **changes})
+    out = self.folder / "out.npz"
+    for name, word in (
+        ("torn", "image 0"), ("uneven", "offsets"), ("short", "offsets"),
+        ("sizes", "[5, 4]"), ("none", "must be an npz"),
+    ):
+      test = paths.get(name, self.folder / "none.npz")
+      result = start(
+          "decode_images",
+          f"--train={paths['good']}", f"--test={test}", f"--out={out}",
+      )
+      self.assert_one_line(result, f"--test={test}", word)
+      self.assertFalse(out.exists())
+
+  def test_errors_are_one_line(self):
+    self.assert_one_line(
+        start("describe_data", "--dataset=npz:/none"), "--dataset=npz:/none"
+    )
+    self.assert_one_line(
+        start("prepare_femnist", f"--leaf_dir={self.folder}"), "train/*.json"
+    )
+
+
+class HistogramsTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    federated = data.FederatedData(
+        clients=data.ClientData.of(
+            np.zeros((8, 1, 1, 1), np.uint8),
+            np.array([0, 2, 1, 0, 2, 2, 1, 0]),
+            [np.array([4, 1, 0]), np.array([2])],
+        ),
+        test_rows=np.array([3, 5, 6, 7]),
+        test_clients=np.array([1, 0, -1, 1]),
+        client_names=np.array(["a", "b"]),
+        num_classes=3,
+    )
+    np.testing.assert_array_equal(
+        describe_data.histograms(federated),
+        [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]],
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -12,12 +12,13 @@ from agsfl.controllers import (
 )
 from agsfl.cost import cost_slope, round_time
 from agsfl.data import ClientData, FederatedData, load
-from agsfl.errors import ConfigError, DivergedError
+from agsfl.errors import ConfigError, DivergedError, StoppedError
 from agsfl.layerwise import per_layer
 from agsfl.models import flatten
 from agsfl.partitions import Partition
 from agsfl.programs import build_sweep
 from agsfl.rounds import build_round
+from agsfl.runs import Run, simulate
 from agsfl.simulation import build, run
 from agsfl.sparsifiers import (
     fab_top_k,
@@ -55,9 +56,11 @@ __all__ = [
     "Partition",
     "RoundInfo",
     "RoundState",
+    "Run",
     "Selection",
     "Sparsifier",
     "Split",
+    "StoppedError",
     "bandit",
     "build",
     "build_round",
@@ -78,6 +81,7 @@ __all__ = [
     "send_all",
     "sign_descent",
     "sign_interval",
+    "simulate",
     "unidirectional_top_k",
     "value_descent",
 ]

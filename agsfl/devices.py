@@ -96,10 +96,12 @@ class SplitRound(NamedTuple):
 
   Attributes:
     init: (root_key, num_clients) -> RoundState, placed on the mesh.
+    specs: how each array of the state is split.
     chunk: see `programs.build_chunk`; it consumes the state given.
   """
 
   init: Callable[[jax.Array, int], RoundState]
+  specs: RoundState
   chunk: Callable[..., tuple[RoundState, RoundInfo, jax.Array]]
 
 
@@ -126,7 +128,51 @@ def split_round(simulated: Round, length: int, mesh: Mesh) -> SplitRound:
   init = jax.jit(
       simulated.init, static_argnums=1, out_shardings=_placed(specs, mesh)
   )
-  return SplitRound(init, jax.jit(chunk, donate_argnums=2))
+  return SplitRound(init, specs, jax.jit(chunk, donate_argnums=2))
+
+
+def unpadded(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
+  """A state without the rows of padding, which depend on the devices.
+
+  Args:
+    state: placed.
+    specs: of a `SplitRound`.
+    num_clients: N.
+
+  Returns:
+    The state.
+  """
+
+  def cut(x, spec):
+    if AXIS not in spec:
+      return x
+    return jax.lax.slice_in_dim(x, 0, num_clients, axis=spec.index(AXIS))
+
+  return jax.tree.map(cut, state, specs)
+
+
+def padded(state: PyTree, like: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
+  """Undoes `unpadded`, perhaps for another number of devices.
+
+  Args:
+    state: NumPy arrays.
+    like: a placed state, whose rows of padding are taken.
+    specs: of a `SplitRound`.
+    mesh: the devices.
+
+  Returns:
+    The state, placed.
+  """
+
+  def fill(x, y, spec):
+    if AXIS not in spec:
+      return x
+    axis = spec.index(AXIS)
+    rest = jax.lax.slice_in_dim(y, x.shape[axis], y.shape[axis], axis=axis)
+    return np.concatenate([x, np.asarray(rest)], axis)
+
+  whole = jax.tree.map(fill, state, like, specs)
+  return jax.device_put(whole, _placed(specs, mesh))
 
 
 def split_sweep(

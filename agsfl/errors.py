@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class DivergedError(RuntimeError):
   """A gradient or the loss was not finite; the text names the round."""
+
+
+class StoppedError(RuntimeError):
+  """A run was asked to stop, and can be taken up; the text names the round."""

@@ -1,19 +1,22 @@
 """What a run leaves on disk; the only file of the library that writes."""
 
 import csv
+import fcntl
 import json
 import os
 import platform
+import shutil
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from agsfl.errors import ConfigError
 
-# What a run makes late; a folder that has one of these is taken.
+# What a run makes late; without its config.json they are of something else.
 _FILES = ("metrics.jsonl", "clients.csv", "summary.json", "figures")
 
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -38,70 +41,180 @@ def _replace(path: Path, text: str):
   os.replace(temporary, path)
 
 
-class RunWriter:
-  """The files of one run.
+def refuse_other(held: dict[str, Any], asked: dict[str, Any], place: Path):
+  """Refuses a run of other settings.
+
+  Args:
+    held: settings of the run that lies at `place`, from JSON.
+    asked: those of now.
+    place: for the message.
+
+  Raises:
+    ConfigError: they differ; the text says where, and how.
+  """
+  asked = json.loads(json.dumps(asked))
+  other = [
+      f"{name}={held.get(name)}, asked for {asked[name]}"
+      for name in sorted(asked)
+      if held.get(name) != asked[name]
+  ]
+  if other:
+    raise ConfigError(
+        f"--workdir={place}: must hold no run, or one of the same settings; "
+        f"it has {'; '.join(other)}"
+    )
+
+
+class RunFolder:
+  """The files of one run, new or taken up again.
 
   `config.json` is written at once, `metrics.jsonl` a whole line per round,
-  `clients.csv` and `summary.json` at the end.
+  `clients.csv`, `params.npy` and `summary.json` at the end, the last as the
+  sign that the run is finished. `checkpoints` is there until then.
   """
 
-  def __init__(self, workdir: str | Path, config: dict[str, Any]):
-    """Claims the folder.
+  def __init__(self, workdir: str | Path, asked: dict[str, Any]):
+    """Looks; nothing is written yet.
 
     Args:
-      workdir: made if need be.
-      config: all settings and the environment.
+      workdir: the folder, which need not be there.
+      asked: the settings.
 
     Raises:
-      ConfigError: the folder cannot be written or already holds a run.
+      ConfigError: the folder holds a run of other settings, or other files.
     """
-    self.workdir = Path(workdir)
-    try:
-      self.workdir.mkdir(parents=True, exist_ok=True)
+    self.workdir = Path(workdir).absolute()
+    self._asked_for = workdir
+    self._asked = asked
+    self._config = self.workdir / "config.json"
+    self._open = []
+    if self._config.exists():
+      try:
+        held = json.loads(self._config.read_text())["asked"]
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--workdir={workdir}: must not hold another program's config.json"
+        ) from error
+      refuse_other(held, asked, workdir)
+    else:
       for name in _FILES:
         if (self.workdir / name).exists():
           raise ConfigError(
-              f"--workdir={workdir}: must not hold a run yet; it has {name}"
+              f"--workdir={workdir}: must hold no other program's files; it "
+              f"has {name}"
           )
-      _replace(
-          self.workdir / "config.json", json.dumps(config, indent=2) + "\n"
-      )
-      self._metrics = (self.workdir / "metrics.jsonl").open("x", buffering=1)
-    except OSError as error:
+
+  @property
+  def finished(self) -> bool:
+    """Whether the run is done."""
+    return (self.workdir / "summary.json").exists()
+
+  @property
+  def checkpoints(self) -> Path:
+    """Where its checkpoints are."""
+    return self.workdir / "checkpoints"
+
+  def begin(self, config: dict[str, Any]):
+    """Claims the folder until `close`.
+
+    Args:
+      config: for config.json of a new run: the settings as used, and the
+        environment.
+
+    Raises:
+      ConfigError: the folder cannot be written, or another process runs there.
+    """
+    try:
+      self.workdir.mkdir(parents=True, exist_ok=True)
+      if not self._config.exists():
+        text = json.dumps({**config, "asked": self._asked}, indent=2)
+        _replace(self._config, text + "\n")
+      claim = self._config.open("r+")
+      self._open.append(claim)
+      fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      self._metrics = (self.workdir / "metrics.jsonl").open("a", buffering=1)
+      self._open.append(self._metrics)
+    except BlockingIOError as error:
+      self.close()
       raise ConfigError(
-          f"--workdir={workdir}: must be a folder that can be written "
+          f"--workdir={self._asked_for}: must not be in use; a run is on there"
+      ) from error
+    except OSError as error:
+      self.close()
+      raise ConfigError(
+          f"--workdir={self._asked_for}: must be a folder that can be written "
           f"({error.strerror})"
       ) from error
+
+  def close(self):
+    """Lets go of the folder."""
+    while self._open:
+      self._open.pop().close()
 
   def __enter__(self):
     return self
 
   def __exit__(self, *exception):
-    self._metrics.close()
+    self.close()
+
+  def keep(self, count: int) -> list[dict[str, Any]]:
+    """Drops all but the first `count` rows, which a checkpoint stands for.
+
+    Raises:
+      ConfigError: there are fewer.
+    """
+    with (self.workdir / "metrics.jsonl").open("rb+") as file:
+      lines = [file.readline() for _ in range(count)]
+      if not all(line.endswith(b"\n") for line in lines):
+        raise ConfigError(
+            f"--workdir={self._asked_for}: must hold the {count} rows that its "
+            "checkpoint stands for; metrics.jsonl has lost some"
+        )
+      file.truncate(sum(map(len, lines)))
+    return [json.loads(line) for line in lines]
 
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
     self._metrics.write(json.dumps(row) + "\n")
 
+  def sync(self):
+    """Brings the rows to the disk, before a checkpoint counts on them."""
+    self._metrics.flush()
+    os.fsync(self._metrics.fileno())
+
   def finish(
       self,
       summary: dict[str, Any],
       clients: dict[str, Sequence],
+      params: np.ndarray,
   ):
-    """Writes the closing files.
+    """Writes the closing files and removes the checkpoints.
 
     Args:
       summary: for summary.json.
       clients: columns of clients.csv, [N] each: `client` (names), `contributed`
         (elements that the server used, over all rounds) and others.
+      params: [D], the final weights.
     """
     with (self.workdir / "clients.csv").open("w", newline="") as file:
       rows = csv.writer(file)
       rows.writerow(clients)
       rows.writerows(zip(*clients.values(), strict=True))
+    np.save(self.workdir / "params.npy", params)
     _replace(
         self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
     )
+    shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def read_summary(workdir: str | Path) -> dict[str, Any]:
+  """summary.json of a finished run."""
+  return json.loads((Path(workdir) / "summary.json").read_text())
+
+
+def read_params(workdir: str | Path) -> np.ndarray:
+  """[D] f32, the final weights of a finished run."""
+  return np.load(Path(workdir) / "params.npy", allow_pickle=False)
 
 
 def read_rows(workdir: str | Path) -> list[dict[str, Any]]:

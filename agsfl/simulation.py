@@ -33,11 +33,16 @@ class Step(NamedTuple):
     evaluation: an Evaluation, or None between evaluations.
     seconds: wall time of the round, a mean over the rounds of its call;
       evaluation is not in it.
+    state: the RoundState after it, until the next Step is asked for; None
+      inside a call of several rounds.
+    last: whether the run ends with it.
   """
 
   info: RoundInfo
   evaluation: Evaluation | None
   seconds: float
+  state: RoundState | None
+  last: bool
 
 
 def build_sparsifier(
@@ -126,6 +131,8 @@ class Simulation(NamedTuple):
       NumPy); it consumes the state given.
     rounds_per_call: num_rounds at most.
     evaluate: params -> Evaluation.
+    pack: RoundState -> the same for any number of devices, to be kept.
+    unpack: that, as NumPy arrays -> RoundState.
   """
 
   model: Model
@@ -133,6 +140,8 @@ class Simulation(NamedTuple):
   advance: Callable[[RoundState, int], tuple[RoundState, list[RoundInfo]]]
   rounds_per_call: int
   evaluate: Callable[[jax.Array], Evaluation]
+  pack: Callable[[RoundState], RoundState]
+  unpack: Callable[[RoundState], RoundState]
 
 
 def build(config: Config, data: FederatedData) -> Simulation:
@@ -180,12 +189,15 @@ def build(config: Config, data: FederatedData) -> Simulation:
     infos = infos._replace(contributed=infos.contributed[:, :num_clients])
     return state, [RoundInfo(*(x[i] for x in infos)) for i in range(done)]
 
+  state = split.init(root_key, len(clients.counts))
   return Simulation(
       model=model,
-      state=split.init(root_key, len(clients.counts)),
+      state=state,
       advance=advance,
       rounds_per_call=length,
       evaluate=build_evaluate(model, data, clients, mesh),
+      pack=lambda state: devices.unpadded(state, split.specs, num_clients),
+      unpack=lambda kept: devices.padded(kept, state, split.specs, mesh),
   )
 
 
@@ -200,12 +212,15 @@ def _num_devices(config, num_clients):
   return asked
 
 
-def run(config: Config, simulation: Simulation) -> Iterator[Step]:
+def run(
+    config: Config, simulation: Simulation, done: int = 0
+) -> Iterator[Step]:
   """Runs rounds until their number or the time budget is spent.
 
   Args:
     config: `num_rounds`, `time_budget` and `eval_every` are read.
     simulation: from `build`; its state is consumed.
+    done: rounds of `num_rounds` that lie behind its state.
 
   Yields:
     A Step per round.
@@ -213,7 +228,7 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
   Raises:
     DivergedError: a gradient or the loss was not finite.
   """
-  state, done = simulation.state, 0
+  state = simulation.state
   while True:
     until_evaluation = config.eval_every - done % config.eval_every
     length = min(
@@ -222,7 +237,7 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
     start = time.perf_counter()
     state, infos = simulation.advance(state, length)
     seconds = (time.perf_counter() - start) / len(infos)
-    for info in infos:
+    for info, left in zip(infos, reversed(range(len(infos))), strict=True):
       done += 1
       if not info.finite:
         raise DivergedError(_diverged(done, "a gradient", config))
@@ -232,7 +247,7 @@ def run(config: Config, simulation: Simulation) -> Iterator[Step]:
       evaluation = simulation.evaluate(state.params) if due else None
       if due and not math.isfinite(evaluation.train_loss):
         raise DivergedError(_diverged(done, "the loss", config))
-      yield Step(info, evaluation, seconds)
+      yield Step(info, evaluation, seconds, None if left else state, last)
       if last:
         return
 

@@ -26,7 +26,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import data, simulation
+from agsfl import data, records, simulation
 from experiments import study
 
 flags.adopt_module_key_flags(study)
@@ -49,18 +49,9 @@ KEEP_RESIDUALS = flags.DEFINE_boolean(
 
 def _train_until(config, simulated, loss):
   """Trains until an evaluation finds this loss; the state and that Step."""
-  state = None
-
-  def advance(given, num_rounds):
-    nonlocal state
-    state, infos = simulated.advance(given, num_rounds)
-    return state, infos
-
-  watched = simulated._replace(advance=advance)
-  for step in tqdm(simulation.run(config, watched), unit="round"):
-    # An evaluation ends a call, so the last state is the one evaluated.
+  for step in tqdm(simulation.run(config, simulated), unit="round"):
     if step.evaluation is not None and step.evaluation.train_loss <= loss:
-      return state, step
+      return step.state, step
   raise settings.ConfigError(
       f"--switch_loss={loss:g}: must be reached within "
       f"--max_rounds={config.num_rounds}; with k = {config.k:g} the loss is "
@@ -136,7 +127,7 @@ def _recorded(base, first_k, path):
     del asked[name]
   if path.exists():
     held = json.loads(path.read_text())
-    study.refuse_other(held["asked"], asked, path)
+    records.refuse_other(held["asked"], asked, path)
     return held["rows"]
   print(f"first k {first_k:g}, seed {base.seed}", flush=True)
   rows = switched_run(

@@ -1,25 +1,29 @@
 """Runs one federated training and leaves its records in a folder.
 
 With no flags: FAB-top-k on 5,000 real digits, one class per client, with k
-learned on line.
+learned on line. The same command goes on where a run in --workdir was stopped.
+
+Exit codes: 0 the run is finished; 1 a setting, a file or a gradient is not as
+it must be, as one line says; 130 it was stopped by Ctrl-C or SIGTERM and can be
+taken up.
 """
 
 import contextlib
-import dataclasses
 import datetime
-import logging
+import logging as python_logging
 import os
-import resource
+import shlex
+import signal
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import data, errors, records, simulation
+from agsfl import errors, runs
 from experiments import flags as run_flags
 from experiments import plot
 
@@ -29,6 +33,28 @@ WORKDIR = flags.DEFINE_string(
     None,
     "Folder for all that is written. Default: runs/ and the time.",
 )
+
+_CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    runs.CHECKPOINT_EVERY,
+    "Rounds between checkpoints, from which the same command goes on; 0 for "
+    "none.",
+    lower_bound=0,
+)
+_CHECKPOINTS_KEPT = flags.DEFINE_integer(
+    "checkpoints_kept",
+    runs.CHECKPOINTS_KEPT,
+    "The newest so many checkpoints stay until the run ends.",
+    lower_bound=1,
+)
+_LOG_EVERY = flags.DEFINE_integer(
+    "log_every",
+    None,
+    "Rounds between lines in the log; 0 for none. Default: eval_every where "
+    "standard error is no terminal.",
+    lower_bound=0,
+)
+_QUIET = flags.DEFINE_boolean("quiet", False, "Print errors alone.")
 
 _COLUMNS = (
     ("round", "round", "d"),
@@ -41,6 +67,7 @@ _COLUMNS = (
     ("test_accuracy", "test accuracy", ".4f"),
 )
 _TABLE_ROWS = 10
+STOPPED = 130
 
 
 def _table(rows):
@@ -61,87 +88,113 @@ def _table(rows):
   )
 
 
-def _summary(row, rounds_s, clients):
-  """summary.json: the end of the run, and what it took."""
-  contributed = clients["contributed"]
-  tested = np.array(clients["test_accuracy"])[clients["test_samples"] > 0]
-  least, tenth, median = np.percentile(tested, (0, 10, 50))
-  peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return {
-      **row,
-      "first_round_seconds": rounds_s[0],
-      "median_round_seconds": float(np.median(rounds_s)),
-      "peak_memory_mb": peak_kib * 1024 / 1e6,
-      "least_contributed": int(contributed.min()),
-      "most_contributed": int(contributed.max()),
-      "client_test_accuracy_min": float(least),
-      "client_test_accuracy_p10": float(tenth),
-      "client_test_accuracy_median": float(median),
-  }
+def _log(row):
+  """One line of a round."""
+  told = [
+      f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
+  ]
+  if "train_loss" in row:
+    told += [
+        f"train loss {row['train_loss']:.4f}",
+        f"test accuracy {row['test_accuracy']:.4f}",
+    ]
+  else:
+    told.append(f"minibatch loss {row['minibatch_loss']:.4f}")
+  logging.info(", ".join(told))
 
 
-def run(config: settings.Config, workdir: Path) -> str:
-  """Runs `config` into `workdir`.
+class _Progress:
+  """A bar with rate and time left on a terminal, lines in a log."""
+
+  def __init__(self, config):
+    every = _LOG_EVERY.value
+    if every is None:
+      every = 0 if sys.stderr.isatty() else config.eval_every
+    self._every = 0 if _QUIET.value else every
+    self._bar = tqdm(
+        total=config.num_rounds,
+        unit="round",
+        disable=_QUIET.value or not sys.stderr.isatty(),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._bar.close()
+
+  def row(self, row):
+    """Shows a row."""
+    self._bar.n = row["round"]
+    self._bar.set_postfix(
+        k=f"{row['k']:.0f}", loss=f"{row['minibatch_loss']:.3f}", refresh=False
+    )
+    self._bar.update(0)
+    if self._every and row["round"] % self._every == 0:
+      self._bar.clear()
+      _log(row)
+
+
+class _StopSignals:
+  """Ctrl-C and SIGTERM end a run after its round; a second time, at once."""
+
+  def __init__(self):
+    self.seen = False
+    self._before = {}
+
+  def __enter__(self):
+    for name in (signal.SIGINT, signal.SIGTERM):
+      self._before[name] = signal.signal(name, self._note)
+    return self
+
+  def __exit__(self, *exception):
+    for name, handler in self._before.items():
+      signal.signal(name, handler)
+
+  def _note(self, number, frame):
+    del frame
+    self.seen = True
+    signal.signal(number, self._before[number])
+
+
+def run(config: settings.Config, workdir: Path) -> runs.Run:
+  """Runs `config` in `workdir`, or goes on there; draws its figures.
 
   Args:
     config: the settings.
-    workdir: must not hold a run.
+    workdir: the folder.
 
   Returns:
-    The table of the run.
+    The run.
 
   Raises:
-    ConfigError, DivergedError: with one line that says why.
+    ConfigError, DivergedError, StoppedError: with one line that says why.
   """
-  federated = data.load(config.dataset, config.as_partition())
-  simulated = simulation.build(config, federated)
-  clients = federated.clients
-  dim = simulated.model.dim
-  described = {
-      **dataclasses.asdict(config),
-      "controller": config.used_controller,
-      "local_steps": config.used_local_steps(dim),
-      "asked": dataclasses.asdict(config),
-      "num_weights": dim,
-      "num_clients_used": len(clients.counts),
-      "num_train": int(clients.counts.sum()),
-      "num_test": len(federated.test_rows),
-      **records.environment(),
-  }
-  contributed = np.zeros(len(clients.counts), np.int64)
-  evaluated, rounds_s = [], []
-  with records.RunWriter(workdir, described) as writer:
-    steps = simulation.run(config, simulated)
-    for step in tqdm(steps, total=config.num_rounds, unit="round"):
-      row = simulation.as_row(step)
-      writer.row(row)
-      contributed += step.info.contributed
-      rounds_s.append(step.seconds)
-      if step.evaluation is not None:
-        evaluated.append(row)
-        evaluation = step.evaluation
-    owners = federated.test_clients
-    by_client = {
-        "client": federated.client_names,
-        "samples": clients.counts,
-        "test_samples": np.bincount(
-            owners[owners >= 0], minlength=len(clients.counts)
-        ),
-        "test_loss": evaluation.client_test_loss,
-        "test_accuracy": evaluation.client_test_accuracy,
-        "contributed": contributed,
-    }
-    writer.finish(_summary(evaluated[-1], rounds_s, by_client), by_client)
+  with _StopSignals() as signals, _Progress(config) as progress:
+    done = runs.simulate(
+        config,
+        workdir=workdir,
+        checkpoint_every=_CHECKPOINT_EVERY.value,
+        checkpoints_kept=_CHECKPOINTS_KEPT.value,
+        on_row=progress.row,
+        should_stop=lambda: signals.seen,
+    )
   plot.draw(workdir)
-  return _table(evaluated)
+  return done
 
 
 def start(argv: list[str]):
   """What every script does first: refuses stray words, sets up JAX."""
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
-  # It names every backend that is not there.
-  logging.getLogger("jax").setLevel(logging.WARNING)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.INFO)
+  # Orbax tells of every step; JAX names every backend that is not there.
+  logging.get_absl_handler().addFilter(
+      lambda record: "orbax" not in record.pathname
+      or record.levelno >= logging.converter.ABSL_TO_STANDARD[logging.ERROR]
+  )
+  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   # One CPU device for each core, before JAX starts; other platforms ignore it.
   jax.config.update("jax_num_cpu_devices", os.cpu_count())
 
@@ -153,15 +206,31 @@ def one_line_errors():
     yield
   except (errors.ConfigError, errors.DivergedError) as error:
     sys.exit(f"error: {error}")
+  except errors.StoppedError as error:
+    again = shlex.join(["python", "-m", *_command()])
+    print(f"{error}; to go on: {again}", file=sys.stderr)
+    sys.exit(STOPPED)
+
+
+def _command():
+  """How this program was started, with its folder named."""
+  main = sys.modules["__main__"].__spec__
+  module = main.name if main else sys.argv[0]
+  place = [] if WORKDIR.present else [f"--workdir={WORKDIR.value}"]
+  return [module, *sys.argv[1:], *place]
 
 
 def main(argv):
   start(argv)
-  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  workdir = Path(WORKDIR.value or f"runs/{stamp}")
+  if WORKDIR.value is None:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    WORKDIR.value = f"runs/{stamp}"
+  workdir = Path(WORKDIR.value)
   with one_line_errors():
-    print(run(run_flags.config_from_flags(), workdir))
-  print(f"records and figures: {workdir}")
+    done = run(run_flags.config_from_flags(), workdir)
+  if not _QUIET.value:
+    print(_table([row for row in done.rows if "test_loss" in row]))
+    print(f"records and figures: {workdir}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ A study is a folder: one folder per setting, in it one per seed, each as
 """
 
 import dataclasses
-import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from agsfl import records
+from agsfl import records, runs
 from agsfl.config import Config, ConfigError
 from experiments import flags as run_flags
 from experiments import run
@@ -98,26 +96,6 @@ def share_compiled_code():
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def refuse_other(held: dict, asked: dict, place: Path):
-  """Refuses a finished run of other settings.
-
-  Args:
-    held: settings of the run that lies at `place`.
-    asked: those of now; as JSON has them, they must be the same.
-    place: for the message.
-
-  Raises:
-    ConfigError: they differ; the text names where.
-  """
-  asked = json.loads(json.dumps(asked))
-  other = sorted(name for name in asked if held.get(name) != asked[name])
-  if other:
-    raise ConfigError(
-        f"--workdir={folder()}: {place} holds a run with other "
-        f"{', '.join(other)}"
-    )
-
-
 def run_all(
     settings: dict[str, Callable[[int], Config]],
 ) -> dict[str, list[Run]]:
@@ -141,27 +119,19 @@ def run_all(
     done[label] = []
     for seed in seeds():
       workdir, config = study / label / f"seed{seed}", config_of(seed)
-      if not _is_finished(workdir, config):
+      if (workdir / "summary.json").exists():
+        runs.simulate(config, workdir=workdir)  # refuses other settings
+      else:
         print(f"{label}, seed {seed}", flush=True)
-        if (workdir / "config.json").exists():  # begun, not finished
-          shutil.rmtree(workdir)
         run.run(config, workdir)
       done[label].append(_read(workdir))
   return done
 
 
-def _is_finished(workdir, config):
-  if not (workdir / "summary.json").exists():
-    return False
-  held = json.loads((workdir / "config.json").read_text())
-  refuse_other(held.get("asked", {}), dataclasses.asdict(config), workdir)
-  return True
-
-
 def _read(workdir):
   return Run(
       rows=records.read_rows(workdir),
-      summary=json.loads((workdir / "summary.json").read_text()),
+      summary=records.read_summary(workdir),
       contributed=np.array(records.read_clients(workdir)["contributed"]),
       workdir=workdir,
   )

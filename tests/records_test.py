@@ -41,60 +41,94 @@ class RecordsTest(parameterized.TestCase):
         if path.is_file()
     }
 
+  def begun(self, asked, *below, config=None):
+    """A folder in use until the test ends."""
+    files = records.RunFolder(self.folder.joinpath(*below), asked)
+    self.enter_context(files)
+    files.begin(config or {})
+    return files
+
   def test_config_is_there_from_the_start(self):
     """In a folder made with its parents, before any round."""
     config = {"k": 1.5, "k_min": None, "versions": {"jax": "1"}, "name": "é"}
-    with records.RunWriter(self.folder / "a" / "b", config):
-      self.assertEqual(
-          set(self.files()), {"a/b/config.json", "a/b/metrics.jsonl"}
-      )
-      text = (self.folder / "a" / "b" / "config.json").read_text()
-    self.assertEqual(json.loads(text), config)
+    self.begun({"k": 1}, "a", "b", config=config)
+    self.assertEqual(
+        set(self.files()), {"a/b/config.json", "a/b/metrics.jsonl"}
+    )
+    text = (self.folder / "a" / "b" / "config.json").read_text()
+    self.assertEqual(json.loads(text), {**config, "asked": {"k": 1}})
+
+  def test_a_look_writes_nothing(self):
+    files = records.RunFolder(self.folder / "run", {})
+    self.assertFalse(files.finished)
+    self.assertFalse((self.folder / "run").exists())
 
   @parameterized.parameters(str, Path)
   def test_an_empty_folder_will_do(self, kind):
     (self.folder / "notes.txt").write_text("mine")
-    with records.RunWriter(kind(self.folder), {}):
-      pass
+    with records.RunFolder(kind(self.folder), {}) as files:
+      files.begin({})
     self.assertEqual(records.read_rows(kind(self.folder)), [])
     self.assertEqual(self.files()["notes.txt"], b"mine")
 
   @parameterized.parameters(0, 1)
-  def test_refuses_a_folder_that_holds_a_run(self, rows):
+  def test_refuses_a_run_of_other_settings(self, rows):
     """And leaves the run as it was, were it killed before its first row."""
-    with records.RunWriter(self.folder, {"seed": 1}) as writer:
+    with records.RunFolder(self.folder, {"seed": 1, "k": 2}) as files:
+      files.begin({})
       for _ in range(rows):
-        writer.row({"round": 1})
+        files.row({"round": 1})
     before = self.files()
     with self.assertRaises(ConfigError) as caught:
-      records.RunWriter(self.folder, {"seed": 2})
-    self.assert_one_line(caught.exception, self.folder, "run")
+      records.RunFolder(self.folder, {"seed": 2, "k": 2})
+    self.assert_one_line(
+        caught.exception, self.folder, "it has seed=1, asked for 2"
+    )
     self.assertEqual(self.files(), before)
+    same = records.RunFolder(self.folder, {"seed": 1, "k": 2})
+    self.assertFalse(same.finished)
 
-  @parameterized.parameters("clients.csv", "summary.json", "figures")
-  def test_refuses_a_folder_with_what_a_run_makes_late(self, name):
-    """A file or a folder of that name would stop the run at its very end."""
+  @parameterized.parameters("{}", "[]", "", "text", '{"asked"')
+  def test_refuses_what_is_no_run(self, text):
+    (self.folder / "config.json").write_text(text)
+    with self.assertRaises(ConfigError) as caught:
+      records.RunFolder(self.folder, {})
+    self.assert_one_line(caught.exception, self.folder, "config.json")
+
+  @parameterized.parameters(
+      "metrics.jsonl", "clients.csv", "summary.json", "figures"
+  )
+  def test_refuses_a_folder_with_what_a_run_makes(self, name):
+    """A file or a folder of that name, of something else."""
     for make in (Path.touch, Path.mkdir):
       folder = self.folder / make.__name__
       folder.mkdir()
       make(folder / name)
       with self.assertRaises(ConfigError) as caught:
-        records.RunWriter(folder, {})
+        records.RunFolder(folder, {})
       self.assert_one_line(caught.exception, folder, name)
       self.assertEqual([path.name for path in folder.iterdir()], [name])
 
   def test_refuses_a_folder_in_use(self):
-    with records.RunWriter(self.folder, {}) as writer:
-      with self.assertRaises(ConfigError):
-        records.RunWriter(self.folder, {})
-      writer.row({"round": 1})
-    self.assertEqual(records.read_rows(self.folder), [{"round": 1}])
+    """Until it is let go, by whatever end of the process."""
+    files = self.begun({})
+    other = records.RunFolder(self.folder, {})
+    with self.assertRaisesRegex(ConfigError, "must not be in use"):
+      other.begin({})
+    files.row({"round": 1})
+    files.close()
+    with other:
+      other.begin({})
+      other.row({"round": 2})
+    self.assertEqual(
+        records.read_rows(self.folder), [{"round": 1}, {"round": 2}]
+    )
 
   @parameterized.parameters("file", "file/below", "file/far/below")
   def test_refuses_what_cannot_be_written(self, name):
     (self.folder / "file").write_text("text")
     with self.assertRaises(ConfigError) as caught:
-      records.RunWriter(self.folder / name, {})
+      records.RunFolder(self.folder / name, {}).begin({})
     self.assert_one_line(caught.exception, self.folder / name, "written")
     self.assertEqual(self.files(), {"file": b"text"})
 
@@ -103,12 +137,41 @@ class RecordsTest(parameterized.TestCase):
     self.assertStartsWith(str(error), f"--workdir={workdir}: must ")
     self.assertIn(word, str(error))
 
+  @parameterized.parameters(0, 2, 3)
+  def test_keep(self, count):
+    """Law: the first rows stay, byte for byte, and others follow them."""
+    rows = [{"round": i, "x": 0.1 * i} for i in range(1, 4)]
+    with records.RunFolder(self.folder, {}) as files:
+      files.begin({})
+      for row in rows:
+        files.row(row)
+    with (self.folder / "metrics.jsonl").open("a") as file:
+      file.write('{"rou')  # torn
+    with records.RunFolder(self.folder, {}) as files:
+      files.begin({})
+      self.assertEqual(files.keep(count), rows[:count])
+      files.row({"round": 9})
+    self.assertEqual(
+        records.read_rows(self.folder), [*rows[:count], {"round": 9}]
+    )
+
+  def test_keep_wants_whole_rows(self):
+    files = self.begun({})
+    files.row({"round": 1})
+    with (self.folder / "metrics.jsonl").open("a") as file:
+      file.write('{"round": 2}')  # without its end
+    before = self.files()
+    with self.assertRaisesRegex(ConfigError, "2 rows"):
+      files.keep(2)
+    self.assertEqual(self.files(), before)
+
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(st.lists(_ROW, max_size=5))
   def test_rows_read_back(self, rows):
     """Each is there at once, to the bit, one line a row."""
     with tempfile.TemporaryDirectory() as folder:
-      with records.RunWriter(folder, {}) as writer:
+      with records.RunFolder(folder, {}) as writer:
+        writer.begin({})
         for count, row in enumerate(rows, 1):
           writer.row(row)
           self.assertEqual(records.read_rows(folder), rows[:count])
@@ -129,12 +192,14 @@ class RecordsTest(parameterized.TestCase):
     """In the order of the clients, whatever their names hold."""
     names, samples, contributed = zip(*clients, strict=True)
     with tempfile.TemporaryDirectory() as folder:
-      with records.RunWriter(folder, {}) as writer:
-        writer.finish({}, {
+      with records.RunFolder(folder, {}) as writer:
+        writer.begin({})
+        columns = {
             "client": np.array(names, str),
             "samples": np.array(samples),
             "contributed": np.array(contributed),
-        })
+        }
+        writer.finish({}, columns, np.zeros(1))
       held = records.read_clients(folder)
       self.assertEqual(held["contributed"], list(contributed))
       self.assertEqual(held["samples"], list(samples))
@@ -151,21 +216,29 @@ class RecordsTest(parameterized.TestCase):
 
   def test_finish_leaves_all_files(self):
     summary = {"round": 3, "time": 0.1, "sign": None}
-    with records.RunWriter(self.folder, {"seed": 1}) as writer:
+    with records.RunFolder(self.folder, {"seed": 1}) as writer:
+      writer.begin({})
       writer.row({"round": 1})
+      writer.checkpoints.mkdir()
+      self.assertFalse(writer.finished)
       clients = {"client": ["a", "b"], "samples": [3, 4], "contributed": [7, 0]}
-      writer.finish(summary, clients)
+      writer.finish(summary, clients, np.float32([0.5, 1e-30]))
+      self.assertTrue(writer.finished)
     with self.assertRaises(ValueError):  # closed
       writer.row({"round": 2})
     files = self.files()
     self.assertEqual(
         set(files),
         {
-            "config.json", "metrics.jsonl", "clients.csv",
+            "config.json", "metrics.jsonl", "clients.csv", "params.npy",
             "summary.json",
         },
     )
     self.assertEqual(json.loads(files["summary.json"]), summary)
+    self.assertEqual(records.read_summary(self.folder), summary)
+    params = records.read_params(self.folder)
+    self.assertEqual(params.tolist(), np.float32([0.5, 1e-30]).tolist())
+    self.assertFalse((self.folder / "checkpoints").exists())
     self.assertEqual(
         files["clients.csv"].decode().splitlines(),
         ["client,samples,contributed", "a,3,7", "b,4,0"],

@@ -29,7 +29,7 @@ NUM_TRAIN, NUM_TEST = 48, 12
 NUM_WEIGHTS = 36 * 128 + 128 + 128 * 3 + 3  # 6 x 6 images, 3 classes
 FIGURES = ("loss", "accuracy", "k", "contributions")
 FILES = {
-    "config.json", "metrics.jsonl", "clients.csv", "summary.json",
+    "config.json", "metrics.jsonl", "clients.csv", "params.npy", "summary.json",
     *(f"figures/{name}.png" for name in FIGURES),
 }
 ROW_KEYS = {
@@ -407,9 +407,10 @@ class RunTest(parameterized.TestCase):
     for changed, change in changes.items():
       with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder)
-        with records.RunWriter(workdir, {}) as writer:
+        with records.RunFolder(workdir, {}) as files:
+          files.begin({})
           for row in rows:
-            writer.row(change(row) if "test_loss" in row else row)
+            files.row(change(row) if "test_loss" in row else row)
         # Ten times as much of the last client.
         more = "0\n" if changed == ("contributions",) else "\n"
         (workdir / "clients.csv").write_text(table.rstrip() + more)

@@ -25,6 +25,8 @@ class Counter:
         advance=self.advance,
         rounds_per_call=rounds_per_call,
         evaluate=self.evaluate,
+        pack=None,
+        unpack=None,
     )
 
   def advance(self, state, num_rounds):

@@ -106,8 +106,8 @@ class StudyTest(parameterized.TestCase):
     self.assertEqual(other.returncode, 1)
     self.assertEqual(
         other.stderr.splitlines()[-1],
-        f"error: --workdir={workdir}: {workdir / labels[0] / 'seed0'} holds a "
-        "run with other learning_rate",
+        f"error: --workdir={workdir / labels[0] / 'seed0'}: must hold no run, "
+        "or one of the same settings; it has learning_rate=0.05, asked for 0.5",
     )
 
   @parameterized.parameters(*BAD)

@@ -1,0 +1,183 @@
+"""A run from its first line to its last, in memory or in a folder."""
+
+import contextlib
+import dataclasses
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from agsfl import checkpoints, records, simulation
+from agsfl.config import Config
+from agsfl.data import FederatedData, load
+from agsfl.errors import StoppedError
+
+CHECKPOINT_EVERY = 100
+CHECKPOINTS_KEPT = 2
+
+
+class Run(NamedTuple):
+  """A finished run.
+
+  Attributes:
+    rows: a dict per round, as in metrics.jsonl.
+    clients: columns by client, [N] each, as in clients.csv.
+    summary: the last row, and what the run took.
+    params: [D] f32, the final weights.
+  """
+
+  rows: list[dict[str, Any]]
+  clients: dict[str, list]
+  summary: dict[str, Any]
+  params: np.ndarray
+
+
+def simulate(
+    config: Config,
+    *,
+    data: FederatedData | None = None,
+    workdir: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoints_kept: int = CHECKPOINTS_KEPT,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+  """Runs `config`; with a folder, goes on where a run there was stopped.
+
+  What a run that was stopped and taken up leaves is bit for bit what it leaves
+  in one go, but for the wall times of its summary. A finished run is read, not
+  repeated.
+
+  Args:
+    config: the settings.
+    data: what to train on; None means what the settings name.
+    workdir: for the files of `records.RunFolder`; None means none.
+    checkpoint_every: rounds between checkpoints at least, 0 for none.
+    checkpoints_kept: the newest so many stay.
+    on_row: called with each new row.
+    should_stop: asked after each call of the compiled rounds.
+
+  Returns:
+    The run.
+
+  Raises:
+    ConfigError: a setting, a file or the folder cannot be used.
+    DivergedError: a gradient or the loss was not finite.
+    StoppedError: `should_stop` said so; a checkpoint is in the folder.
+  """
+  asked = dataclasses.asdict(config)
+  folder = records.RunFolder(workdir, asked) if workdir is not None else None
+  if folder is not None and folder.finished:
+    return read(workdir)
+  if data is None:
+    data = load(config.dataset, config.as_partition())
+  built = simulation.build(config, data)
+  contributed = np.zeros(len(data.clients.counts), np.int64)
+  rows, kept_at, manager = [], 0, None
+  with contextlib.ExitStack() as stack:
+    if folder is not None:
+      stack.enter_context(folder)
+      folder.begin(describe(config, data, built))
+      manager = stack.enter_context(
+          checkpoints.open_folder(folder.checkpoints, checkpoints_kept)
+      )
+      shapes = jax.eval_shape(built.pack, built.state)
+      found = checkpoints.restore(manager, (shapes, contributed))
+      if found is not None:
+        kept_at, (state, contributed) = found
+        built = built._replace(state=built.unpack(state))
+      rows = folder.keep(kept_at)
+    seconds = []
+    for step in simulation.run(config, built, kept_at):
+      row = simulation.as_row(step)
+      rows.append(row)
+      if folder is not None:
+        folder.row(row)
+      on_row(row)
+      contributed += step.info.contributed
+      seconds.append(step.seconds)
+      if step.state is None or step.last:
+        continue
+      stop = should_stop()
+      due = checkpoint_every and len(rows) - kept_at >= checkpoint_every
+      if manager is not None and (stop or due):
+        folder.sync()
+        kept_at = len(rows)
+        checkpoints.save(
+            manager, kept_at, (built.pack(step.state), contributed)
+        )
+      if stop:
+        raise StoppedError(f"round {len(rows)}: stopped")
+    clients = _by_client(data, contributed, step.evaluation)
+    summary = _summary(row, seconds, clients)
+    params = np.array(step.state.params)
+    if folder is not None:
+      manager.wait_until_finished()
+      folder.finish(summary, clients, params)
+  return Run(rows, clients, summary, params)
+
+
+def _by_client(data, contributed, evaluation):
+  """The columns of clients.csv."""
+  owners, counts = data.test_clients, data.clients.counts
+  columns = {
+      "client": data.client_names,
+      "samples": counts,
+      "test_samples": np.bincount(owners[owners >= 0], minlength=len(counts)),
+      "test_loss": evaluation.client_test_loss,
+      "test_accuracy": evaluation.client_test_accuracy,
+      "contributed": contributed,
+  }
+  return {name: column.tolist() for name, column in columns.items()}
+
+
+def _summary(row, seconds, clients):
+  """summary.json: the end of the run, and what it took."""
+  contributed = clients["contributed"]
+  tested = np.array(clients["test_samples"]) > 0
+  own = np.array(clients["test_accuracy"])[tested]
+  summary = {
+      **row,
+      "first_round_seconds": seconds[0],
+      "median_round_seconds": float(np.median(seconds)),
+      # The process's, of KiB; macOS counts bytes.
+      "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+      / (1e6 if sys.platform == "darwin" else 1e6 / 1024),
+      "least_contributed": min(contributed),
+      "most_contributed": max(contributed),
+  }
+  if len(own):
+    for name, share in (("min", 0), ("p10", 10), ("median", 50)):
+      summary[f"client_test_accuracy_{name}"] = float(np.percentile(own, share))
+  return summary
+
+
+def read(workdir: str | Path) -> Run:
+  """The finished run in a folder."""
+  return Run(
+      records.read_rows(workdir),
+      records.read_clients(workdir),
+      records.read_summary(workdir),
+      records.read_params(workdir),
+  )
+
+
+def describe(
+    config: Config, data: FederatedData, built: simulation.Simulation
+) -> dict[str, Any]:
+  """config.json: the settings with what None stands for, and where it ran."""
+  counts = data.clients.counts
+  return {
+      **dataclasses.asdict(config),
+      "controller": config.used_controller,
+      "local_steps": config.used_local_steps(built.model.dim),
+      "num_weights": built.model.dim,
+      "num_clients_used": len(counts),
+      "num_train": int(counts.sum()),
+      "num_test": len(data.test_rows),
+      **records.environment(),
+  }

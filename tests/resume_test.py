@@ -1,0 +1,328 @@
+"""Runs that are stopped or killed, and taken up again."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax.experimental.compilation_cache import compilation_cache
+
+import agsfl
+from agsfl import records
+from agsfl.config import Config
+from agsfl.errors import ConfigError, StoppedError
+
+# A tiny run with state in every place: residuals, sparsifier, server,
+# controller.
+CASES = {
+    "sign_interval": dict(server_optimizer="adam"),
+    "periodic": dict(method="periodic_k", controller="value"),
+    "exp3": dict(controller="exp3", exp3_arms=5, local_steps=2),
+    "bandit": dict(controller="bandit", per_layer=True),
+    "dense": dict(method="send_all", server_optimizer="momentum"),
+    "chunks": dict(rounds_per_call=4),
+    "budget": dict(time_budget=60.0),
+}
+
+
+def config(**settings):
+  return Config(
+      dataset="digits",
+      model="mlp",
+      num_clients=10,
+      batch_size=4,
+      num_rounds=14,
+      eval_every=5,
+      **settings,
+  )
+
+
+def keep_compiled(folder):
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  compilation_cache.reset_cache()
+
+
+def stop_after(rounds):
+  """Says so when that many rows have been seen."""
+  seen = []
+  return {"on_row": seen.append, "should_stop": lambda: len(seen) >= rounds}
+
+
+def content(workdir):
+  """What must be the same, bit for bit."""
+  workdir = Path(workdir)
+  summary = records.read_summary(workdir)
+  return {
+      **{
+          name: (workdir / name).read_bytes()
+          for name in ("metrics.jsonl", "clients.csv", "params.npy")
+      },
+      "summary": {
+          name: value
+          for name, value in summary.items()
+          if not name.endswith(("_seconds", "_mb"))
+      },
+      "config": json.loads((workdir / "config.json").read_text()),
+  }
+
+
+class StoppedTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    # Most runs here are of one program.
+    cache = cls.enterClassContext(tempfile.TemporaryDirectory())
+    keep_compiled(cache)
+    cls.addClassCleanup(compilation_cache.reset_cache)
+    cls.addClassCleanup(jax.config.update, "jax_compilation_cache_dir", None)
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  @parameterized.named_parameters(CASES.items())
+  def test_stopped_twice_is_as_in_one_go(self, settings):
+    """Law: the files of a run do not depend on where it was stopped."""
+    whole, parts = self.folder / "whole", self.folder / "parts"
+    asked = config(**settings)
+    done = agsfl.simulate(asked, workdir=whole)
+    for rounds in (3, 4):
+      with self.assertRaises(StoppedError):
+        agsfl.simulate(asked, workdir=parts, **stop_after(rounds))
+      self.assertFalse((parts / "summary.json").exists())
+    again = agsfl.simulate(asked, workdir=parts)
+    self.assertEqual(content(parts), content(whole))
+    self.assertEqual(again.rows, done.rows)
+    self.assertEqual(again.clients, done.clients)
+    self.assertFalse((parts / "checkpoints").exists())
+
+  def test_other_devices_take_it_up(self):
+    """Padding of clients is not in a checkpoint: ten over 1, 4 and 3 cores.
+
+    Sums over devices are rounded otherwise; what is chosen is not close.
+    """
+    done = agsfl.simulate(config())
+    for devices, rounds in ((1, 4), (4, 5), (3, None)):
+      stop = {} if rounds is None else stop_after(rounds)
+      asked = config(num_devices=devices)
+      try:
+        again = agsfl.simulate(asked, workdir=self.folder / "run", **stop)
+      except StoppedError:
+        # The same run for all but the number of devices.
+        path = self.folder / "run" / "config.json"
+        held = json.loads(path.read_text())
+        held["asked"]["num_devices"] = {1: 4, 4: 3}[devices]
+        path.write_text(json.dumps(held))
+    for row, other in zip(again.rows, done.rows, strict=True):
+      for key, value in row.items():
+        np.testing.assert_allclose(value, other[key], rtol=1e-3, err_msg=key)
+
+  def test_a_finished_run_is_read(self):
+    asked = config()
+    done = agsfl.simulate(asked, workdir=self.folder)
+    loose = agsfl.simulate(asked)
+    self.assertEqual(loose.rows, done.rows)
+    np.testing.assert_array_equal(loose.params, done.params)
+    seen = []
+    again = agsfl.simulate(asked, workdir=self.folder, on_row=seen.append)
+    self.assertEmpty(seen)
+    self.assertEqual(again.rows, done.rows)
+    self.assertEqual(again.summary, done.summary)
+    self.assertEqual(again.clients, done.clients)
+    np.testing.assert_array_equal(again.params, done.params)
+
+  @parameterized.parameters(0, 1, 5, 100)
+  def test_rows_since_the_checkpoint_are_repeated(self, every):
+    """A run that ends by force is continued from its newest checkpoint."""
+
+    class Killed(Exception):
+      pass
+
+    def kill(row):
+      if row["round"] == 8:
+        raise Killed
+
+    asked = config()
+    with self.assertRaises(Killed):
+      agsfl.simulate(
+          asked, workdir=self.folder, checkpoint_every=every, on_row=kill
+      )
+    self.assertLen(records.read_rows(self.folder), 8)
+    with (self.folder / "metrics.jsonl").open("a") as file:
+      file.write('{"round": 9, "ti')  # and half a row
+    seen = []
+    done = agsfl.simulate(asked, workdir=self.folder, on_row=seen.append)
+    want = {0: 1, 1: 8, 5: 6, 100: 1}[every]
+    self.assertEqual([row["round"] for row in seen], [*range(want, 15)])
+    self.assertEqual(records.read_rows(self.folder), done.rows)
+    self.assertEqual(done.rows, agsfl.simulate(asked).rows)
+
+  @parameterized.parameters(True, False)
+  def test_other_settings_are_refused(self, finished):
+    """With a list of what differs; the folder stays as it was."""
+    stop = {} if finished else stop_after(2)
+    try:
+      agsfl.simulate(config(), workdir=self.folder, **stop)
+    except StoppedError:
+      self.assertFalse(finished)
+    before = {
+        path: path.read_bytes()
+        for path in self.folder.rglob("*")
+        if path.is_file()
+    }
+    with self.assertRaises(ConfigError) as caught:
+      agsfl.simulate(config(k=30.0, seed=3), workdir=self.folder)
+    problem = str(caught.exception)
+    self.assertStartsWith(problem, f"--workdir={self.folder}: ")
+    self.assertIn("k=1000.0, asked for 30.0; seed=0, asked for 3", problem)
+    self.assertNotIn("\n", problem)
+    after = {
+        path: path.read_bytes()
+        for path in self.folder.rglob("*")
+        if path.is_file()
+    }
+    self.assertEqual(after, before)
+
+  def test_lost_rows_are_noticed(self):
+    with self.assertRaises(StoppedError):
+      agsfl.simulate(config(), workdir=self.folder, **stop_after(6))
+    path = self.folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    with self.assertRaisesRegex(ConfigError, "6 rows .* lost"):
+      agsfl.simulate(config(), workdir=self.folder)
+
+  @parameterized.parameters(1, 3)
+  def test_the_newest_are_kept(self, kept):
+    held = set()
+
+    def look(row):
+      place = self.folder / "checkpoints"
+      if row["round"] == 14:
+        names = (path.name for path in place.iterdir())
+        held.update(int(name) for name in names if name.isdigit())
+
+    agsfl.simulate(
+        config(),
+        workdir=self.folder,
+        checkpoint_every=2,
+        checkpoints_kept=kept,
+        on_row=look,
+    )
+    # The newest, 12, may still be on its way, and what it displaces be there.
+    self.assertBetween(len(held), kept, kept + 1)
+    self.assertLessEqual(held, set(range(12 - 2 * kept, 13, 2)))
+
+
+class KilledTest(absltest.TestCase):
+
+  def test_killed_at_any_moment(self):
+    """Law: after 20 deaths by SIGKILL the files are those of one life.
+
+    Each loses at most the rounds since the newest checkpoint, or the one
+    before it where that was being written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+      result = subprocess.run(
+          [sys.executable, "-c", _PROGRAM, folder],
+          capture_output=True,
+          text=True,
+          cwd=Path(__file__).parent.parent,
+          check=False,
+      )
+      self.assertEqual(result.returncode, 0, result.stderr)
+      told = json.loads(result.stdout.splitlines()[-1])
+      runs = [Path(folder) / name for name in told["runs"]]
+      want = content(Path(folder) / "whole")
+      for run in runs:
+        self.assertEqual(content(run), want)
+    self.assertLen(told["lost"], 20)
+    # Deaths came at all times: some with much done, some with little.
+    self.assertGreater(len(set(told["at"])), 5)
+    self.assertLess(max(told["lost"]), 2 * EVERY)
+
+
+EVERY = 25
+# It imports but once: each life is a fork, in which alone JAX starts, and a
+# process of its own that ends by itself or by force.
+_PROGRAM = f"""
+import json, os, random, signal, sys, time
+import orbax.checkpoint
+import agsfl
+from tests.resume_test import config, keep_compiled
+from jax._src import xla_bridge
+
+EVERY = {EVERY}
+folder = sys.argv[1]
+asked = config()
+asked = agsfl.Config(**dict(vars(asked), num_rounds=900, eval_every=300))
+
+def live(name):
+  assert not xla_bridge.backends_are_initialized()
+  child = os.fork()
+  if not child:
+    try:
+      keep_compiled(folder + "/compiled")
+      agsfl.simulate(
+          asked, workdir=folder + "/" + name, checkpoint_every=EVERY
+      )
+    except BaseException as error:
+      print(repr(error), file=sys.stderr, flush=True)
+      os._exit(1)
+    os._exit(0)
+  return child
+
+def rows(name):
+  try:
+    with open(folder + "/" + name + "/metrics.jsonl") as file:
+      return sum(line.endswith(chr(10)) for line in file)
+  except FileNotFoundError:
+    return 0
+
+def checkpoint(name):
+  try:
+    steps = os.listdir(folder + "/" + name + "/checkpoints")
+  except FileNotFoundError:
+    return 0
+  return max([int(step) for step in steps if step.isdigit()], default=0)
+
+def wait_for_a_row(name, before):
+  # A life begins by dropping what its checkpoint does not stand for.
+  end = time.time() + 60
+  while time.time() < end:
+    now = rows(name)
+    if now != before:
+      before = min(now, before)
+    if now > before:
+      return
+    time.sleep(0.005)
+  raise AssertionError("no row came in a minute")
+
+assert os.waitpid(live("whole"), 0)[1] == 0
+rng = random.Random(0)
+lost, at, runs = [], [], ["run0"]
+while len(lost) < 20:
+  child = live(runs[-1])
+  early = rng.random() < 0.3
+  if not early:
+    wait_for_a_row(runs[-1], rows(runs[-1]))
+  time.sleep(rng.uniform(0, 2.0 if early else 0.6))
+  os.kill(child, signal.SIGKILL)
+  if os.waitpid(child, 0)[1] == 0:  # it was quicker
+    runs.append("run" + str(len(runs)))
+    continue
+  at.append(rows(runs[-1]))
+  finished = os.path.exists(folder + "/" + runs[-1] + "/summary.json")
+  lost.append(0 if finished else at[-1] - checkpoint(runs[-1]))
+assert os.waitpid(live(runs[-1]), 0)[1] == 0
+print(json.dumps(dict(runs=runs, lost=lost, at=at)))
+"""
+
+
+if __name__ == "__main__":
+  absltest.main()

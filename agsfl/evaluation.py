@@ -37,11 +37,9 @@ class Evaluation(NamedTuple):
   client_test_accuracy: np.ndarray
 
 
-def _in_batches(rows, owners, mesh):
-  """Batches over devices: rows, whose they are, and 1 (0 for padding)."""
-  ones = np.ones(len(rows), np.float32)
-  padded = devices.pad_rows((rows, owners, ones), _BATCH * mesh.size)
-  batches = jax.tree.map(lambda x: x.reshape(-1, _BATCH), padded)
+def _in_batches(rows, mesh):
+  """[batches, size] over devices, with padding of row 0."""
+  batches = devices.pad_rows(rows, _BATCH * mesh.size).reshape(-1, _BATCH)
   return jax.device_put(batches, NamedSharding(mesh, devices.PER_CLIENT))
 
 
@@ -60,52 +58,55 @@ def build_evaluate(
     params [D] -> Evaluation.
   """
   num_clients = len(data.client_names)
-  # Nobody's samples are counted past the last client.
-  owners = np.where(data.test_clients < 0, num_clients, data.test_clients)
-  test_counts = np.bincount(owners, minlength=num_clients + 1)
-  order = data.clients.order
-  train = _in_batches(order, np.zeros_like(order), mesh)
-  test = _in_batches(data.test_rows, owners, mesh)
+  train = _in_batches(data.clients.order, mesh)
+  test = _in_batches(data.test_rows, mesh)
+  owned = data.test_clients >= 0
+  owners = data.test_clients[owned]
+  test_counts = np.bincount(owners, minlength=num_clients)
 
-  def sums(params, clients, batches):
-    """Loss and right answers of each client's samples, [N + 1] each."""
+  def of_samples(params, clients, batches):
+    """Each sample's loss, and whether it is classified right."""
 
-    def one(total, batch):
-      rows, owners, ones = batch
+    def one(rows):
       logits = model.apply(params, as_float(clients.images[rows]))
       labels = clients.labels[rows]
-      losses = ones * sample_losses(logits, labels)
-      right = ones * (jnp.argmax(logits, axis=1) == labels)
-      of_each = jnp.stack([losses, right])
-      return total.at[:, owners].add(of_each), None
+      return sample_losses(logits, labels), jnp.argmax(logits, 1) == labels
 
-    total, _ = lax.scan(one, jnp.zeros((2, num_clients + 1)), batches)
-    return lax.psum(total, devices.AXIS)
+    return lax.map(one, batches)
 
-  sums = jax.jit(
+  of_samples = jax.jit(
       jax.shard_map(
-          sums,
+          of_samples,
           mesh=mesh,
           in_specs=(
               devices.REPLICATED, devices.CLIENT_DATA, devices.PER_CLIENT
           ),
-          out_specs=devices.REPLICATED,
+          out_specs=devices.PER_CLIENT,
           check_vma=False,
       )
   )
 
-  def evaluate(params):
-    train_loss, _ = np.sum(sums(params, clients, train), axis=1, dtype=float)
-    of_each = np.asarray(sums(params, clients, test), float)
-    test_loss, right = of_each.sum(axis=1) / len(data.test_rows)
+  def results(params, batches, count):
+    """The same on the host, in float64: single sums of so many drift."""
+    return (
+        np.asarray(x, np.float64).ravel()[:count]
+        for x in of_samples(params, clients, batches)
+    )
+
+  def client_means(values):
+    sums = np.bincount(owners, values[owned], num_clients)
     with np.errstate(invalid="ignore"):
-      client_loss, client_right = (of_each / test_counts)[:, :num_clients]
+      return sums / test_counts
+
+  def evaluate(params):
+    train_loss, _ = results(params, train, len(data.clients.order))
+    losses, right = results(params, test, len(data.test_rows))
     return Evaluation(
-        float(train_loss) / len(order),
-        float(test_loss),
-        float(right),
-        client_loss,
-        client_right,
+        train_loss=float(train_loss.mean()),
+        test_loss=float(losses.mean()),
+        test_accuracy=float(right.mean()),
+        client_test_loss=client_means(losses),
+        client_test_accuracy=client_means(right),
     )
 
   return evaluate

@@ -14,6 +14,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from agsfl.errors import ConfigError
+from agsfl.samples import fail
 from agsfl.sources import leaf
 
 CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
@@ -57,23 +59,24 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(self, dataset, files):
+    count = 0
     for path in files:
       for name, pixels, labels in leaf.users_of(dataset, path):
         images = leaf.as_bytes(pixels)
+        where = f"{path}: user_data of {name!r}"
         if images is None or pixels.shape[1] != _SIDE**2:
-          leaf.fail(
-              dataset,
-              f"{path}: user_data of {name!r}, x: must be images of 784 "
-              "multiples of 1/255",
-          )
-        for index, (image, label) in enumerate(
-            zip(images, labels, strict=True)
-        ):
-          yield f"{path.name}/{name}/{index}", {
+          fail(dataset, f"{where}, x: must be 784 multiples of 1/255 each")
+        if labels.min() < 0 or labels.max() >= len(CLASSES):
+          fail(dataset, f"{where}, y: must lie in 0 to {len(CLASSES) - 1}")
+        for image, label in zip(images, labels, strict=True):
+          count += 1
+          yield count, {
               "image": _png(image.reshape(_SIDE, _SIDE)),
               "label": int(label),
               "writer": name,
           }
+    if not count:
+      fail(dataset, f"{files[0].parent}: holds no samples")
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -97,8 +100,14 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
     ConfigError: the text names the file and the key.
   """
   leaf.files_of(f"leaf:{leaf_dir}", Path(leaf_dir))
-  builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
-  builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(manual_dir=leaf_dir)
-  )
+  try:
+    builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=leaf_dir)
+    )
+  except OSError as error:
+    raise ConfigError(
+        f"--data_dir={data_dir}: must be a folder that can be written "
+        f"({error.strerror})"
+    ) from error
   return Path(builder.data_dir)

@@ -1,38 +1,18 @@
-"""Which samples are whose.
-
-A partition is a rule, drawn once and then applied to training and test samples
-alike, so that a client is tested on what resembles its own.
-"""
+"""Which samples are whose."""
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from agsfl.errors import ConfigError
-from agsfl.samples import Samples, generator
+from agsfl.samples import Samples, fail, generator
 
 _DEFAULT_CLIENTS = 10
-# Times that a rule is drawn until all clients have enough samples.
+_MOST_CLIENTS = 2**20
+# Times that shares are drawn until all clients have enough samples.
 _TRIES = 1000
-
-
-class Part(NamedTuple):
-  """The training samples of a data set, or its test samples.
-
-  Attributes:
-    labels: [M] i32.
-    owners: [M], or None.
-  """
-
-  labels: np.ndarray
-  owners: np.ndarray | None
-
-
-# (the part, a generator) -> for each client the positions in it that it holds.
-Rule = Callable[[Part, np.random.Generator], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +24,7 @@ class Partition:
     num_clients: N; None means 10, one per class where one_class has more, and
       with natural every client of the data.
     min_samples: training samples of each client at least; natural leaves
-      smaller ones out. With 0 a client may be empty and takes no part.
+      smaller ones out. With 0 others may deal a client none; it takes no part.
     shards_per_client: of shards.
     dirichlet_alpha: concentration of the Dirichlet draws; small is skewed.
     power: of quantity_power_law, how fast sizes fall.
@@ -67,8 +47,8 @@ class Partition:
         ("partition", self.partition in PARTITIONS, " or ".join(PARTITIONS)),
         (
             "num_clients",
-            self.num_clients is None or self.num_clients >= 1,
-            "at least 1",
+            self.num_clients is None or 1 <= self.num_clients <= _MOST_CLIENTS,
+            "at least 1 and at most 2^20",
         ),
         ("min_samples", self.min_samples >= 0, "at least 0"),
         ("shards_per_client", self.shards_per_client >= 1, "at least 1"),
@@ -90,8 +70,10 @@ class Dealt(NamedTuple):
   """The outcome, as rows of the data set.
 
   Attributes:
-    train, test: for each client the rows that it holds; of the test samples,
-      those whose client or class has no training samples here are nobody's.
+    train: for each client the training samples that it holds.
+    test: the same of test samples. With natural its own; else the samples of a
+      label go to clients in proportion to their training samples of it, and
+      those of a label without training samples are nobody's.
     names: [N] str.
   """
 
@@ -104,7 +86,7 @@ def deal(samples: Samples, settings: Partition) -> Dealt:
   """Deals a data set to clients.
 
   Every training sample goes to one client, but for those of the clients that
-  `natural` leaves out.
+  natural leaves out.
 
   Args:
     samples: the data set.
@@ -116,148 +98,153 @@ def deal(samples: Samples, settings: Partition) -> Dealt:
   Raises:
     ConfigError: the data cannot be dealt so.
   """
-  parts = []
-  for rows in (samples.is_train, ~samples.is_train):
-    owners = None if samples.owners is None else samples.owners[rows]
-    parts.append(Part(samples.labels[rows], owners))
-  train, test = parts
-  draw = PARTITIONS[settings.partition]
-  rng = generator(settings.seed, settings.partition)
-  for _ in range(_TRIES if _sizes_by_chance(settings) else 1):
-    rule, names = draw(samples, train, settings, rng)
-    mine = rule(train, rng)
-    if min(map(len, mine)) >= settings.min_samples:
-      break
-  else:
-    raise _too_few(settings, train, len(names))
-  rng = generator(settings.seed, settings.partition + "/test")
-  train_rows, test_rows = (
+  train, test = (
       np.flatnonzero(rows) for rows in (samples.is_train, ~samples.is_train)
   )
+  if settings.partition == "natural":
+    names = _natural_clients(samples, settings)
+    mine, tested = (
+        _of_owners(samples.owners[rows], names) for rows in (train, test)
+    )
+  else:
+    labels = samples.labels[train]
+    rng = generator(settings.seed, settings.partition)
+    mine = PARTITIONS[settings.partition](labels, settings, rng)
+    if min(map(len, mine)) < settings.min_samples:
+      raise _too_few(settings, len(labels), len(mine))
+    names = range(len(mine))
+    rng = generator(settings.seed, settings.partition + "/test")
+    tested = _like_training(labels, mine, samples.labels[test], rng)
   return Dealt(
-      [train_rows[own] for own in mine],
-      [test_rows[own] for own in rule(test, rng)],
+      [train[own] for own in mine],
+      [test[own] for own in tested],
       np.array(names, str),
   )
 
 
-def _sizes_by_chance(settings):
-  return settings.partition == "dirichlet_split"
+def _like_training(labels, mine, test_labels, rng):
+  """For each client test samples of the labels that it trains on."""
+  tested = [[] for _ in mine]
+  owner = np.zeros(len(labels), np.int64)
+  for client, rows in enumerate(mine):
+    owner[rows] = client
+  for label in np.unique(labels):
+    held = np.bincount(owner[labels == label], minlength=len(mine))
+    members = rng.permutation(np.flatnonzero(test_labels == label))
+    # In a random order, so that rounding favours nobody.
+    order = rng.permutation(len(mine))
+    cuts = _cuts(held[order] / held.sum(), len(members))
+    for client, share in zip(order, np.split(members, cuts), strict=True):
+      tested[client].append(share)
+  return [np.concatenate(own) for own in tested]
 
 
-def _too_few(settings, train, num_clients):
+def _cuts(shares, count):
+  """Where to cut `count` samples into shares, which sum to 1."""
+  return np.rint(np.cumsum(shares)[:-1] * count).astype(int)
+
+
+def _too_few(settings, num_samples, num_clients, hint=""):
   return ConfigError(
       f"--num_clients={num_clients}: must leave every client "
       f"{settings.min_samples} samples (min_samples); the data set has "
-      f"{len(train.labels)} to deal by --partition={settings.partition}"
-      + "; a larger --dirichlet_alpha may help" * _sizes_by_chance(settings)
+      f"{num_samples} to deal by --partition={settings.partition}{hint}"
   )
 
 
-def _numbered(settings, train):
-  """N, and the clients' names."""
+def _num_clients(labels, settings):
+  """N, where there are samples enough."""
   count = settings.num_clients or _DEFAULT_CLIENTS
-  if count * settings.min_samples > len(train.labels):
-    raise _too_few(settings, train, count)
-  return count, range(count)
+  if count * settings.min_samples > len(labels):
+    raise _too_few(settings, len(labels), count)
+  return count
 
 
-def _iid(samples, train, settings, rng):
-  """Equal shares of a random order."""
-  del samples, rng
-  count, names = _numbered(settings, train)
-
-  def rule(part, rng):
-    return np.array_split(rng.permutation(len(part.labels)), count)
-
-  return rule, names
-
-
-def _one_class(samples, train, settings, rng):
-  """One class per client; the clients of a class share it equally."""
-  del samples, rng
-  classes = np.unique(train.labels)
-  count = settings.num_clients or max(_DEFAULT_CLIENTS, len(classes))
-  if count < len(classes):
-    raise ConfigError(
-        f"--num_clients={count}: must be at least {len(classes)}, one for each "
-        "class of the data set, with --partition=one_class"
-    )
-
-  def rule(part, rng):
-    rows = [None] * count
-    for position, label in enumerate(classes):
-      members = rng.permutation(np.flatnonzero(part.labels == label))
-      owners = range(position, count, len(classes))
-      shares = np.array_split(members, len(owners))
-      for owner, share in zip(owners, shares, strict=True):
-        rows[owner] = share
-    return rows
-
-  return rule, range(count)
-
-
-def _natural(samples, train, settings, rng):
+def _natural_clients(samples, settings):
   """The data's own clients; the first `num_clients` of them in id order."""
-  del rng
   if samples.owners is None:
     raise ConfigError(
         f"--partition=natural: {samples.dataset} carries no client ids; use "
         "another partition, or an npz file with the key 'client'"
     )
-  ids, sizes = np.unique(train.owners, return_counts=True)
+  ids, sizes = np.unique(samples.owners[samples.is_train], return_counts=True)
   strangers = np.setdiff1d(samples.owners, ids)
   if len(strangers):
-    raise ConfigError(
-        f"--dataset={samples.dataset}: {samples.owner_key} {strangers[0]} has "
-        "test samples but no training samples, as --partition=natural needs"
+    fail(
+        samples.dataset,
+        f"{samples.owner_key} {strangers[0]} has test samples but no training "
+        "samples, as --partition=natural needs",
     )
   names = ids[sizes >= settings.min_samples]
-  count = settings.num_clients or max(1, len(names))
+  if not len(names):
+    raise ConfigError(
+        f"--min_samples={settings.min_samples}: must be at most {sizes.max()}, "
+        "the most training samples of a client, with --partition=natural"
+    )
+  count = settings.num_clients or len(names)
   if count > len(names):
     raise ConfigError(
         f"--num_clients={count}: must be at most {len(names)}, the clients "
         f"with {settings.min_samples} training samples or more (min_samples), "
         "with --partition=natural"
     )
-
-  def rule(part, rng):
-    del rng
-    order = np.argsort(part.owners, kind="stable")
-    starts = np.searchsorted(part.owners[order], names[:count], "left")
-    ends = np.searchsorted(part.owners[order], names[:count], "right")
-    return [order[a:b] for a, b in zip(starts, ends, strict=True)]
-
-  return rule, names[:count]
+  return names[:count]
 
 
-def _shards(samples, train, settings, rng):
+def _of_owners(owners, names):
+  """The positions that each of these owners has."""
+  order = np.argsort(owners, kind="stable")
+  starts = np.searchsorted(owners[order], names, "left")
+  ends = np.searchsorted(owners[order], names, "right")
+  return [order[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def _iid(labels, settings, rng):
+  """Equal shares of a random order."""
+  count = _num_clients(labels, settings)
+  return np.array_split(rng.permutation(len(labels)), count)
+
+
+def _one_class(labels, settings, rng):
+  """One class per client; the clients of a class share it equally."""
+  classes = np.unique(labels)
+  count = settings.num_clients or max(_DEFAULT_CLIENTS, len(classes))
+  if count < len(classes):
+    raise ConfigError(
+        f"--num_clients={count}: must be at least {len(classes)}, one for each "
+        "class of the data set, with --partition=one_class"
+    )
+  rows = [None] * count
+  for position, label in enumerate(classes):
+    members = rng.permutation(np.flatnonzero(labels == label))
+    owners = range(position, count, len(classes))
+    shares = np.array_split(members, len(owners))
+    for owner, share in zip(owners, shares, strict=True):
+      rows[owner] = share
+  return rows
+
+
+def _shards(labels, settings, rng):
   """Sorted by label, cut into equal shards, s of them to each client.
 
   Source: McMahan et al., "Communication-Efficient Learning of Deep Networks
   from Decentralized Data", AISTATS 2017, Sec. 3.
   """
-  del samples
-  count, names = _numbered(settings, train)
+  count = _num_clients(labels, settings)
   num_shards = count * settings.shards_per_client
-  if num_shards > len(train.labels):
+  if num_shards > len(labels):
     raise ConfigError(
-        f"--shards_per_client={settings.shards_per_client}: must be at most "
-        f"{len(train.labels) // count}, so that the {count} clients' shards "
-        f"hold a sample each of the {len(train.labels)}"
+        f"--shards_per_client={settings.shards_per_client}: must give the "
+        f"{count} clients at most {len(labels)} shards, one for each sample"
     )
+  order = rng.permutation(len(labels))
+  order = order[np.argsort(labels[order], kind="stable")]
+  shards = np.array_split(order, num_shards)
   mine = rng.permutation(num_shards).reshape(count, -1)
-
-  def rule(part, rng):
-    order = rng.permutation(len(part.labels))
-    order = order[np.argsort(part.labels[order], kind="stable")]
-    shards = np.array_split(order, num_shards)
-    return [np.concatenate([shards[s] for s in of_one]) for of_one in mine]
-
-  return rule, names
+  return [np.concatenate([shards[s] for s in of_one]) for of_one in mine]
 
 
-def _dirichlet(samples, train, settings, rng):
+def _dirichlet(labels, settings, rng):
   """Equal sizes, each client with a mix of labels q_i ~ Dir(alpha p).
 
   p are the classes' shares, which sum to 1: alpha here is that of Dir(alpha)
@@ -267,35 +254,25 @@ def _dirichlet(samples, train, settings, rng):
   Source: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data
   Distribution for Federated Visual Classification", 2019.
   """
-  del samples
-  count, names = _numbered(settings, train)
-  classes, sizes = np.unique(train.labels, return_counts=True)
-  prior = sizes / sizes.sum()
-  mixes = rng.dirichlet(settings.dirichlet_alpha * prior, count)
-
-  def rule(part, rng):
-    members = [
-        rng.permutation(np.flatnonzero(part.labels == label))
-        for label in classes
-    ]
-    left = np.array([len(of_class) for of_class in members])
-    rows = []
-    for wanted, mix in zip(
-        map(len, np.array_split(np.arange(left.sum()), count)),
-        mixes,
-        strict=True,
-    ):
-      taken = _take(left, wanted, mix, rng)
-      rows.append(
-          np.concatenate([
-              of_class[rest - few : rest]
-              for of_class, rest, few in zip(members, left, taken, strict=True)
-          ])
-      )
-      left = left - taken
-    return rows
-
-  return rule, names
+  count = _num_clients(labels, settings)
+  classes, left = np.unique(labels, return_counts=True)
+  mixes = rng.dirichlet(settings.dirichlet_alpha * left / left.sum(), count)
+  members = [
+      rng.permutation(np.flatnonzero(labels == label)) for label in classes
+  ]
+  rows = []
+  for order, mix in zip(
+      np.array_split(np.arange(len(labels)), count), mixes, strict=True
+  ):
+    taken = _take(left, len(order), mix, rng)
+    rows.append(
+        np.concatenate([
+            of_class[rest - few : rest]
+            for of_class, rest, few in zip(members, left, taken, strict=True)
+        ])
+    )
+    left = left - taken
+  return rows
 
 
 def _take(left, wanted, mix, rng):
@@ -311,67 +288,69 @@ def _take(left, wanted, mix, rng):
   return taken
 
 
-def _dirichlet_split(samples, train, settings, rng):
+def _dirichlet_split(labels, settings, rng):
   """Each class is split by shares ~ Dir(alpha); sizes differ.
+
+  Drawn again until every client has enough.
 
   Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of
   Neural Networks", ICML 2019.
   """
-  del samples
-  count, names = _numbered(settings, train)
-  classes = np.unique(train.labels)
+  count = _num_clients(labels, settings)
+  classes, sizes = np.unique(labels, return_counts=True)
   alphas = np.full(count, settings.dirichlet_alpha)
-  shares = rng.dirichlet(alphas, len(classes))
-
-  def rule(part, rng):
-    rows = [[] for _ in range(count)]
-    for label, of_class in zip(classes, shares, strict=True):
-      members = rng.permutation(np.flatnonzero(part.labels == label))
-      cuts = np.rint(np.cumsum(of_class)[:-1] * len(members)).astype(int)
-      for own, share in zip(rows, np.split(members, cuts), strict=True):
-        own.append(share)
-    return [np.concatenate(own) for own in rows]
-
-  return rule, names
-
-
-def _by_size(count, shares, settings):
-  """A random order cut into sizes in proportion to `shares`."""
-
-  def rule(part, rng):
-    total = len(part.labels)
-    least = min(settings.min_samples, total // count)
-    free = (total - count * least) * shares
-    sizes = np.floor(free).astype(int)
-    # The largest remainders get what rounding left.
-    late = total - count * least - sizes.sum()
-    sizes[np.argsort(sizes - free, kind="stable")[:late]] += 1
-    ends = np.cumsum(sizes + least)[:-1]
-    return np.split(rng.permutation(total), ends)
-
-  return rule
+  for _ in range(_TRIES):
+    shares = rng.dirichlet(alphas, len(classes))
+    cuts = [_cuts(*pair) for pair in zip(shares, sizes, strict=True)]
+    held = sum(
+        np.diff(cut, prepend=0, append=size)
+        for cut, size in zip(cuts, sizes, strict=True)
+    )
+    if held.min() >= settings.min_samples:
+      break
+  else:
+    hint = "; a larger --dirichlet_alpha may help"
+    raise _too_few(settings, len(labels), count, hint)
+  rows = [[] for _ in range(count)]
+  for label, cut in zip(classes, cuts, strict=True):
+    members = rng.permutation(np.flatnonzero(labels == label))
+    for own, share in zip(rows, np.split(members, cut), strict=True):
+      own.append(share)
+  return [np.concatenate(own) for own in rows]
 
 
-def _quantity_dirichlet(samples, train, settings, rng):
+def _by_size(num_samples, shares, least, rng):
+  """A random order cut into `least` each and the rest by shares."""
+  rest = num_samples - len(shares) * least
+  sizes = np.floor(rest * shares).astype(int)
+  # The largest remainders get what rounding left.
+  order = np.argsort(sizes - rest * shares, kind="stable")
+  sizes[order[: rest - sizes.sum()]] += 1
+  ends = np.cumsum(sizes + least)[:-1]
+  return np.split(rng.permutation(num_samples), ends)
+
+
+def _quantity_dirichlet(labels, settings, rng):
   """min_samples each, the rest by sizes ~ Dir(alpha); labels as they come."""
-  del samples
-  count, names = _numbered(settings, train)
+  count = _num_clients(labels, settings)
   shares = rng.dirichlet(np.full(count, settings.dirichlet_alpha))
-  return _by_size(count, shares, settings), names
+  return _by_size(len(labels), shares, settings.min_samples, rng)
 
 
-def _quantity_power_law(samples, train, settings, rng):
-  """min_samples each, the rest by sizes ~ (1 + i)^-power; labels at random."""
-  del samples, rng
-  count, names = _numbered(settings, train)
+def _quantity_power_law(labels, settings, rng):
+  """min_samples each, the rest by sizes ~ i^-power; labels as they come."""
+  count = _num_clients(labels, settings)
   shares = np.arange(1.0, count + 1) ** -settings.power
-  return _by_size(count, shares / math.fsum(shares), settings), names
+  shares /= math.fsum(shares)
+  return _by_size(len(labels), shares, settings.min_samples, rng)
 
 
+# By name: (labels [M] of the training samples, Partition, Generator) -> for
+# each client the positions that it holds; natural is by owner, not by label.
 PARTITIONS = {
     "one_class": _one_class,
     "iid": _iid,
-    "natural": _natural,
+    "natural": None,
     "shards": _shards,
     "dirichlet": _dirichlet,
     "dirichlet_split": _dirichlet_split,

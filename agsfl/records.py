@@ -1,4 +1,4 @@
-"""What a run leaves on disk; the only file of the library that writes."""
+"""What a run leaves on disk."""
 
 import csv
 import fcntl
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from agsfl import files
 from agsfl.errors import ConfigError
 
 # What a run makes late; without its config.json they are of something else.
@@ -34,11 +35,9 @@ def environment() -> dict[str, Any]:
   }
 
 
-def _replace(path: Path, text: str):
-  """Writes a file whole or not at all."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+def _write(path: Path, content: Any):
+  with files.written_whole(path) as temporary:
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def refuse_other(held: dict[str, Any], asked: dict[str, Any], place: Path):
@@ -127,8 +126,7 @@ class RunFolder:
     try:
       self.workdir.mkdir(parents=True, exist_ok=True)
       if not self._config.exists():
-        text = json.dumps({**config, "asked": self._asked}, indent=2)
-        _replace(self._config, text + "\n")
+        _write(self._config, {**config, "asked": self._asked})
       claim = self._config.open("r+")
       self._open.append(claim)
       fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,14 +194,15 @@ class RunFolder:
         (elements that the server used, over all rounds) and others.
       params: [D], the final weights.
     """
-    with (self.workdir / "clients.csv").open("w", newline="") as file:
-      rows = csv.writer(file)
-      rows.writerow(clients)
-      rows.writerows(zip(*clients.values(), strict=True))
-    np.save(self.workdir / "params.npy", params)
-    _replace(
-        self.workdir / "summary.json", json.dumps(summary, indent=2) + "\n"
-    )
+    with files.written_whole(self.workdir / "clients.csv") as path:
+      with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(clients)
+        rows.writerows(zip(*clients.values(), strict=True))
+    with files.written_whole(self.workdir / "params.npy") as path:
+      with path.open("wb") as file:
+        np.save(file, params)
+    _write(self.workdir / "summary.json", summary)
     shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 

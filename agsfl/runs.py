@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import re
 import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +135,15 @@ def _by_client(data, contributed, evaluation):
   return {name: column.tolist() for name, column in columns.items()}
 
 
+def _peak_memory():
+  """Bytes that this process held at most."""
+  try:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
+  except OSError:  # macOS; on Linux this begins with the parent's
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def _summary(row, seconds, clients):
   """summary.json: the end of the run, and what it took."""
   contributed = clients["contributed"]
@@ -144,9 +153,7 @@ def _summary(row, seconds, clients):
       **row,
       "first_round_seconds": seconds[0],
       "median_round_seconds": float(np.median(seconds)),
-      # The process's, of KiB; macOS counts bytes.
-      "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-      / (1e6 if sys.platform == "darwin" else 1e6 / 1024),
+      "peak_memory_mb": _peak_memory() / 1e6,
       "least_contributed": min(contributed),
       "most_contributed": max(contributed),
   }

@@ -12,6 +12,8 @@ TEST_SHARE = 0.2
 # The model has an output for each class up to the largest label.
 _MOST_CLASSES = 1_000_000
 
+_KINDS = {"iu": "integer", "b": "bool", "iuU": "integer or string"}
+
 
 class Samples(NamedTuple):
   """Images with labels.
@@ -91,8 +93,8 @@ def checked(samples: Samples) -> Samples:
     if array.shape != images.shape[:1] or array.dtype.kind not in kinds:
       fail(
           dataset,
-          f"{name} must be one {'bool' if kinds == 'b' else 'integer'} for "
-          f"each of the {len(images)} images, not "
+          f"{name} must be one {_KINDS[kinds]} for each of the "
+          f"{len(images)} images, not "
           f"{array.dtype}{list(array.shape)}",
       )
   if not is_train.any() or is_train.all():
@@ -103,4 +105,9 @@ def checked(samples: Samples) -> Samples:
           dataset,
           f"labels must lie in 0 to {_MOST_CLASSES - 1}, found {label}",
       )
+  if owners is not None and owners.dtype.kind == "U":
+    try:
+      "".join(np.unique(owners)).encode()
+    except UnicodeEncodeError:
+      fail(dataset, f"{owner_key} must be text that can be written as UTF-8")
   return samples._replace(images=images, labels=labels.astype(np.int32))

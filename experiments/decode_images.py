@@ -7,27 +7,26 @@ are passed on, and writes one that --dataset=npz:PATH takes.
 
 import io
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from agsfl import aligned
+from agsfl import files
 from agsfl.errors import ConfigError
-from experiments import run
+from experiments import scripts
 
 _TRAIN = flags.DEFINE_string("train", None, "Training images.", required=True)
 _TEST = flags.DEFINE_string("test", None, "Test images.", required=True)
 _OUT = flags.DEFINE_string("out", None, "The npz to write.", required=True)
 
 
-def _read(flag):
-  """The encoded images and labels of a file."""
-  where = f"--{flag.name}={flag.value}"
+def read(flag: str, path: str):
+  """The encoded images and labels of the file that a flag names."""
+  where = f"{flag}={path}"
   try:
-    with np.load(flag.value, allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:
       encoded, offsets, labels = (
           file[key] for key in ("jpeg", "offsets", "labels")
       )
@@ -36,15 +35,19 @@ def _read(flag):
     raise ConfigError(
         f"{where}: must be an npz file of jpeg, offsets and labels ({problem})"
     ) from error
-  if (
-      encoded.dtype != np.uint8
-      or len(offsets) != len(labels) + 1
-      or np.any(np.diff(offsets.astype(np.int64)) <= 0)
-      or offsets[-1] > len(encoded)
+  if not (
+      encoded.dtype == np.uint8
+      and encoded.ndim == labels.ndim == offsets.ndim == 1
+      and labels.dtype.kind in "iu"
+      and offsets.dtype.kind in "iu"
+      and 0 < len(labels) == len(offsets) - 1
+      and 0 <= offsets[0]
+      and offsets[-1] <= len(encoded)
+      and np.all(np.diff(offsets.astype(np.int64)) > 0)
   ):
     raise ConfigError(
-        f"{where}: offsets must rise from each image of jpeg to the next, one "
-        f"more than the {len(labels)} labels"
+        f"{where}: must hold bytes in jpeg, whole numbers in labels, and in "
+        "offsets where each image begins, rising, and the last one's end"
     )
   return where, encoded, offsets, labels
 
@@ -52,11 +55,17 @@ def _read(flag):
 def _decoded(where, encoded, offsets):
   """The images of one file, one after another."""
   for index, (start, end) in enumerate(itertools.pairwise(offsets)):
+    # Damage shows in many ways: Pillow's parsers raise what they like.
     try:
       with Image.open(io.BytesIO(encoded[start:end].tobytes())) as image:
-        yield index, np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
+        mode, pixels = image.mode, np.asarray(image)
+    except Exception as error:
       raise ConfigError(f"{where}: image {index} cannot be read") from error
+    if mode not in ("L", "RGB"):
+      raise ConfigError(
+          f"{where}: image {index} must be grey or RGB, not of mode {mode}"
+      )
+    yield index, pixels
 
 
 def convert(parts, out: Path):
@@ -66,38 +75,37 @@ def convert(parts, out: Path):
   for where, encoded, offsets, labels in parts:
     for index, image in _decoded(where, encoded, offsets):
       if images is None:
-        images = aligned.empty((total, *image.shape), np.uint8)
-      if image.shape != images.shape[1:] or image.dtype != np.uint8:
+        images = np.empty((total, *image.shape), np.uint8)
+      if image.shape != images.shape[1:]:
         raise ConfigError(
-            f"{where}: image {index} is {image.dtype}{list(image.shape)}, the "
-            f"first was uint8{list(images.shape[1:])}"
+            f"{where}: image {index} is of shape {list(image.shape)}, the "
+            f"first of {list(images.shape[1:])}"
         )
       images[filled + index] = image
     filled += len(labels)
   labels = np.concatenate([labels for *_, labels in parts])
   num_train = len(parts[0][-1])
-  temporary = out.with_name(out.name + ".tmp")
   try:
-    with temporary.open("wb") as file:
+    with files.written_whole(out) as path, path.open("wb") as file:
       np.savez(
           file,
           images=images,
           labels=labels,
           is_train=np.arange(total) < num_train,
       )
-    os.replace(temporary, out)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
     raise ConfigError(
         f"--out={out}: cannot be written ({error.strerror})"
     ) from error
 
 
 def main(argv):
-  run.start(argv)
-  with run.one_line_errors():
+  scripts.start(argv)
+  with scripts.one_line_errors():
     out = Path(_OUT.value)
-    convert([_read(_TRAIN), _read(_TEST)], out)
+    if not out.name or out.is_dir():
+      raise ConfigError(f"--out={_OUT.value}: must name a file")
+    convert([read("--train", _TRAIN.value), read("--test", _TEST.value)], out)
   print(f"--dataset=npz:{out}")
 
 

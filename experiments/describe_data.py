@@ -16,30 +16,36 @@ from absl import app, flags
 from agsfl import config as settings
 from agsfl import data
 from experiments import flags as run_flags
-from experiments import run
+from experiments import run, scripts
 
 flags.adopt_module_key_flags(run_flags)
 flags.declare_key_flag("workdir")
 
 
-def histograms(federated: data.FederatedData) -> np.ndarray:
-  """[2, N, L] training and test samples of each label at each client."""
+def histograms(
+    federated: data.FederatedData,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Which labels there are, [L], and how many of each client, [2, N, L].
+
+  Training samples are first, test samples second.
+  """
   clients = federated.clients
   num_clients = len(clients.counts)
-  held = np.zeros((2, num_clients, federated.num_classes), np.int64)
+  present, labels = np.unique(clients.labels, return_inverse=True)
+  held = np.zeros((2, num_clients, len(present)), np.int64)
   owners = np.repeat(np.arange(num_clients), clients.counts)
-  np.add.at(held[0], (owners, clients.labels[clients.order]), 1)
+  np.add.at(held[0], (owners, labels[clients.order]), 1)
   known = federated.test_clients >= 0
-  labels = clients.labels[federated.test_rows[known]]
-  np.add.at(held[1], (federated.test_clients[known], labels), 1)
-  return held
+  tested = labels[federated.test_rows[known]]
+  np.add.at(held[1], (federated.test_clients[known], tested), 1)
+  return present, held
 
 
-def table(federated: data.FederatedData, held: np.ndarray) -> str:
+def table(names: np.ndarray, present: np.ndarray, held: np.ndarray) -> str:
   """A line per client: sizes, and how many training samples of each label."""
   rows = [("client", "train", "test", "training samples of each label")]
-  for name, train, test in zip(federated.client_names, *held, strict=True):
-    labels = [f"{label}:{train[label]}" for label in np.flatnonzero(train)]
+  for name, train, test in zip(names, *held, strict=True):
+    labels = [f"{present[i]}:{train[i]}" for i in np.flatnonzero(train)]
     rows.append((name, str(train.sum()), str(test.sum()), " ".join(labels)))
   widths = [max(len(row[column]) for row in rows) for column in range(3)]
   return "\n".join(
@@ -50,7 +56,13 @@ def table(federated: data.FederatedData, held: np.ndarray) -> str:
   )
 
 
-def draw(held: np.ndarray, names: np.ndarray, title: str, path: Path):
+def draw(
+    names: np.ndarray,
+    present: np.ndarray,
+    held: np.ndarray,
+    title: str,
+    path: Path,
+):
   """Sizes above, labels by client below, as a PNG."""
   train = held[0]
   figure, (sizes, labels) = plt.subplots(
@@ -70,7 +82,8 @@ def draw(held: np.ndarray, names: np.ndarray, title: str, path: Path):
       bottom=train.sum(axis=1),
       label="test",
   )
-  sizes.set(ylabel="samples", title=title)
+  sizes.set(ylabel="samples")
+  sizes.set_title(title, parse_math=False)
   sizes.set_ylim(0, 1.35 * held.sum(axis=(0, 2)).max())
   sizes.legend(loc="upper right", ncols=2, frameon=False)
   shown = labels.imshow(
@@ -84,7 +97,12 @@ def draw(held: np.ndarray, names: np.ndarray, title: str, path: Path):
   labels.set(xlabel="client", ylabel="label", facecolor="white")
   if len(places) <= 20:
     rotation = 45 if max(map(len, names)) > 4 else 0
-    labels.set_xticks(places, names, rotation=rotation)
+    labels.set_xticks(places, names, rotation=rotation, parse_math=False)
+  if len(present) <= 20:
+    labels.set_yticks(range(len(present)), present)
+  else:
+    few = np.linspace(0, len(present) - 1, 10).round().astype(int)
+    labels.set_yticks(few, present[few])
   figure.colorbar(shown, ax=labels, label="training samples", pad=0.01)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=120)
@@ -92,14 +110,15 @@ def draw(held: np.ndarray, names: np.ndarray, title: str, path: Path):
 
 
 def main(argv):
-  run.start(argv)
+  scripts.start(argv)
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   workdir = Path(run.WORKDIR.value or f"runs/data-{stamp}")
-  with run.one_line_errors():
+  with scripts.one_line_errors():
     config: settings.Config = run_flags.config_from_flags()
     federated = data.load(config.dataset, config.as_partition())
-    held = histograms(federated)
-    print(table(federated, held))
+    names = federated.client_names
+    present, held = histograms(federated)
+    print(table(names, present, held))
     of_all = held[0].sum(axis=0)
     print(
         f"{len(held[0])} clients, {held[0].sum()} training and "
@@ -111,7 +130,7 @@ def main(argv):
     path = workdir / "labels.png"
     title = f"{config.dataset}, {config.partition}"
     try:
-      draw(held, federated.client_names, title, path)
+      draw(names, present, held, title, path)
     except OSError as error:
       raise settings.ConfigError(
           f"--workdir={workdir}: must be a folder that can be written "

@@ -14,7 +14,8 @@ _HELP = {
     "tfds:NAME (TensorFlow Datasets).",
     "partition": "How samples go to clients; natural takes the data's own "
     "client ids.",
-    "num_clients": "N. Default: 10, or with natural every client of the data.",
+    "num_clients": "N. Default: 10; where one_class has more classes, one for "
+    "each; with natural, every client of the data.",
     "min_samples": "Training samples of each client at least.",
     "shards_per_client": "Shards of each client, of shards.",
     "dirichlet_alpha": "Concentration of the Dirichlet draws; small is skewed.",

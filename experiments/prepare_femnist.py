@@ -2,7 +2,7 @@
 
 from absl import app, flags
 
-from experiments import run
+from experiments import scripts
 
 _LEAF_DIR = flags.DEFINE_string(
     "leaf_dir",
@@ -20,10 +20,10 @@ _DATA_DIR = flags.DEFINE_string(
 
 
 def main(argv):
-  run.start(argv)
+  scripts.start(argv)
   from agsfl import femnist  # TensorFlow Datasets takes a second
 
-  with run.one_line_errors():
+  with scripts.one_line_errors():
     print(femnist.prepare(_LEAF_DIR.value, _DATA_DIR.value))
 
 

@@ -10,14 +10,11 @@ taken up.
 
 import contextlib
 import datetime
-import logging as python_logging
-import os
 import shlex
 import signal
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 from absl import app, flags, logging
 from tqdm import tqdm
@@ -25,7 +22,7 @@ from tqdm import tqdm
 from agsfl import config as settings
 from agsfl import errors, runs
 from experiments import flags as run_flags
-from experiments import plot
+from experiments import plot, scripts
 
 flags.adopt_module_key_flags(run_flags)
 WORKDIR = flags.DEFINE_string(
@@ -183,29 +180,11 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
   return done
 
 
-def start(argv: list[str]):
-  """What every script does first: refuses stray words, sets up JAX."""
-  if len(argv) > 1:
-    sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.INFO)
-  # Orbax tells of every step; JAX names every backend that is not there.
-  logging.get_absl_handler().addFilter(
-      lambda record: "orbax" not in record.pathname
-      or record.levelno >= logging.converter.ABSL_TO_STANDARD[logging.ERROR]
-  )
-  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
-  # One CPU device for each core, before JAX starts; other platforms ignore it.
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
-
-
 @contextlib.contextmanager
-def one_line_errors():
-  """Ends the program with one line where the user can help it."""
+def told_how_to_go_on():
+  """Ends a stopped program with the command that takes it up."""
   try:
     yield
-  except (errors.ConfigError, errors.DivergedError) as error:
-    sys.exit(f"error: {error}")
   except errors.StoppedError as error:
     again = shlex.join(["python", "-m", *_command()])
     print(f"{error}; to go on: {again}", file=sys.stderr)
@@ -221,12 +200,12 @@ def _command():
 
 
 def main(argv):
-  start(argv)
+  scripts.start(argv)
   if WORKDIR.value is None:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     WORKDIR.value = f"runs/{stamp}"
   workdir = Path(WORKDIR.value)
-  with one_line_errors():
+  with scripts.one_line_errors(), told_how_to_go_on():
     done = run(run_flags.config_from_flags(), workdir)
   if not _QUIET.value:
     print(_table([row for row in done.rows if "test_loss" in row]))

@@ -17,7 +17,7 @@ from absl import flags
 from agsfl import records, runs
 from agsfl.config import Config, ConfigError
 from experiments import flags as run_flags
-from experiments import run
+from experiments import run, scripts
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(run)
@@ -214,8 +214,8 @@ def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
   """A script's main: gives it the Config of the flags; errors in one line."""
 
   def checked(argv):
-    run.start(argv)
-    with run.one_line_errors():
+    scripts.start(argv)
+    with scripts.one_line_errors(), run.told_how_to_go_on():
       script(run_flags.config_from_flags())
 
   return checked

@@ -12,8 +12,9 @@ from matplotlib import image as matplotlib_image
 from PIL import Image
 
 from agsfl import data
+from agsfl.errors import ConfigError
 from agsfl.partitions import Partition
-from experiments import describe_data
+from experiments import decode_images, describe_data
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,7 +64,7 @@ class ScriptsTest(parameterized.TestCase):
     images = rng.integers(0, 256, (40, 9, 8, 3), np.uint8)
     labels = np.arange(40) % 4
     train, test, out = (
-        self.folder / f"{name}.npz" for name in ("train", "test", "set")
+        self.folder / f"{name}.npz" for name in ("train", "test", "$s{$")
     )
     np.savez(train, **encoded(images[:30], labels[:30]))
     np.savez(test, **encoded(images[30:], labels[30:]))
@@ -80,7 +81,8 @@ class ScriptsTest(parameterized.TestCase):
         f"--dataset=npz:{out}",
         "--partition=shards",
         "--num_clients=5",
-        f"--workdir={self.folder / 'seen'}",
+        # Matplotlib would read formulas between dollars.
+        f"--workdir={self.folder / '$seen{$'}",
     )
     lines = result.stdout.splitlines()
     self.assertLen(lines, 8, result.stderr)
@@ -100,7 +102,7 @@ class ScriptsTest(parameterized.TestCase):
     self.assertStartsWith(
         lines[6], "5 clients, 30 training and 10 test samples, of these 10 of"
     )
-    picture = matplotlib_image.imread(self.folder / "seen" / "labels.png")
+    picture = matplotlib_image.imread(self.folder / "$seen{$" / "labels.png")
     self.assertGreater(np.ptp(picture[..., :3]), 0.9)
 
   def test_bad_input(self):
@@ -112,25 +114,40 @@ class ScriptsTest(parameterized.TestCase):
         "uneven": {"labels": np.zeros(5, np.uint8)},
         "short": {"offsets": good["offsets"] + 9},
         "sizes": encoded(np.zeros((3, 5, 4), np.uint8), [1, 2, 3]),
+        "empty": {"labels": good["labels"][:0], "offsets": np.zeros(1, int)},
+        "floats": {"offsets": good["offsets"].astype(float)},
+        "alpha": encoded(np.zeros((3, 4, 4, 4), np.uint8), [1, 2, 3]),
     }.items():
       paths[name] = self.folder / f"{name}.npz"
       np.savez(paths[name], **{**good, **changes})
     out = self.folder / "out.npz"
     for name, word in (
         ("torn", "image 0"), ("uneven", "offsets"), ("short", "offsets"),
-        ("sizes", "[5, 4]"), ("none", "must be an npz"),
+        ("sizes", "[5, 4]"), ("none", "must be an npz"), ("empty", "offsets"),
+        ("floats", "offsets"), ("alpha", "RGBA"),
     ):
       test = paths.get(name, self.folder / "none.npz")
-      result = start(
-          "decode_images",
-          f"--train={paths['good']}", f"--test={test}", f"--out={out}",
-      )
-      self.assert_one_line(result, f"--test={test}", word)
-      self.assertFalse(out.exists())
+      with self.assertRaises(ConfigError) as caught:
+        decode_images.convert(
+            [
+                decode_images.read("--train", paths["good"]),
+                decode_images.read("--test", test),
+            ],
+            out,
+        )
+      problem = str(caught.exception)
+      self.assertNotIn("\n", problem)
+      self.assertIn(f"--test={test}", problem)
+      self.assertIn(word, problem)
+      self.assertLen(list(self.folder.iterdir()), len(paths))
 
   def test_errors_are_one_line(self):
     self.assert_one_line(
         start("describe_data", "--dataset=npz:/none"), "--dataset=npz:/none"
+    )
+    self.assert_one_line(
+        start("decode_images", "--train=/none", "--test=/none", "--out=/tmp"),
+        "--out=/tmp",
     )
     self.assert_one_line(
         start("prepare_femnist", f"--leaf_dir={self.folder}"), "train/*.json"
@@ -143,17 +160,18 @@ class HistogramsTest(absltest.TestCase):
     federated = data.FederatedData(
         clients=data.ClientData.of(
             np.zeros((8, 1, 1, 1), np.uint8),
-            np.array([0, 2, 1, 0, 2, 2, 1, 0]),
+            np.array([0, 90, 2, 0, 90, 90, 2, 0]),
             [np.array([4, 1, 0]), np.array([2])],
         ),
         test_rows=np.array([3, 5, 6, 7]),
         test_clients=np.array([1, 0, -1, 1]),
         client_names=np.array(["a", "b"]),
-        num_classes=3,
+        num_classes=91,
     )
+    present, held = describe_data.histograms(federated)
+    np.testing.assert_array_equal(present, [0, 2, 90])
     np.testing.assert_array_equal(
-        describe_data.histograms(federated),
-        [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]],
+        held, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
     )
 
 

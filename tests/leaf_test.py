@@ -152,6 +152,25 @@ class LeafTest(parameterized.TestCase):
       os.rename(self.place / "train/b.json", self.place / "train/0.json")
     self.assertEqual(self.held(), want)
 
+  def test_a_link_to_nothing(self):
+    (self.place / "train" / "z.json").symlink_to(self.place / "none")
+    with self.assertRaisesRegex(ConfigError, "z.json: cannot be read"):
+      self.load()
+
+  @parameterized.parameters("user", "users", "labels")
+  def test_a_cache_with_other_content_is_made_anew(self, key):
+    """The stamp alone does not make it whole."""
+    self.load()
+    path = self.place / "agsfl_cache.npz"
+    with np.load(path) as file:
+      held = dict(file)
+    if key == "labels":
+      held[key] = held[key] - 9
+    else:
+      held[key] = held[key][:1]
+    np.savez(path, **held)
+    self.assertEqual(self.held(), WANTED)
+
   @parameterized.parameters(b"", b"no archive", None)
   def test_a_broken_cache_is_made_anew(self, content):
     self.load()
@@ -244,8 +263,22 @@ class LeafTest(parameterized.TestCase):
       ),
       (
           "no_square", document({"cy": user([0, 0, 0])}), "b.json", "'cy'",
-          "square", "[3]",
+          "square", "[1, 3]",
       ),
+      ("y_column", document({"cy": user([0] * 4, labels=[[1]])}), "y: must be"),
+      (
+          "y_number", document({}, user_data={"cy": {"x": [[0] * 4], "y": 5}}),
+          "y: must be one",
+      ),
+      ("x_number", document({"cy": {"x": 5, "y": [1]}}), "x: must be square"),
+      ("x_null", document({"cy": {"x": None, "y": [1]}}), "x: must be"),
+      ("x_texts", document({"cy": {"x": [["0"] * 4], "y": [1]}}), "x: must be"),
+      ("x_empty", document({"cy": {"x": [[], []], "y": [1, 2]}}), "x: must be"),
+      ("sizes_huge", document({"cy": CY}, num_samples=[10**15]), "num_samples"),
+      ("sizes_float", document({"cy": CY}, num_samples=[2.5]), "num_samples: "),
+      ("sizes_text", document({"cy": CY}, num_samples=["2"]), "num_samples: "),
+      ("overflow", document({"cy": user([1e39] * 4)}), "b.json", "finite"),
+      ("long_name", document({"c" * 2000: user([0] * 4)}), "1000 letters"),
       (
           "scalars", document({"cy": {"x": [1, 2], "y": [1, 2]}}), "b.json",
           "'cy'", "square",

@@ -107,7 +107,7 @@ class StudyTest(parameterized.TestCase):
     self.assertEqual(
         other.stderr.splitlines()[-1],
         f"error: --workdir={workdir / labels[0] / 'seed0'}: must hold no run, "
-        "or one of the same settings; it has learning_rate=0.05, asked for 0.5",
+        "or one of the same settings; it has learning_rate=0.01, asked for 0.5",
     )
 
   @parameterized.parameters(*BAD)

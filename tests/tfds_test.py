@@ -150,6 +150,32 @@ class PreparedTest(parameterized.TestCase):
         )
         self.assertEqual(got, want)
 
+  @parameterized.parameters("cut", "short", "gone")
+  def test_damaged(self, how):
+    """One line that says which folder to remove."""
+    self.write_leaf(f0=0, f1=100)
+    place = femnist.prepare(self.leaf, self.place)
+    (path,) = place.glob("*test.array_record*")
+    if how == "gone":
+      path.unlink()
+    else:
+      path.write_bytes(path.read_bytes()[: 100 if how == "short" else 70000])
+    with self.assertRaises(ConfigError) as caught:
+      data.load("femnist", Partition("natural"))
+    self.assertIn(f"remove {place}", str(caught.exception))
+    self.assertNotIn("\n", str(caught.exception))
+
+  @parameterized.parameters(-1, 62)
+  def test_labels_out_of_range(self, label):
+    for split in ("train", "test"):
+      (self.leaf / split).mkdir(parents=True)
+      text = femnist.leaf.json.dumps(
+          document({"a": user([0] * 784, labels=[label])})
+      )
+      (self.leaf / split / "all.json").write_text(text)
+    with self.assertRaisesRegex(ConfigError, "y: must lie in 0 to 61"):
+      femnist.prepare(self.leaf, self.place)
+
   def test_what_leaf_has_not(self):
     with self.assertRaisesRegex(ConfigError, r"train/\*.json"):
       femnist.prepare(self.leaf, self.place)
@@ -184,8 +210,13 @@ class HoldOutTest(absltest.TestCase):
           for i in range(50)
       ]
 
-    with prepared_sets(), mock.patch.object(
-        tfds.core.DatasetBuilder, "as_data_source", only_train
+    splits = property(lambda self: {"train": None})
+    with (
+        prepared_sets(),
+        mock.patch.object(
+            tfds.core.DatasetBuilder, "as_data_source", only_train
+        ),
+        mock.patch.object(tfds.core.DatasetInfo, "splits", splits),
     ):
       one, again, other = (
           data.load("tfds:mnist", Partition("iid", 4, seed=seed))

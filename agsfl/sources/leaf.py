@@ -5,7 +5,6 @@ Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import ijson
 import numpy as np
 from absl import logging
 
-from agsfl import aligned
+from agsfl import aligned, files
 from agsfl.errors import ConfigError
 from agsfl.samples import Samples, checked, fail
 from agsfl.sources import npz
@@ -23,6 +22,7 @@ SPLITS = ("train", "test")
 _CACHE = "agsfl_cache.npz"
 # Raised when what is cached changes.
 _VERSION = 1
+_LONGEST_NAME = 1000
 
 
 class User(NamedTuple):
@@ -59,14 +59,14 @@ def read(dataset: str, place: str, seed: int) -> Samples:
     ConfigError: the text names the file and the key.
   """
   del seed
-  files = files_of(dataset, Path(place))
+  found = files_of(dataset, Path(place))
   cache = Path(place) / _CACHE
-  stamp = np.array(_stamp(files))
+  stamp = np.array(_stamp(dataset, found))
   if cache.exists():
     samples = _cached(dataset, cache, stamp)
     if samples is not None:
       return samples
-  samples = checked(_converted(dataset, files))
+  samples = checked(_converted(dataset, found))
   _keep(cache, samples, stamp)
   return samples
 
@@ -77,44 +77,46 @@ def files_of(dataset: str, place: Path) -> list[tuple[Path, str]]:
   Raises:
     ConfigError: there are none of one kind.
   """
-  files = []
+  found = []
   for split in SPLITS:
-    found = sorted((place / split).glob("*.json"))
-    if not found:
+    paths = sorted((place / split).glob("*.json"))
+    if not paths:
       fail(dataset, f"must be a folder with {split}/*.json, as LEAF writes it")
-    files += [(path, split) for path in found]
-  return files
+    found += [(path, split) for path in paths]
+  return found
 
 
-def _stamp(files):
+def _stamp(dataset, found):
   """What a cache was made from, as text."""
-  facts = [
-      (f"{split}/{path.name}", path.stat().st_size, path.stat().st_mtime_ns)
-      for path, split in files
-  ]
+  facts = []
+  for path, split in found:
+    try:
+      state = path.stat()
+    except OSError as error:
+      fail(dataset, f"{path}: cannot be read: {error.strerror}")
+    facts.append((f"{split}/{path.name}", state.st_size, state.st_mtime_ns))
   return json.dumps([_VERSION, facts])
 
 
 def _cached(dataset, cache, stamp):
   """The cache's samples, or None where it is damaged or of other files."""
-  keys = ("images", "labels", "is_train", "users", "user")
   try:
     held = npz.read_arrays(dataset, cache, ("stamp",))
-    if not np.array_equal(held.get("stamp"), stamp):
+    if not np.array_equal(held["stamp"], stamp):
       return None
-    images, labels, is_train, users, user = npz.read_arrays(
-        dataset, cache, keys
-    ).values()
-  except ConfigError:
+    keys = ("images", "labels", "is_train", "users", "user")
+    held = npz.read_arrays(dataset, cache, keys)
+    owners = held["users"][held["user"]]
+    arrays = (held[key] for key in keys[:3])
+    return checked(Samples(dataset, *arrays, owners, "user"))
+  except (ConfigError, KeyError, IndexError):
     return None
-  return Samples(dataset, images, labels, is_train, users[user], "user")
 
 
 def _keep(cache, samples, stamp):
   users, user = np.unique(samples.owners, return_inverse=True)
-  temporary = cache.with_name(f"{cache.name}.{os.getpid()}.tmp")
   try:
-    with temporary.open("wb") as file:
+    with files.written_whole(cache) as path, path.open("wb") as file:
       np.savez(
           file,
           stamp=stamp,
@@ -124,9 +126,7 @@ def _keep(cache, samples, stamp):
           users=users,
           user=user.astype(np.int32),
       )
-    os.replace(temporary, cache)
   except OSError as error:
-    temporary.unlink(missing_ok=True)
     logging.warning("%s is not kept: %s", cache, error.strerror)
 
 
@@ -143,44 +143,54 @@ def users_of(dataset: str, path: Path) -> Iterator[User]:
   Raises:
     ConfigError: the text names the file, the user and the key.
   """
-
-  def refuse(problem):
-    fail(dataset, f"{path}: {problem}")
-
-  def array(name, key, dtype):
-    where = f"user_data of {name!r}, {key}"
-    try:
-      values = np.array(data[key], np.float64 if dtype == "f" else None)
-    except KeyError:
-      refuse(f"{where}: is missing")
-    except (ValueError, TypeError, OverflowError):
-      refuse(f"{where}: must be numbers, as many for each sample")
-    if values.size and values.dtype.kind != dtype:
-      refuse(f"{where}: must be {'whole ' if dtype == 'i' else ''}numbers")
-    return values
-
   try:
     with path.open("rb") as file:
-      for name, data in ijson.kvitems(file, "user_data", use_float=True):
-        if not isinstance(data, dict):
-          refuse(f"user_data of {name!r}: must be an object with x and y")
-        x, y = array(name, "x", "f"), array(name, "y", "i")
-        if len(x) != len(y):
-          refuse(f"user_data of {name!r}: x has {len(x)} samples, y {len(y)}")
-        if not len(x):
-          continue
-        if x.ndim != 2 or math.isqrt(x.shape[1]) ** 2 != x.shape[1]:
-          refuse(
-              f"user_data of {name!r}, x: must be square images, a row of "
-              f"numbers each, as FEMNIST's 784; not {list(x.shape[1:])}"
-          )
-        if not np.isfinite(x).all():
-          refuse(f"user_data of {name!r}, x: holds values that are not finite")
-        yield User(name, x.astype(np.float32), y)
+      for name, held in ijson.kvitems(file, "user_data", use_float=True):
+        user = _user(lambda problem: fail(dataset, problem), path, name, held)
+        if len(user.labels):
+          yield user
   except OSError as error:
-    refuse(f"cannot be read: {error.strerror}")
-  except (ijson.JSONError, UnicodeDecodeError) as error:
-    refuse(f"cannot be read as JSON ({error})")
+    fail(dataset, f"{path}: cannot be read: {error.strerror}")
+  except (ijson.JSONError, UnicodeError, RecursionError) as error:
+    fail(dataset, f"{path}: cannot be read as JSON ({error})")
+
+
+def _user(refuse, path, name, held):
+  """A user's object as arrays."""
+  where = f"{path}: user_data of {name[:_LONGEST_NAME]!r}"
+  if len(name) > _LONGEST_NAME:
+    refuse(f"{where}: its name must have at most {_LONGEST_NAME} letters")
+  if not isinstance(held, dict):
+    refuse(f"{where}: must be an object with x and y")
+  arrays = []
+  for key, kinds, what in (("x", "if", "numbers"), ("y", "i", "whole numbers")):
+    if key not in held:
+      refuse(f"{where}, {key}: is missing")
+    try:
+      array = np.array(held[key])
+    except (ValueError, TypeError, OverflowError):
+      refuse(f"{where}, {key}: must be {what}, as many for each sample")
+    if array.ndim and array.size and array.dtype.kind not in kinds:
+      refuse(f"{where}, {key}: must be {what}")
+    arrays.append(array)
+  pixels, labels = arrays
+  if labels.ndim != 1:
+    refuse(f"{where}, y: must be one whole number for each sample")
+  if not labels.size and not pixels.size:
+    return User(name, np.zeros((0, 1), np.float32), labels)
+  side = math.isqrt(pixels.shape[1]) if pixels.ndim == 2 else 0
+  if not side or side**2 != pixels.shape[1]:
+    refuse(
+        f"{where}, x: must be square images, a row of numbers each, as "
+        f"FEMNIST's 784; not of shape {list(pixels.shape)}"
+    )
+  if len(pixels) != len(labels):
+    refuse(f"{where}: x has {len(pixels)} samples, y {len(labels)}")
+  with np.errstate(over="ignore"):
+    pixels = pixels.astype(np.float32)
+  if not np.isfinite(pixels).all():
+    refuse(f"{where}, x: holds values that are not finite")
+  return User(name, pixels, labels)
 
 
 def _sizes(dataset, path):
@@ -189,23 +199,29 @@ def _sizes(dataset, path):
   try:
     with path.open("rb") as file:
       for prefix, event, value in ijson.parse(file, use_float=True):
-        if prefix == "num_samples.item" and event == "number":
-          total += int(value)
+        if prefix == "num_samples.item":
+          # A sample takes more than one byte of the file.
+          if type(value) is not int or not 0 <= value <= path.stat().st_size:
+            fail(
+                dataset,
+                f"{path}: num_samples: must be counts of samples, not {value}",
+            )
+          total += value
         if prefix == "num_samples" and event == "end_array":
           return total
   except OSError as error:
     fail(dataset, f"{path}: cannot be read: {error.strerror}")
-  except (ijson.JSONError, UnicodeDecodeError) as error:
+  except (ijson.JSONError, UnicodeError) as error:
     fail(dataset, f"{path}: cannot be read as JSON ({error})")
   fail(dataset, f"{path}: lacks the key 'num_samples'")
 
 
-def _converted(dataset, files):
+def _converted(dataset, found):
   """All files' samples in one array, which is made before they are read."""
-  sizes = [_sizes(dataset, path) for path, _ in files]
+  sizes = [_sizes(dataset, path) for path, _ in found]
   images, filled = None, 0
   labels, owners = np.zeros(sum(sizes), np.int64), []
-  for (path, _), size in zip(files, sizes, strict=True):
+  for (path, _), size in zip(found, sizes, strict=True):
     end = filled + size
     for name, pixels, own in users_of(dataset, path):
       stop = filled + len(own)
@@ -236,7 +252,7 @@ def _converted(dataset, files):
   if images is None:
     fail(dataset, "holds no samples")
   side = math.isqrt(images.shape[1])
-  is_train = np.repeat([split == "train" for _, split in files], sizes)
+  is_train = np.repeat([split == "train" for _, split in found], sizes)
   return Samples(
       dataset,
       images.reshape(-1, side, side, 1),

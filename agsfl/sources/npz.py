@@ -82,4 +82,5 @@ def _array(member):
     place = place[len(piece) :]
   # zipfile compares the checksum at the end.
   member.read(1)
-  return array.T if by_columns else array
+  # A copy, but not one more for each device.
+  return aligned.aligned(array.T) if by_columns else array

@@ -1,6 +1,5 @@
 """Image sets of TensorFlow Datasets, read without TensorFlow."""
 
-import contextlib
 import importlib.util
 import itertools
 import os
@@ -8,6 +7,7 @@ import os
 import numpy as np
 
 from agsfl import aligned
+from agsfl.errors import ConfigError
 from agsfl.samples import Samples, checked, fail, hold_out
 
 _TEST_SPLITS = ("test", "validation")
@@ -78,29 +78,31 @@ def _read(dataset, name, seed, unprepared):
     except Exception as error:
       refuse(f"cannot be prepared ({error})")
   try:
-    train = builder.as_data_source(split="train")
-    test = next(filter(None, map(_split_of(builder), _TEST_SPLITS)), None)
-    return checked(_gather(dataset, [train, test], seed))
+    return checked(_gather(dataset, _splits(builder), seed))
+  except ConfigError:
+    raise
   except NotImplementedError:
     refuse(
         f"lies in {builder.data_dir} in a form that only TensorFlow reads; "
         "remove that folder, and it is prepared anew"
     )
+  except Exception as error:
+    # Damage shows in many ways: the archive's, the images', the records'.
+    refuse(
+        f"cannot be read ({type(error).__name__}: {error}); remove "
+        f"{builder.data_dir}, and it is prepared anew"
+    )
 
 
-def _split_of(builder):
-  """name -> its data source, or None where the set has no such split."""
-
-  def split(name):
-    with contextlib.suppress(ValueError, KeyError):
-      return builder.as_data_source(split=name)
-
-  return split
+def _splits(builder):
+  """The training samples, and those for testing where the set has some."""
+  known = builder.info.splits or ("train", "test")
+  names = ["train", *[name for name in _TEST_SPLITS if name in known][:1]]
+  return [builder.as_data_source(split=name) for name in names]
 
 
 def _gather(dataset, sources, seed):
   """The records of the splits, one after another, in arrays."""
-  sources = [source for source in sources if source is not None]
   total = sum(map(len, sources))
   records = itertools.chain.from_iterable(sources)
   images, labels, owners, key = None, np.zeros(total, np.int64), [], None
@@ -119,9 +121,10 @@ def _gather(dataset, sources, seed):
           f"{list(images.shape[1:])}; all must be of one size",
       )
     images[row] = image
-    if np.ndim(record["label"]):
-      fail(dataset, "label must be one class for each image")
-    labels[row] = record["label"]
+    label = np.asarray(record["label"])
+    if label.ndim or label.dtype.kind not in "iu":
+      fail(dataset, "label must be one whole number for each image")
+    labels[row] = label
     if key is not None:
       owner = record[key]
       owners.append(owner.decode() if isinstance(owner, bytes) else owner)

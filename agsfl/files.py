@@ -1,0 +1,25 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+  """A temporary path, which becomes `path` when all went well.
+
+  Args:
+    path: replaced if it is there.
+
+  Yields:
+    Where to write; removed if an error or a signal comes between.
+  """
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    yield temporary
+    os.replace(temporary, path)
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)

@@ -1,0 +1,36 @@
+"""What all scripts begin with; no flags."""
+
+import contextlib
+import logging as python_logging
+import os
+import sys
+
+import jax
+from absl import flags, logging
+
+from agsfl import errors
+
+
+def start(argv: list[str]):
+  """What every script does first: refuses stray words, sets up JAX."""
+  if len(argv) > 1:
+    sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.INFO)
+  # Orbax tells of every step; JAX names every backend that is not there.
+  logging.get_absl_handler().addFilter(
+      lambda record: "orbax" not in record.pathname
+      or record.levelno >= logging.converter.ABSL_TO_STANDARD[logging.ERROR]
+  )
+  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+  # One CPU device for each core, before JAX starts; other platforms ignore it.
+  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
+@contextlib.contextmanager
+def one_line_errors():
+  """Ends the program with one line where the user can help it."""
+  try:
+    yield
+  except (errors.ConfigError, errors.DivergedError) as error:
+    sys.exit(f"error: {error}")

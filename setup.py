@@ -42,11 +42,16 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "dashboards": ["tensorboardX>=2.6", "wandb>=0.18"],
+        "slurm": ["submitit>=1.5"],
         "tfds": ["tensorflow>=2.20"],
         "test": [
             "hypothesis>=6.100",
             "pytest>=8",
             "ruff>=0.9",
+            "submitit>=1.5",
+            "tensorboardX>=2.6",
+            "wandb>=0.18",
         ],
     },
 )

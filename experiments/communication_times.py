@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from agsfl import config as settings
-from experiments import study
+from experiments import results, study
 
 flags.adopt_module_key_flags(study)
 COMM_TIMES = flags.DEFINE_list(
@@ -52,14 +52,14 @@ def compare(base: settings.Config):
     runs = done[label_of(text)]
     rounds = [row["round"] for row in runs[0].rows]
     ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
-    study.draw_spread(loss, runs, "train_loss", f"beta = {text}")
+    results.draw_spread(loss, runs, "train_loss", f"beta = {text}")
     halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
     lines.append([
         text,
-        study.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
-        study.final(runs, "train_loss"),
-        study.final(runs, "test_accuracy"),
-        study.final(runs, "time"),
+        results.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
+        results.final(runs, "train_loss"),
+        results.final(runs, "test_accuracy"),
+        results.final(runs, "time"),
     ])
   ks.set(xlabel="round m", ylabel="$k_m$, first seed", yscale="log")
   loss.set(
@@ -73,7 +73,7 @@ def compare(base: settings.Config):
   header = [
       "beta", "mean k, second half", "training loss", "test accuracy", "time",
   ]
-  study.finish(figure, study.table(header, lines))
+  study.finish(figure, results.table(header, lines))
 
 
 if __name__ == "__main__":

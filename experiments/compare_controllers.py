@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from experiments import study
+from experiments import results, study
 
 flags.adopt_module_key_flags(study)
 _LEARNED = ("sign", "sign_interval", "value", "exp3", "bandit")
@@ -47,16 +47,16 @@ def compare(base: settings.Config):
   )
   lines = []
   for name, runs in done.items():
-    study.draw_spread(loss, runs, "train_loss", name)
-    study.draw_spread(accuracy, runs, "test_accuracy", name)
+    results.draw_spread(loss, runs, "train_loss", name)
+    results.draw_spread(accuracy, runs, "test_accuracy", name)
     ks.plot(*runs[0].series("k"), label=name, lw=0.8)
     lines.append([
         name,
-        study.final(runs, "train_loss"),
-        study.final(runs, "test_accuracy"),
+        results.final(runs, "train_loss"),
+        results.final(runs, "test_accuracy"),
         _settled(runs),
-        study.final(runs, "round"),
-        study.final(runs, "time"),
+        results.final(runs, "round"),
+        results.final(runs, "time"),
     ])
   time = "normalised time (rounds of computation)"
   loss.set(xlabel=time, ylabel="training loss")
@@ -71,7 +71,7 @@ def compare(base: settings.Config):
       "controller", "training loss", "test accuracy", "k at the end", "rounds",
       "time",
   ]
-  study.finish(figure, study.table(header, lines))
+  study.finish(figure, results.table(header, lines))
 
 
 if __name__ == "__main__":

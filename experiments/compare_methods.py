@@ -13,7 +13,7 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from experiments import study
+from experiments import results, study
 
 flags.adopt_module_key_flags(study)
 flags.DEFINE_list(
@@ -52,19 +52,19 @@ def compare(base: settings.Config):
   )
   lines = []
   for name, runs in done.items():
-    study.draw_spread(loss, runs, "train_loss", name)
-    study.draw_spread(accuracy, runs, "test_accuracy", name)
+    results.draw_spread(loss, runs, "train_loss", name)
+    results.draw_spread(accuracy, runs, "test_accuracy", name)
     _draw_cdf(fairness, runs, name)
-    jain = np.mean([study.jain_index(run.contributed) for run in runs])
+    jain = np.mean([results.jain_index(run.contributed) for run in runs])
     silent = np.mean([np.mean(run.contributed == 0) for run in runs])
     lines.append([
         name,
-        study.final(runs, "train_loss"),
-        study.final(runs, "test_accuracy"),
+        results.final(runs, "train_loss"),
+        results.final(runs, "test_accuracy"),
         f"{jain:.3f}",
         f"{silent:.0%}",
-        study.final(runs, "round"),
-        study.final(runs, "time"),
+        results.final(runs, "round"),
+        results.final(runs, "time"),
     ])
   time = "normalised time (rounds of computation)"
   loss.set(xlabel=time, ylabel="training loss")
@@ -83,7 +83,7 @@ def compare(base: settings.Config):
       "method", "training loss", "test accuracy", "Jain's index",
       "clients unheard", "rounds", "time",
   ]
-  study.finish(figure, study.table(header, lines))
+  study.finish(figure, results.table(header, lines))
 
 
 if __name__ == "__main__":

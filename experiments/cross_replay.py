@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from experiments import communication_times, study
+from experiments import communication_times, results, study
 
 flags.adopt_module_key_flags(study)
 flags.adopt_module_key_flags(communication_times)
@@ -85,11 +85,11 @@ def compare(base: settings.Config):
       ylabel="beta at which k was learned",
   )
   lines = [
-      [source, *[study.final(played[name], "train_loss") for name in row]]
+      [source, *[results.final(played[name], "train_loss") for name in row]]
       for source, row in zip(configs, cells, strict=True)
   ]
   header = ["k learned at", *[f"beta = {text}" for text in configs]]
-  study.finish(figure, study.table(header, lines))
+  study.finish(figure, results.table(header, lines))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import data, records, simulation
-from experiments import study
+from experiments import results, study
 
 flags.adopt_module_key_flags(study)
 FIRST_KS = flags.DEFINE_list(
@@ -143,7 +143,7 @@ def _recorded(base, first_k, path):
 def _as_run(rows, path):
   """Rows as a study's run whose time is counted in rounds from the switch."""
   rows = [{**row, "time": row["since"]} for row in rows]
-  return study.Run(rows, rows[-1], np.array([]), path.parent)
+  return results.Run(rows, rows[-1], np.array([]), path.parent)
 
 
 def greatest_gaps(lines: np.ndarray) -> np.ndarray:
@@ -187,14 +187,14 @@ def compare(base: settings.Config):
   figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
   lines = []
   for (text, runs), loss, gap in zip(done.items(), losses, gaps, strict=True):
-    study.draw_spread(axes, runs, "train_loss", f"k = {text} before")
+    results.draw_spread(axes, runs, "train_loss", f"k = {text} before")
     half = [np.interp(since[-1] / 2, since, one) for one in loss]
     lines.append([
         text,
-        study.over_seeds([run.rows[0]["round"] for run in runs]),
-        study.over_seeds(loss[:, 0]),
-        study.over_seeds(half),
-        study.over_seeds(loss[:, -1]),
+        results.over_seeds([run.rows[0]["round"] for run in runs]),
+        results.over_seeds(loss[:, 0]),
+        results.over_seeds(half),
+        results.over_seeds(loss[:, -1]),
         f"{gap:.1%}",
         f"{greatest_gaps(loss).max():.1%}" if len(runs) > 1 else "",
     ])
@@ -209,7 +209,7 @@ def compare(base: settings.Config):
       "loss at the end", "greatest gap to another k / fall",
       "between seeds / fall",
   ]
-  study.finish(figure, study.table(header, lines))
+  study.finish(figure, results.table(header, lines))
 
 
 if __name__ == "__main__":

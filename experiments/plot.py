@@ -1,5 +1,10 @@
-"""Draws the figures of a run from its records alone."""
+"""Draws runs from their records alone.
 
+As a script: any number of folders, of runs or of folders of runs, in one figure
+with a line for each group and a band over its seeds.
+"""
+
+import datetime
 from pathlib import Path
 
 import matplotlib
@@ -7,8 +12,21 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from absl import app, flags
 
 from agsfl import records
+from agsfl.errors import ConfigError
+from experiments import results, scripts
+
+_GROUP_BY = flags.DEFINE_list(
+    "group_by",
+    None,
+    "Settings whose values make a group. Default: all that differ but the "
+    "seed.",
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "The PNG to write. Default: runs/ and the time."
+)
 
 
 def _figure(workdir, name, draw):
@@ -81,3 +99,73 @@ def draw(workdir: Path):
   _figure(workdir, "k", _k_of_rounds(rows))
   counts = records.read_clients(workdir)["contributed"]
   _figure(workdir, "contributions", _contributions(counts))
+
+
+def compare(runs: list[results.Run], fields: list[str], path: Path) -> str:
+  """Draws loss, accuracy and k of groups of runs, with spread.
+
+  Args:
+    runs: finished.
+    fields: settings to group by.
+    path: the PNG.
+
+  Returns:
+    A Markdown table of the groups.
+  """
+  figure, (loss, accuracy, ks) = plt.subplots(
+      1, 3, figsize=(17, 4.2), layout="constrained"
+  )
+  lines = []
+  for label, group in results.grouped(runs, fields).items():
+    results.draw_spread(loss, group, "train_loss", label)
+    results.draw_spread(accuracy, group, "test_accuracy", label)
+    results.draw_spread(ks, group, "k", label)
+    lines.append([
+        label,
+        str(len(group)),
+        *[
+            results.final(group, key)
+            for key in ("train_loss", "test_loss", "test_accuracy")
+        ],
+        results.final(group, "round"),
+        results.final(group, "time"),
+    ])
+  for axes, ylabel in (
+      (loss, "training loss"),
+      (accuracy, "test accuracy"),
+      (ks, "k"),
+  ):
+    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
+    axes.grid(alpha=0.3)
+  ks.set_yscale("log")
+  figure.legend(
+      *loss.get_legend_handles_labels(), loc="outside right center", fontsize=9
+  )
+  path.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+  header = [
+      "group", "runs", "training loss", "test loss", "test accuracy", "rounds",
+      "time",
+  ]
+  return results.table(header, lines)
+
+
+def main(argv):
+  scripts.start(argv[:1])
+  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  path = Path(_OUT.value or f"runs/plot-{stamp}.png")
+  with scripts.one_line_errors():
+    runs = results.read_all(argv[1:])
+    fields = _GROUP_BY.value or results.differing(runs)
+    try:
+      print(compare(runs, fields, path))
+    except OSError as error:
+      raise ConfigError(
+          f"--out={path}: cannot be written ({error.strerror})"
+      ) from error
+  print(f"figure: {path}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -38,7 +38,7 @@ from jax import lax
 from agsfl import config as settings
 from agsfl import controllers
 from agsfl.types import KController, KProposal, Observation
-from experiments import recorded_costs, study
+from experiments import recorded_costs, results, study
 from experiments.recorded_costs import Averaged, convex_share, slopes
 
 flags.adopt_module_key_flags(study)
@@ -392,7 +392,7 @@ def compare(base: settings.Config):
       "costs", "signs", "rule", "R(M) / (G B)", "bound / (G B)",
       "greatest R(m) / bound",
   ]
-  text = f"M = {len(limit)}.\n\n" + study.table(header, lines)
+  text = f"M = {len(limit)}.\n\n" + results.table(header, lines)
   study.finish(figure, "\n\n".join([text, *notes]))
 
 

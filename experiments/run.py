@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import errors, runs
+from experiments import dashboards, plot, scripts
 from experiments import flags as run_flags
-from experiments import plot, scripts
 
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(dashboards)
 WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
@@ -167,13 +168,22 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
   Raises:
     ConfigError, DivergedError, StoppedError: with one line that says why.
   """
-  with _StopSignals() as signals, _Progress(config) as progress:
+  with (
+      _StopSignals() as signals,
+      _Progress(config) as progress,
+      dashboards.opened(config, workdir) as tell,
+  ):
+
+    def on_row(row):
+      progress.row(row)
+      tell(row)
+
     done = runs.simulate(
         config,
         workdir=workdir,
         checkpoint_every=_CHECKPOINT_EVERY.value,
         checkpoints_kept=_CHECKPOINTS_KEPT.value,
-        on_row=progress.row,
+        on_row=on_row,
         should_stop=lambda: signals.seen,
     )
   plot.draw(workdir)

@@ -24,7 +24,10 @@ def start(argv: list[str]):
   )
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   # One CPU device for each core, before JAX starts; other platforms ignore it.
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  cores = os.cpu_count()
+  if hasattr(os, "sched_getaffinity"):
+    cores = len(os.sched_getaffinity(0))
+  jax.config.update("jax_num_cpu_devices", cores)
 
 
 @contextlib.contextmanager

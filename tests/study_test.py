@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl import records
-from experiments import study
+from experiments import results
 from tests import run_test
 
 SETTINGS = (
@@ -124,30 +124,30 @@ class StudyTest(parameterized.TestCase):
 class OverSeedsTest(absltest.TestCase):
 
   def test_worked(self):
-    self.assertEqual(study.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
-    self.assertEqual(study.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
+    self.assertEqual(results.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
+    self.assertEqual(results.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
                      "43840 ± 85")
-    self.assertEqual(study.over_seeds([0.12345]), "0.1235")
+    self.assertEqual(results.over_seeds([0.12345]), "0.1235")
 
 
 class JainTest(absltest.TestCase):
 
   def test_worked(self):
     """(1 + 2 + 3)^2 / (3 * 14); all alike 1; one of four alone 1/4."""
-    self.assertAlmostEqual(study.jain_index(np.array([1, 2, 3])), 36 / 42)
-    self.assertEqual(study.jain_index(np.array([5, 5, 5])), 1)
-    self.assertEqual(study.jain_index(np.array([0, 7, 0, 0])), 0.25)
-    self.assertEqual(study.jain_index(np.zeros(3)), 1)
+    self.assertAlmostEqual(results.jain_index(np.array([1, 2, 3])), 36 / 42)
+    self.assertEqual(results.jain_index(np.array([5, 5, 5])), 1)
+    self.assertEqual(results.jain_index(np.array([0, 7, 0, 0])), 0.25)
+    self.assertEqual(results.jain_index(np.zeros(3)), 1)
 
 
 class SpreadTest(absltest.TestCase):
 
   def test_means_over_the_time_that_all_have(self):
     """Two lines, y = t and y = 3 t, known on 1..4 and 2..6."""
-    of = lambda times, slope: study.Run(
+    of = lambda times, slope: results.Run(
         [{"time": t, "loss": slope * t} for t in times], {}, None, None
     )
-    axis, mean, least, greatest = study.spread(
+    axis, mean, least, greatest = results.spread(
         [of((1, 2, 4), 1), of((2, 6), 3)], "loss", points=5
     )
     np.testing.assert_allclose(axis, [2, 2.5, 3, 3.5, 4])

@@ -1,0 +1,166 @@
+"""Runs read back from their folders: grouped, averaged, drawn, tabled."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agsfl import records
+from agsfl.errors import ConfigError
+
+
+class Run(NamedTuple):
+  """One finished run, read back.
+
+  Attributes:
+    rows: of metrics.jsonl.
+    summary: of summary.json.
+    contributed: [N] elements that the server used of each client.
+    workdir: its folder.
+    asked: its settings, as JSON has them; None for a part of a run.
+  """
+
+  rows: list[dict]
+  summary: dict
+  contributed: np.ndarray
+  workdir: Path
+  asked: dict[str, Any] | None = None
+
+  def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Times and values of one key, where rows have it."""
+    rows = [row for row in self.rows if key in row]
+    return (
+        np.array([row["time"] for row in rows]),
+        np.array([row[key] for row in rows], float),
+    )
+
+
+def read(workdir: Path) -> Run:
+  """The finished run in a folder.
+
+  Raises:
+    ConfigError: there is none.
+  """
+  try:
+    return Run(
+        rows=records.read_rows(workdir),
+        summary=records.read_summary(workdir),
+        contributed=np.array(records.read_clients(workdir)["contributed"]),
+        workdir=workdir,
+        asked=json.loads((workdir / "config.json").read_text())["asked"],
+    )
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ConfigError(
+        f"{workdir}: must be the folder of a finished run ({error!r})"
+    ) from error
+
+
+def find(folder: Path) -> list[Path]:
+  """The runs in a folder: itself, or all below it, in order of their names.
+
+  Raises:
+    ConfigError: there are none.
+  """
+  found = sorted(path.parent for path in folder.rglob("summary.json"))
+  if not found:
+    raise ConfigError(f"{folder}: must hold finished runs")
+  return found
+
+
+def read_all(folders: list[str]) -> list[Run]:
+  """The runs of all these folders, each once.
+
+  Raises:
+    ConfigError: there are no folders, or no finished runs in one.
+  """
+  if not folders:
+    raise ConfigError("must be given folders of runs, such as runs/first")
+  places = [place for folder in folders for place in find(Path(folder))]
+  return [read(place) for place in dict.fromkeys(places)]
+
+
+def differing(runs: list[Run]) -> list[str]:
+  """The settings, but for the seed, in which the runs are not alike."""
+  return [
+      name
+      for name in runs[0].asked
+      if name != "seed"
+      and any(run.asked.get(name) != runs[0].asked[name] for run in runs)
+  ]
+
+
+def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
+  """The runs by the values of these settings, each group with a label.
+
+  Raises:
+    ConfigError: a field is no setting.
+  """
+  for field in fields:
+    if field not in runs[0].asked:
+      raise ConfigError(
+          f"--group_by={field}: must be of {', '.join(runs[0].asked)}"
+      )
+  groups = {}
+  for run in runs:
+    label = ", ".join(f"{field} = {run.asked[field]}" for field in fields)
+    groups.setdefault(label or "all", []).append(run)
+  return groups
+
+
+def spread(runs: list[Run], key: str, points: int = 200):
+  """Mean, least and greatest over seeds on a common axis of time.
+
+  Args:
+    runs: of one setting.
+    key: of the rows.
+    points: of the axis.
+
+  Returns:
+    (times, mean, least, greatest), [points] each; the axis covers what all
+    seeds have seen.
+  """
+  series = [run.series(key) for run in runs]
+  start = max(times[0] for times, _ in series)
+  end = min(times[-1] for times, _ in series)
+  axis = np.linspace(start, end, points)
+  values = np.array([np.interp(axis, *one) for one in series])
+  return axis, values.mean(0), values.min(0), values.max(0)
+
+
+def draw_spread(axes, runs: list[Run], key: str, label: str):
+  """Draws `spread` as a line and a band."""
+  axis, mean, least, greatest = spread(runs, key)
+  (line,) = axes.plot(axis, mean, label=label)
+  if len(runs) > 1:
+    axes.fill_between(axis, least, greatest, color=line.get_color(), alpha=0.2)
+
+
+def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
+  """Mean of the seeds' numbers and half their range, in these formats."""
+  text = format(np.mean(values), mean)
+  if len(values) > 1:
+    text += f" ± {format(np.ptp(values) / 2, spread)}"
+  return text
+
+
+def final(runs: list[Run], key: str) -> str:
+  """A summary's number `over_seeds`."""
+  return over_seeds([run.summary[key] for run in runs])
+
+
+def jain_index(contributed: np.ndarray) -> float:
+  """Jain's fairness index, from 1 / N (one client alone) to 1 (all alike).
+
+  Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and
+  Discrimination", DEC TR-301, 1984.
+  """
+  contributed = np.asarray(contributed, float)
+  squares = len(contributed) * np.sum(contributed**2)
+  return float(np.sum(contributed) ** 2 / squares) if squares else 1.0
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+  """A Markdown table."""
+  rows = [header, ["---"] * len(header), *lines]
+  return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -1,9 +1,12 @@
 """Runs that are stopped or killed, and taken up again."""
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jax
@@ -245,6 +248,51 @@ class KilledTest(absltest.TestCase):
     # Deaths came at all times: some with much done, some with little.
     self.assertGreater(len(set(told["at"])), 5)
     self.assertLess(max(told["lost"]), 2 * EVERY)
+
+
+class SignalTest(absltest.TestCase):
+
+  def test_ctrl_c_says_how_to_go_on(self):
+    """Exit code 130 and a command, which finishes the run."""
+    with tempfile.TemporaryDirectory() as folder:
+      workdir = Path(folder) / "a run"
+      arguments = (
+          "--dataset=digits", "--model=mlp", "--num_clients=10",
+          "--num_rounds=400", "--eval_every=100", f"--workdir={workdir}",
+      )
+      start = lambda: subprocess.Popen(
+          [sys.executable, "-m", "experiments.run", *arguments],
+          stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE,
+          text=True,
+          cwd=Path(__file__).parent.parent,
+      )
+      process = start()
+      metrics = workdir / "metrics.jsonl"
+      end = time.monotonic() + 120
+      while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
+        self.assertLess(time.monotonic(), end)
+        time.sleep(0.05)
+      process.send_signal(signal.SIGINT)
+      _, told = process.communicate()
+      self.assertEqual(process.returncode, 130, told)
+      self.assertNotIn("Traceback", told)
+      *_, last = told.splitlines()
+      done = len(records.read_rows(workdir))
+      self.assertEqual(
+          last,
+          f"round {done}: stopped; to go on: python -m experiments.run "
+          + shlex.join(arguments),
+      )
+      self.assertTrue((workdir / "checkpoints" / str(done)).exists())
+      process = start()
+      shown, told = process.communicate()
+      self.assertEqual(process.returncode, 0, told)
+      self.assertLen(records.read_rows(workdir), 400)
+      # The table of the whole run, of both parts.
+      self.assertIn("\n  100  ", shown)
+      # Lines in the log, as standard error is no terminal.
+      self.assertIn("round 400, time", told)
 
 
 EVERY = 25

@@ -25,6 +25,11 @@ CLIENT_DATA = ClientData(
     counts=PER_CLIENT,
 )
 
+# Of lanes with rows of their own.
+LANE_DATA = CLIENT_DATA.replace(
+    starts=PartitionSpec(None, AXIS), counts=PartitionSpec(None, AXIS)
+)
+
 # RoundInfo with a leading axis: rounds, or lanes.
 _INFOS = RoundInfo(*[REPLICATED] * len(RoundInfo._fields))._replace(
     contributed=PartitionSpec(None, AXIS)
@@ -72,6 +77,31 @@ def split_clients(clients: ClientData, mesh: Mesh) -> ClientData:
       counts=pad_rows(clients.counts, mesh.size),
   )
   return jax.device_put(padded, _placed(CLIENT_DATA, mesh))
+
+
+def split_lanes(lanes: list[ClientData], mesh: Mesh) -> ClientData:
+  """The rows of lanes side by side, padded and split; the samples once.
+
+  Args:
+    lanes: of the same samples and equally many clients and rows.
+    mesh: the devices.
+
+  Returns:
+    The data; `order`, `starts` and `counts` have a leading axis S.
+  """
+
+  def stacked(name):
+    rows = [getattr(lane, name) for lane in lanes]
+    if name != "order":
+      rows = [pad_rows(own, mesh.size) for own in rows]
+    return np.stack(rows)
+
+  whole = lanes[0].replace(
+      images=aligned.aligned(lanes[0].images),
+      labels=aligned.aligned(lanes[0].labels),
+      **{name: stacked(name) for name in ("order", "starts", "counts")},
+  )
+  return jax.device_put(whole, _placed(LANE_DATA, mesh))
 
 
 def _specs_of(init):
@@ -176,7 +206,11 @@ def padded(state: PyTree, like: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
 
 
 def split_sweep(
-    sweep: Sweep, root_keys: jax.Array, settings: PyTree, mesh: Mesh
+    sweep: Sweep,
+    root_keys: jax.Array,
+    settings: PyTree,
+    mesh: Mesh,
+    own_rows: bool = False,
 ) -> Sweep:
   """The same for simulations side by side; compiled when called.
 
@@ -185,6 +219,7 @@ def split_sweep(
     root_keys: [S].
     settings: of the lanes, leading axis S.
     mesh: from `client_mesh`.
+    own_rows: whether the data come from `split_lanes`, not `split_clients`.
 
   Returns:
     The sweep; its step consumes the state given.
@@ -193,7 +228,12 @@ def split_sweep(
   step = jax.shard_map(
       sweep.step,
       mesh=mesh,
-      in_specs=(REPLICATED, REPLICATED, CLIENT_DATA, specs),
+      in_specs=(
+          REPLICATED,
+          REPLICATED,
+          LANE_DATA if own_rows else CLIENT_DATA,
+          specs,
+      ),
       out_specs=(specs, _INFOS),
       check_vma=_CHECKED,
   )

@@ -62,7 +62,8 @@ class Sweep(NamedTuple):
     init: (root_keys [S], settings, num_clients) -> RoundState with a leading
       axis S.
     step: (root_keys [S], settings, ClientData, RoundState) -> (RoundState,
-      RoundInfo), all but the data with a leading axis S.
+      RoundInfo), all but the data with a leading axis S; of the data `order`,
+      `starts` and `counts` may have one: rows of each lane's own.
   """
 
   init: Callable[..., RoundState]
@@ -88,7 +89,14 @@ def build_sweep(
     return jax.vmap(one)(root_keys, settings)
 
   def step(root_keys, settings, data, states):
-    one = lambda key, setting, state: build(setting).step(key, data, state)
-    return map_clients(one, (root_keys, settings, states), lane_chunk)
+    rows = {}
+    if data.starts.ndim == 2:
+      names = ("order", "starts", "counts")
+      rows = {name: getattr(data, name) for name in names}
+
+    def one(key, setting, rows, state):
+      return build(setting).step(key, data.replace(**rows), state)
+
+    return map_clients(one, (root_keys, settings, rows, states), lane_chunk)
 
   return Sweep(init, step)

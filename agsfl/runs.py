@@ -15,6 +15,7 @@ from agsfl import checkpoints, records, simulation
 from agsfl.config import Config
 from agsfl.data import FederatedData, load
 from agsfl.errors import StoppedError
+from agsfl.evaluation import Evaluation
 
 CHECKPOINT_EVERY = 100
 CHECKPOINTS_KEPT = 2
@@ -81,7 +82,7 @@ def simulate(
   with contextlib.ExitStack() as stack:
     if folder is not None:
       stack.enter_context(folder)
-      folder.begin(describe(config, data, built))
+      folder.begin(describe(config, data, built.model.dim))
       manager = stack.enter_context(
           checkpoints.open_folder(folder.checkpoints, checkpoints_kept)
       )
@@ -112,8 +113,8 @@ def simulate(
         )
       if stop:
         raise StoppedError(f"round {len(rows)}: stopped")
-    clients = _by_client(data, contributed, step.evaluation)
-    summary = _summary(row, seconds, clients)
+    clients = by_client(data, contributed, step.evaluation)
+    summary = summarize(row, seconds, clients)
     params = np.array(step.state.params)
     if folder is not None:
       manager.wait_until_finished()
@@ -121,8 +122,16 @@ def simulate(
   return Run(rows, clients, summary, params)
 
 
-def _by_client(data, contributed, evaluation):
-  """The columns of clients.csv."""
+def by_client(
+    data: FederatedData, contributed: np.ndarray, evaluation: Evaluation
+) -> dict[str, list]:
+  """The columns of clients.csv.
+
+  Args:
+    data: whose clients they are.
+    contributed: [N].
+    evaluation: of the final weights.
+  """
   owners, counts = data.test_clients, data.clients.counts
   columns = {
       "client": data.client_names,
@@ -144,8 +153,16 @@ def _peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _summary(row, seconds, clients):
-  """summary.json: the end of the run, and what it took."""
+def summarize(
+    row: dict[str, Any], seconds: list[float], clients: dict[str, list]
+) -> dict[str, Any]:
+  """summary.json: the end of the run, and what it took.
+
+  Args:
+    row: the last.
+    seconds: of each round of this process.
+    clients: from `by_client`.
+  """
   contributed = clients["contributed"]
   tested = np.array(clients["test_samples"]) > 0
   own = np.array(clients["test_accuracy"])[tested]
@@ -174,15 +191,15 @@ def read(workdir: str | Path) -> Run:
 
 
 def describe(
-    config: Config, data: FederatedData, built: simulation.Simulation
+    config: Config, data: FederatedData, dim: int
 ) -> dict[str, Any]:
   """config.json: the settings with what None stands for, and where it ran."""
   counts = data.clients.counts
   return {
       **dataclasses.asdict(config),
       "controller": config.used_controller,
-      "local_steps": config.used_local_steps(built.model.dim),
-      "num_weights": built.model.dim,
+      "local_steps": config.used_local_steps(dim),
+      "num_weights": dim,
       "num_clients_used": len(counts),
       "num_train": int(counts.sum()),
       "num_test": len(data.test_rows),

@@ -21,7 +21,7 @@ from agsfl.optimizers import OPTIMIZERS
 from agsfl.over_clients import CLIENT_CHUNK
 from agsfl.programs import ROUNDS_PER_CALL
 from agsfl.records import read_rows
-from agsfl.rounds import build_round
+from agsfl.rounds import Round, build_round
 from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
 
 
@@ -105,20 +105,59 @@ def build_model(config: Config, data: FederatedData) -> Model:
   )
 
 
-def build_server(config: Config) -> optax.GradientTransformation:
+def build_server(
+    config: Config, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
   """What applies the aggregate to the weights."""
   return OPTIMIZERS[config.server_optimizer](
-      config.server_learning_rate or config.learning_rate
+      config.server_learning_rate or learning_rate
   )
 
 
-def build_training(config: Config, dim: int) -> LocalTraining | None:
+def build_training(
+    config: Config, dim: int, learning_rate: float | jax.Array
+) -> LocalTraining | None:
   """What clients do between exchanges; None for one plain gradient."""
   steps = config.used_local_steps(dim)
   if steps == 1 and config.local_optimizer == "sgd":
     return None
-  rate = config.learning_rate
-  return LocalTraining(steps, OPTIMIZERS[config.local_optimizer](rate), rate)
+  optimizer = OPTIMIZERS[config.local_optimizer](learning_rate)
+  return LocalTraining(steps, optimizer, learning_rate)
+
+
+def compose(
+    config: Config,
+    model: Model,
+    client_chunk: int | None,
+    learning_rate: float | jax.Array,
+    comm_time: float | jax.Array,
+) -> Round:
+  """The round that the settings name, clients split over `devices.AXIS`.
+
+  Args:
+    config: the settings, but for the two numbers below.
+    model: the network.
+    client_chunk: see `over_clients.map_clients`.
+    learning_rate, comm_time: perhaps traced.
+
+  Returns:
+    The round.
+
+  Raises:
+    ConfigError: k or its interval does not fit the model.
+  """
+  axes = (devices.AXIS,)
+  return build_round(
+      model,
+      build_sparsifier(config, model, axes, client_chunk),
+      build_controller(config, model.dim),
+      server=build_server(config, learning_rate),
+      training=build_training(config, model.dim, learning_rate),
+      batch_size=config.batch_size,
+      comm_time=comm_time,
+      client_chunk=client_chunk,
+      axes=axes,
+  )
 
 
 class Simulation(NamedTuple):
@@ -161,18 +200,10 @@ def build(config: Config, data: FederatedData) -> Simulation:
   model = build_model(config, data)
   platform = jax.default_backend()
   num_clients = len(data.clients.counts)
-  mesh = devices.client_mesh(_num_devices(config, num_clients))
+  mesh = devices.client_mesh(num_devices(config, num_clients))
   client_chunk = config.client_chunk or CLIENT_CHUNK.get(platform)
-  simulated = build_round(
-      model,
-      build_sparsifier(config, model, (devices.AXIS,), client_chunk),
-      build_controller(config, model.dim),
-      server=build_server(config),
-      training=build_training(config, model.dim),
-      batch_size=config.batch_size,
-      comm_time=config.comm_time,
-      client_chunk=client_chunk,
-      axes=(devices.AXIS,),
+  simulated = compose(
+      config, model, client_chunk, config.learning_rate, config.comm_time
   )
   length = config.rounds_per_call or ROUNDS_PER_CALL.get(platform, math.inf)
   length = min(length, config.eval_every, config.num_rounds)
@@ -201,7 +232,12 @@ def build(config: Config, data: FederatedData) -> Simulation:
   )
 
 
-def _num_devices(config, num_clients):
+def num_devices(config: Config, num_clients: int) -> int:
+  """How many devices share the clients.
+
+  Raises:
+    ConfigError: there are fewer.
+  """
   available = jax.device_count()
   asked = config.num_devices or min(available, num_clients)
   if asked > available:
@@ -240,19 +276,20 @@ def run(
     for info, left in zip(infos, reversed(range(len(infos))), strict=True):
       done += 1
       if not info.finite:
-        raise DivergedError(_diverged(done, "a gradient", config))
+        raise DivergedError(diverged(done, "a gradient", config))
       spent = config.time_budget and info.elapsed >= config.time_budget
       last = done == config.num_rounds or bool(spent)
       due = last or done % config.eval_every == 0
       evaluation = simulation.evaluate(state.params) if due else None
       if due and not math.isfinite(evaluation.train_loss):
-        raise DivergedError(_diverged(done, "the loss", config))
+        raise DivergedError(diverged(done, "the loss", config))
       yield Step(info, evaluation, seconds, None if left else state, last)
       if last:
         return
 
 
-def _diverged(round_index, what, config):
+def diverged(round_index: int, what: str, config: Config) -> str:
+  """Says so, and what may help."""
   return (
       f"round {round_index}: {what} is not finite; a smaller "
       f"--learning_rate than {config.learning_rate} may help"

@@ -76,8 +76,10 @@ def build_recorder(config, model):
   """
   chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
   sparsifier = simulation.build_sparsifier(config, model, (), chunk)
-  server = simulation.build_server(config)
-  training = simulation.build_training(config, model.dim)
+  server = simulation.build_server(config, config.learning_rate)
+  training = simulation.build_training(
+      config, model.dim, config.learning_rate
+  )
   local_result = build_client(model, config.batch_size, training)
   # As in online learning: one more sample per client.
   compute = config.used_local_steps(model.dim) + 1.0 / config.batch_size

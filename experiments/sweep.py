@@ -21,7 +21,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import files, records
+from agsfl import files, lanes, records
 from experiments import flags as run_flags
 from experiments import plot, results, run, scripts
 
@@ -37,6 +37,13 @@ _JOBS = flags.DEFINE_integer(
     "jobs",
     1,
     "Runs at once, which share the cores; on a GPU leave it at 1.",
+    lower_bound=1,
+)
+_LANES = flags.DEFINE_integer(
+    "lanes",
+    1,
+    "Runs that differ in seed, learning_rate or comm_time alone, as one "
+    "vmapped program of so many; for GPUs. They have no checkpoints.",
     lower_bound=1,
 )
 _LAUNCHER = flags.DEFINE_enum(
@@ -230,6 +237,43 @@ def cluster(name: str, folder: Path, options: list[str]) -> Callable:
   return launch
 
 
+def run_lanes(configs: dict[Path, settings.Config], most: int) -> dict:
+  """Runs what can be lanes of one program, in this process.
+
+  Args:
+    configs: by folder.
+    most: lanes of a program.
+
+  Returns:
+    By folder name, why each run that failed did.
+  """
+  failed = {}
+  by_place = {str(place): config for place, config in configs.items()}
+  for labels in lanes.together(by_place, most):
+    group = {Path(label): by_place[label] for label in labels}
+    progress = tqdm(
+        total=next(iter(group.values())).num_rounds,
+        unit="round",
+        desc=f"{len(group)} lanes",
+        disable=not sys.stderr.isatty(),
+    )
+    first = next(iter(group))
+
+    def on_row(place, row, first=first, progress=progress):
+      if place == first:
+        progress.update()
+
+    try:
+      outcomes = lanes.simulate(group, on_row)
+    except settings.ConfigError as error:
+      outcomes = dict.fromkeys(group, error)
+    progress.close()
+    for place, outcome in outcomes.items():
+      if isinstance(outcome, Exception):
+        failed[place.name] = outcome
+  return failed
+
+
 def write_csv(configs, runs, names, path: Path):
   """One line per finished run: what was swept, and how it ended."""
   with files.written_whole(path) as temporary:
@@ -255,18 +299,22 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
       end.
 
   Returns:
-    By folder name, the exit code of each run that failed.
+    By folder name, the exit code or the error of each run that failed.
   """
   sweeps = [values_of(text) for text in _SWEEP.value]
   configs = configs_of(base, sweeps)
   places = {label: folder / label for label in configs}
-  commands = {}
+  missing = {}
   for label, place in places.items():
     asked = dataclasses.asdict(configs[label])
     # Refuses a folder of other settings before anything runs.
     if not records.RunFolder(place, asked).finished:
-      commands[place] = command(configs[label], place)
+      missing[place] = configs[label]
   failed = {}
+  if _LANES.value > 1:
+    failed = run_lanes(missing, _LANES.value)
+    missing = {}
+  commands = {place: command(one, place) for place, one in missing.items()}
   bar = tqdm(total=len(configs), initial=len(configs) - len(commands),
              unit="run", disable=not sys.stderr.isatty())
   with bar:
@@ -302,9 +350,12 @@ def main(argv):
     if _LAUNCHER.value == "slurm":
       launch = cluster("slurm", folder, _SLURM.value)
     failed = sweep(base, folder, launch)
-  for name, code in failed.items():
-    last = (folder / name / "log.txt").read_text().splitlines()[-1:]
-    print(f"failed ({code}): {name}: {' '.join(last)}", file=sys.stderr)
+  for name, why in failed.items():
+    log = folder / name / "log.txt"
+    told = str(why)
+    if log.exists():
+      told = " ".join([f"({why})", *log.read_text().splitlines()[-1:]])
+    print(f"failed: {name}: {told}", file=sys.stderr)
   if failed:
     sys.exit(1)
 

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import json
 import os
 import struct
 import subprocess
@@ -14,7 +15,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from tensorboardX.proto import event_pb2
 
-from agsfl import records
+from agsfl import lanes, records
 from agsfl.config import Config, ConfigError
 from experiments import results, sweep
 
@@ -110,6 +111,21 @@ class CombinationsTest(parameterized.TestCase):
       self.assertEqual(sweep.run_flags.config_from_flags(), config)
 
 
+class TogetherTest(absltest.TestCase):
+
+  def test_groups(self):
+    """Alike but for seeds, rates and beta; budgets alone; so many at most."""
+    configs = {
+        "a": Config(seed=1), "b": Config(k=9.0), "c": Config(comm_time=1.0),
+        "d": Config(time_budget=5.0), "e": Config(time_budget=5.0, seed=1),
+        "f": Config(learning_rate=0.5), "g": Config(k=9.0, seed=2),
+    }
+    self.assertEqual(
+        lanes.together(configs, 2),
+        [["a", "c"], ["f"], ["b", "g"], ["d"], ["e"]],
+    )
+
+
 class SweepTest(parameterized.TestCase):
 
   @classmethod
@@ -187,6 +203,46 @@ class SweepTest(parameterized.TestCase):
       self.assertEqual(line["asked_seed"], "1")
       self.assertEqual(float(line["k"]), row["k"])
       self.assertEqual(float(line["minibatch_loss"]), row["minibatch_loss"])
+
+  def test_lanes_are_runs(self):
+    """Law: lanes of seeds and rates are, to rounding, the runs by themselves.
+
+    A lane that diverges ends alone.
+    """
+    place = self.folder / "lanes"
+    result = start(
+        "sweep", *SETTINGS, "--k=50", "--lanes=8", "--sweep=seed=0..1",
+        "--sweep=learning_rate=0.01,1e30", f"--workdir={place}",
+    )
+    self.assertEqual(result.returncode, 1)
+    failed = [
+        line for line in result.stderr.splitlines() if line.startswith("failed")
+    ]
+    self.assertLen(failed, 2)
+    for line in failed:
+      self.assertIn("learning_rate=1e30: round", line)
+    for seed in (0, 1):
+      lane = place / f"seed={seed},learning_rate=0.01"
+      alone = self.folder / "sweep" / f"k=50,seed={seed}"
+      for row, other in zip(
+          records.read_rows(lane), records.read_rows(alone), strict=True
+      ):
+        self.assertEqual(set(row), set(other))
+        for key, value in row.items():
+          if value is not None:
+            np.testing.assert_allclose(value, other[key], rtol=1e-4)
+      one, two = records.read_clients(lane), records.read_clients(alone)
+      self.assertEqual(list(one), list(two))
+      np.testing.assert_allclose(one["test_loss"], two["test_loss"], rtol=1e-4)
+      self.assertEqual(one["contributed"], two["contributed"])
+      np.testing.assert_allclose(
+          records.read_params(lane), records.read_params(alone), atol=1e-4
+      )
+      asked = [
+          json.loads((path / "config.json").read_text())
+          for path in (lane, alone)
+      ]
+      self.assertEqual(*[one["asked"] for one in asked])
 
   def test_started_again_it_goes_on(self):
     place = self.folder / "sweep" / "k=50,seed=0"

@@ -118,11 +118,14 @@ class FedAvgTest(parameterized.TestCase):
   def test_default_steps_match_the_traffic_of_k(self):
     """tau = ceil(D / 2k): 444,062 / 2,000 is 222.03."""
     config = Config(method="fedavg", k=1000)
-    self.assertEqual(build_training(config, 444_062).steps, 223)
+    self.assertEqual(build_training(config, 444_062, 0.1).steps, 223)
     self.assertEqual(config.used_controller, "fixed")
-    self.assertIsNone(build_training(Config(), 444_062))
+    self.assertIsNone(build_training(Config(), 444_062, 0.1))
     self.assertEqual(
-        build_training(Config(method="fedavg", local_steps=7), 9).steps, 7
+        build_training(
+            Config(method="fedavg", local_steps=7), 9, 0.1
+        ).steps,
+        7,
     )
 
 

@@ -1,4 +1,16 @@
-"""Federated learning with adaptive gradient sparsification, in JAX."""
+"""Federated learning with adaptive gradient sparsification, in JAX.
+
+A run in three lines:
+
+    import agsfl
+    run = agsfl.simulate(agsfl.Config(model="mlp", num_rounds=50))
+    print(run.summary["test_accuracy"], run.rows[-1]["k"])
+
+`Config` names all settings; `load` and `Partition` deal a data set to clients.
+Underneath are pure functions to compose by hand: sparsifiers (`fab_top_k` and
+others), controllers (`sign_interval` and others), `build_round` of both, and
+`build_sweep` of many. `types` has the records that pass between them.
+"""
 
 from agsfl.bandits import bandit, exp3
 from agsfl.client import LocalTraining

@@ -135,19 +135,21 @@ class SplitRound(NamedTuple):
   chunk: Callable[..., tuple[RoundState, RoundInfo, jax.Array]]
 
 
-def split_round(simulated: Round, length: int, mesh: Mesh) -> SplitRound:
+def split_round(
+    simulated: Round, length: int, mesh: Mesh, root: PyTree
+) -> SplitRound:
   """Runs rounds with the clients split over the mesh.
 
   Args:
     simulated: built for the mesh axis `AXIS`.
     length: rounds per call at most.
     mesh: from `client_mesh`; its size divides the number of clients.
+    root: an example of what it takes as root key, which may hold more.
 
   Returns:
     The round.
   """
-  key = jax.random.key(0)
-  specs = _specs_of(lambda n: simulated.init(key, n))
+  specs = _specs_of(lambda n: simulated.init(root, n))
   chunk = jax.shard_map(
       build_chunk(simulated.step, length),
       mesh=mesh,

@@ -1,6 +1,7 @@
 """Runs that differ in numbers alone, as lanes of one program."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from agsfl.programs import build_sweep
 from agsfl.types import RoundInfo
 
 # What lanes may differ in: nothing of it decides a shape.
-SETTINGS = ("seed", "learning_rate", "comm_time")
+SETTINGS = ("seed", *simulation.Numbers._fields)
 
 
 def together(configs: dict[str, Config], most: int) -> list[list[str]]:
@@ -37,7 +38,9 @@ def together(configs: dict[str, Config], most: int) -> list[list[str]]:
   groups = {}
   for label, config in configs.items():
     common = dataclasses.asdict(config)
-    for name in SETTINGS:
+    # FedAvg's steps are a loop whose length follows from k.
+    kept = {"k"} if config.method == "fedavg" else set()
+    for name in set(SETTINGS) - kept:
       del common[name]
     alone = label if config.time_budget is not None else None
     groups.setdefault((str(common), alone), []).append(label)
@@ -89,14 +92,12 @@ def simulate(
   client_chunk = first.client_chunk or CLIENT_CHUNK.get(platform)
   mesh = devices.client_mesh(simulation.num_devices(first, num_clients))
 
-  def build(numbers):
-    return simulation.compose(first, model, client_chunk, *numbers)
-
+  for config in configs.values():
+    config.k_interval(model.dim)  # raises what does not fit
+  build = functools.partial(simulation.compose, first, model, client_chunk)
   keys = jnp.stack([jax.random.key(c.seed) for c in configs.values()])
-  numbers = tuple(
-      jnp.array([getattr(c, name) for c in configs.values()], jnp.float32)
-      for name in SETTINGS[1:]
-  )
+  numbers = [simulation.numbers_of(c) for c in configs.values()]
+  numbers = jax.tree.map(lambda *each: jnp.stack(each), *numbers)
   sweep = devices.split_sweep(
       build_sweep(build, LANE_CHUNK.get(platform)),
       keys,

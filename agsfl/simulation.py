@@ -1,5 +1,6 @@
 """A whole run: from settings and data to a stream of rows."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -57,8 +58,36 @@ def build_sparsifier(
   return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
 
 
-def build_controller(config: Config, dim: int) -> KController:
+class Numbers(NamedTuple):
+  """Settings that decide no shape: programs take them as arguments.
+
+  So runs that differ in them, or in the seed, share a compiled program.
+
+  Attributes:
+    learning_rate, comm_time, k: as in `Config`, or traced.
+  """
+
+  learning_rate: float | jax.Array
+  comm_time: float | jax.Array
+  k: float | jax.Array
+
+
+def numbers_of(config: Config) -> Numbers:
+  """The numbers that the settings name, f32."""
+  return Numbers(
+      *(jnp.float32(getattr(config, name)) for name in Numbers._fields)
+  )
+
+
+def build_controller(
+    config: Config, dim: int, k: float | jax.Array
+) -> KController:
   """The controller that the settings name, for a model of `dim` weights.
+
+  Args:
+    config: the settings, but for k.
+    dim: D.
+    k: the first.
 
   Raises:
     ConfigError: k or its interval does not fit the model, or a record to
@@ -67,13 +96,13 @@ def build_controller(config: Config, dim: int) -> KController:
   interval = config.k_interval(dim)
   horizon = config.num_rounds
   return {
-      "fixed": lambda: controllers.fixed(config.k),
-      "sign": lambda: controllers.sign_descent(config.k, *interval),
-      "sign_interval": lambda: controllers.sign_interval(config.k, *interval),
-      "value": lambda: controllers.value_descent(config.k, *interval),
+      "fixed": lambda: controllers.fixed(k),
+      "sign": lambda: controllers.sign_descent(k, *interval),
+      "sign_interval": lambda: controllers.sign_interval(k, *interval),
+      "value": lambda: controllers.value_descent(k, *interval),
       "exp3": lambda: bandits.exp3(*interval, horizon, config.exp3_arms),
       "bandit": lambda: bandits.bandit(
-          config.k,
+          k,
           *interval,
           horizon,
           radius=config.bandit_radius,
@@ -129,16 +158,15 @@ def compose(
     config: Config,
     model: Model,
     client_chunk: int | None,
-    learning_rate: float | jax.Array,
-    comm_time: float | jax.Array,
+    numbers: Numbers,
 ) -> Round:
   """The round that the settings name, clients split over `devices.AXIS`.
 
   Args:
-    config: the settings, but for the two numbers below.
+    config: the settings, but for the numbers.
     model: the network.
     client_chunk: see `over_clients.map_clients`.
-    learning_rate, comm_time: perhaps traced.
+    numbers: perhaps traced.
 
   Returns:
     The round.
@@ -146,15 +174,15 @@ def compose(
   Raises:
     ConfigError: k or its interval does not fit the model.
   """
-  axes = (devices.AXIS,)
+  axes, rate = (devices.AXIS,), numbers.learning_rate
   return build_round(
       model,
       build_sparsifier(config, model, axes, client_chunk),
-      build_controller(config, model.dim),
-      server=build_server(config, learning_rate),
-      training=build_training(config, model.dim, learning_rate),
+      build_controller(config, model.dim, numbers.k),
+      server=build_server(config, rate),
+      training=build_training(config, model.dim, rate),
       batch_size=config.batch_size,
-      comm_time=comm_time,
+      comm_time=numbers.comm_time,
       client_chunk=client_chunk,
       axes=axes,
   )
@@ -202,25 +230,28 @@ def build(config: Config, data: FederatedData) -> Simulation:
   num_clients = len(data.clients.counts)
   mesh = devices.client_mesh(num_devices(config, num_clients))
   client_chunk = config.client_chunk or CLIENT_CHUNK.get(platform)
-  simulated = compose(
-      config, model, client_chunk, config.learning_rate, config.comm_time
+  build_one = functools.partial(compose, config, model, client_chunk)
+  # The key and the numbers go together to where a round takes its key.
+  simulated = Round(
+      init=lambda root, size: build_one(root[1]).init(root[0], size),
+      step=lambda root, *rest: build_one(root[1]).step(root[0], *rest),
   )
+  root = jax.random.key(config.seed), numbers_of(config)
   length = config.rounds_per_call or ROUNDS_PER_CALL.get(platform, math.inf)
   length = min(length, config.eval_every, config.num_rounds)
-  split = devices.split_round(simulated, length, mesh)
+  split = devices.split_round(simulated, length, mesh, root)
   clients = devices.split_clients(data.clients, mesh)
-  root_key = jax.random.key(config.seed)
   budget = jnp.float32(config.time_budget or math.inf)
 
   def advance(state, num_rounds):
     state, infos, done = split.chunk(
-        root_key, clients, state, jnp.int32(num_rounds), budget
+        root, clients, state, jnp.int32(num_rounds), budget
     )
     infos, done = jax.device_get((infos, done))
     infos = infos._replace(contributed=infos.contributed[:, :num_clients])
     return state, [RoundInfo(*(x[i] for x in infos)) for i in range(done)]
 
-  state = split.init(root_key, len(clients.counts))
+  state = split.init(root, len(clients.counts))
   return Simulation(
       model=model,
       state=state,

@@ -176,8 +176,8 @@ class _Rounds:
     simulated = _build_round(k)
     mesh = _mesh()
     self.clients = devices.split_clients(_clients(num_clients), mesh)
-    split = devices.split_round(simulated, length, mesh)
     self.key = jax.random.key(0)
+    split = devices.split_round(simulated, length, mesh, self.key)
     self.state = split.init(self.key, len(self.clients.counts))
     self.dim = self.state.params.size
     arguments = self._arguments()

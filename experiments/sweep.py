@@ -21,7 +21,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import files, lanes, records
+from agsfl import errors, files, lanes, records, runs
 from experiments import flags as run_flags
 from experiments import plot, results, run, scripts
 
@@ -42,7 +42,7 @@ _JOBS = flags.DEFINE_integer(
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
-    "Runs that differ in seed, learning_rate or comm_time alone, as one "
+    "Runs that differ in seed, k, learning_rate or comm_time alone, as one "
     "vmapped program of so many; for GPUs. They have no checkpoints.",
     lower_bound=1,
 )
@@ -265,8 +265,14 @@ def run_lanes(configs: dict[Path, settings.Config], most: int) -> dict:
 
     try:
       outcomes = lanes.simulate(group, on_row)
-    except settings.ConfigError as error:
-      outcomes = dict.fromkeys(group, error)
+    except settings.ConfigError:
+      # Of one of them, perhaps: each by itself says so, or runs.
+      outcomes = {}
+      for place, config in group.items():
+        try:
+          outcomes[place] = runs.simulate(config, workdir=place)
+        except (settings.ConfigError, errors.DivergedError) as error:
+          outcomes[place] = error
     progress.close()
     for place, outcome in outcomes.items():
       if isinstance(outcome, Exception):
@@ -274,13 +280,13 @@ def run_lanes(configs: dict[Path, settings.Config], most: int) -> dict:
   return failed
 
 
-def write_csv(configs, runs, names, path: Path):
+def write_csv(configs, finished, names, path: Path):
   """One line per finished run: what was swept, and how it ended."""
   with files.written_whole(path) as temporary:
     with temporary.open("w", newline="") as file:
       rows = csv.writer(file)
       rows.writerow([*names, *_COLUMNS, "workdir"])
-      for label, done in runs.items():
+      for label, done in finished.items():
         asked = dataclasses.asdict(configs[label])
         rows.writerow(
             [asked[name] for name in names]
@@ -322,16 +328,18 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
       if code:
         failed[place.name] = code
       bar.update()
-  runs = {
+  finished = {
       label: results.read(place)
       for label, place in places.items()
       if (place / "summary.json").exists()
   }
-  if runs:
+  if finished:
     names = [name for name, _ in sweeps]
-    write_csv(configs, runs, names, folder / "results.csv")
+    write_csv(configs, finished, names, folder / "results.csv")
     fields = [name for name in names if name != "seed"]
-    text = plot.compare(list(runs.values()), fields, folder / "figure.png")
+    text = plot.compare(
+        list(finished.values()), fields, folder / "figure.png"
+    )
     with files.written_whole(folder / "table.md") as path:
       path.write_text(text + "\n")
     print(text)

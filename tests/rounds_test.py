@@ -241,7 +241,7 @@ class PathsTest(parameterized.TestCase):
     mesh = devices.client_mesh(num_devices)
     controller = controllers.sign_descent(10, 2, DIM)
     simulated = build(controller, axes=(devices.AXIS,))
-    split = devices.split_round(simulated, length, mesh)
+    split = devices.split_round(simulated, length, mesh, jax.random.key(0))
     clients = devices.split_clients(example(), mesh)
     num_rows = len(clients.counts)
     self.assertEqual(num_rows, -(-NUM_CLIENTS // num_devices) * num_devices)

@@ -119,10 +119,14 @@ class TogetherTest(absltest.TestCase):
         "a": Config(seed=1), "b": Config(k=9.0), "c": Config(comm_time=1.0),
         "d": Config(time_budget=5.0), "e": Config(time_budget=5.0, seed=1),
         "f": Config(learning_rate=0.5), "g": Config(k=9.0, seed=2),
+        "h": Config(method="fedavg"), "i": Config(method="fedavg", k=9.0),
+        "j": Config(batch_size=3),
     }
     self.assertEqual(
-        lanes.together(configs, 2),
-        [["a", "c"], ["f"], ["b", "g"], ["d"], ["e"]],
+        lanes.together(configs, 3),
+        [
+            ["a", "b", "c"], ["f", "g"], ["d"], ["e"], ["h"], ["i"], ["j"],
+        ],
     )
 
 
@@ -211,18 +215,19 @@ class SweepTest(parameterized.TestCase):
     """
     place = self.folder / "lanes"
     result = start(
-        "sweep", *SETTINGS, "--k=50", "--lanes=8", "--sweep=seed=0..1",
-        "--sweep=learning_rate=0.01,1e30", f"--workdir={place}",
+        "sweep", *SETTINGS, "--sweep=k=50,70", "--lanes=8",
+        "--sweep=seed=0..1", "--sweep=learning_rate=0.01,1e30",
+        f"--workdir={place}",
     )
     self.assertEqual(result.returncode, 1)
     failed = [
         line for line in result.stderr.splitlines() if line.startswith("failed")
     ]
-    self.assertLen(failed, 2)
+    self.assertLen(failed, 4)
     for line in failed:
       self.assertIn("learning_rate=1e30: round", line)
     for seed in (0, 1):
-      lane = place / f"seed={seed},learning_rate=0.01"
+      lane = place / f"k=50,seed={seed},learning_rate=0.01"
       alone = self.folder / "sweep" / f"k=50,seed={seed}"
       for row, other in zip(
           records.read_rows(lane), records.read_rows(alone), strict=True

@@ -47,6 +47,10 @@ setup(
         "tfds": ["tensorflow>=2.20"],
         "test": [
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
+            "jupytext>=1.16",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pytest>=8",
             "ruff>=0.9",
             "submitit>=1.5",

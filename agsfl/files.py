@@ -16,7 +16,7 @@ def written_whole(path: Path) -> Iterator[Path]:
   Yields:
     Where to write; removed if an error or a signal comes between.
   """
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
   try:
     yield temporary
     os.replace(temporary, path)

@@ -1,22 +1,17 @@
-"""Draws runs from their records alone.
+"""Draws any runs in one figure: a line for each group, a band over its seeds.
 
-As a script: any number of folders, of runs or of folders of runs, in one figure
-with a line for each group and a band over its seeds.
+    python -m experiments.plot WORKDIR... [--group_by=k] [--out=plot.png]
+
+A WORKDIR is the folder of a run, or one with runs anywhere below it.
 """
 
 import datetime
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-import numpy as np
 from absl import app, flags
 
-from agsfl import records
 from agsfl.errors import ConfigError
-from experiments import results, scripts
+from experiments import drawing, results, scripts
 
 _GROUP_BY = flags.DEFINE_list(
     "group_by",
@@ -29,128 +24,6 @@ _OUT = flags.DEFINE_string(
 )
 
 
-def _figure(workdir, name, draw):
-  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-  axes.grid(alpha=0.3)
-  draw(axes)
-  folder = workdir / "figures"
-  folder.mkdir(exist_ok=True)
-  figure.savefig(folder / f"{name}.png", dpi=120)
-  plt.close(figure)
-
-
-def _against_time(rows, keys, ylabel):
-  def draw(axes):
-    for key in keys:
-      axes.plot(
-          [row["time"] for row in rows],
-          [row[key] for row in rows],
-          marker=".",
-          label=key.replace("_", " "),
-      )
-    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
-    axes.legend()
-
-  return draw
-
-
-def _k_of_rounds(rows):
-  def draw(axes):
-    rounds = [row["round"] for row in rows]
-    axes.plot(rounds, [row["k"] for row in rows], label="$k_m$")
-    if any(row["k_probe"] != row["k"] for row in rows):
-      probes = [row["k_probe"] for row in rows]
-      axes.plot(rounds, probes, lw=0.7, alpha=0.7, label="probe $k'_m$")
-    axes.set(xlabel="round m", ylabel="elements per message", yscale="log")
-    axes.legend()
-
-  return draw
-
-
-def _contributions(counts):
-  def draw(axes):
-    share = np.arange(1, len(counts) + 1) / len(counts)
-    axes.step(np.sort(counts), share, where="post")
-    axes.set(
-        xlabel="elements contributed by a client, whole run",
-        ylabel="share of clients (CDF)",
-        xlim=(0, 1.05 * max(counts)),
-        ylim=(0, 1.02),
-    )
-
-  return draw
-
-
-def draw(workdir: Path):
-  """Draws loss, accuracy, k and contributions into workdir/figures.
-
-  Args:
-    workdir: of a finished run.
-  """
-  rows = records.read_rows(workdir)
-  evaluated = [row for row in rows if "test_loss" in row]
-  losses = ["train_loss", "test_loss"]
-  _figure(workdir, "loss", _against_time(evaluated, losses, "cross entropy"))
-  _figure(
-      workdir,
-      "accuracy",
-      _against_time(evaluated, ["test_accuracy"], "share right"),
-  )
-  _figure(workdir, "k", _k_of_rounds(rows))
-  counts = records.read_clients(workdir)["contributed"]
-  _figure(workdir, "contributions", _contributions(counts))
-
-
-def compare(runs: list[results.Run], fields: list[str], path: Path) -> str:
-  """Draws loss, accuracy and k of groups of runs, with spread.
-
-  Args:
-    runs: finished.
-    fields: settings to group by.
-    path: the PNG.
-
-  Returns:
-    A Markdown table of the groups.
-  """
-  figure, (loss, accuracy, ks) = plt.subplots(
-      1, 3, figsize=(17, 4.2), layout="constrained"
-  )
-  lines = []
-  for label, group in results.grouped(runs, fields).items():
-    results.draw_spread(loss, group, "train_loss", label)
-    results.draw_spread(accuracy, group, "test_accuracy", label)
-    results.draw_spread(ks, group, "k", label)
-    lines.append([
-        label,
-        str(len(group)),
-        *[
-            results.final(group, key)
-            for key in ("train_loss", "test_loss", "test_accuracy")
-        ],
-        results.final(group, "round"),
-        results.final(group, "time"),
-    ])
-  for axes, ylabel in (
-      (loss, "training loss"),
-      (accuracy, "test accuracy"),
-      (ks, "k"),
-  ):
-    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
-    axes.grid(alpha=0.3)
-  ks.set_yscale("log")
-  figure.legend(
-      *loss.get_legend_handles_labels(), loc="outside right center", fontsize=9
-  )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
-  header = [
-      "group", "runs", "training loss", "test loss", "test accuracy", "rounds",
-      "time",
-  ]
-  return results.table(header, lines)
-
-
 def main(argv):
   scripts.start(argv[:1])
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -159,7 +32,7 @@ def main(argv):
     runs = results.read_all(argv[1:])
     fields = _GROUP_BY.value or results.differing(runs)
     try:
-      print(compare(runs, fields, path))
+      print(drawing.compare(runs, fields, path))
     except OSError as error:
       raise ConfigError(
           f"--out={path}: cannot be written ({error.strerror})"

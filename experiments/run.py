@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import errors, runs
-from experiments import dashboards, plot, scripts
+from experiments import dashboards, drawing, scripts
 from experiments import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
@@ -186,7 +186,7 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
         on_row=on_row,
         should_stop=lambda: signals.seen,
     )
-  plot.draw(workdir)
+  drawing.draw(workdir)
   return done
 
 

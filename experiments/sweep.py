@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import errors, files, lanes, records, runs
+from experiments import drawing, results, run, scripts
 from experiments import flags as run_flags
-from experiments import plot, results, run, scripts
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(run)
@@ -337,7 +337,7 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
     names = [name for name, _ in sweeps]
     write_csv(configs, finished, names, folder / "results.csv")
     fields = [name for name in names if name != "seed"]
-    text = plot.compare(
+    text = drawing.compare(
         list(finished.values()), fields, folder / "figure.png"
     )
     with files.written_whole(folder / "table.md") as path:

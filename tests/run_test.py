@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 
 from agsfl import records
 from agsfl.config import Config
-from experiments import plot, run
+from experiments import drawing, run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = 2  # at a time
@@ -414,7 +414,7 @@ class RunTest(parameterized.TestCase):
         # Ten times as much of the last client.
         more = "0\n" if changed == ("contributions",) else "\n"
         (workdir / "clients.csv").write_text(table.rstrip() + more)
-        plot.draw(workdir)
+        drawing.draw(workdir)
         differ = tuple(
             f
             for f in FIGURES

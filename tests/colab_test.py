@@ -1,0 +1,124 @@
+"""The notebooks: as their scripts have them, and run from top to bottom."""
+
+import concurrent.futures
+import os
+import re
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jupytext
+import nbclient
+import nbformat
+from absl.testing import absltest, parameterized
+from ipykernel import kernelspec
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "colab"
+KERNELS = 2  # at a time
+SECONDS = 600  # of one cell, on a busy machine
+# Figures of each notebook.
+FIGURES = {
+    "quickstart": 1,
+    "paper_figures": 3,
+    "your_own": 2,
+    "accelerators": 1,
+}
+
+
+def read(name):
+  return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def cells(notebook):
+  """What the cells say; their ids are drawn anew by jupytext."""
+  return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def execute(name):
+  """The notebook with its outputs; raises where a cell does."""
+  notebook = read(name)
+  nbclient.NotebookClient(
+      notebook,
+      timeout=SECONDS,
+      kernel_name="python3",
+      resources={"metadata": {"path": str(ROOT)}},
+  ).execute()
+  return notebook
+
+
+class SourceTest(parameterized.TestCase):
+
+  def test_all_are_here(self):
+    for ending in (".py", ".ipynb"):
+      names = {path.stem for path in FOLDER.glob(f"*{ending}")}
+      self.assertEqual(names, set(FIGURES))
+
+  @parameterized.parameters(*FIGURES)
+  def test_equals_its_script(self, name):
+    """If not: jupytext --to ipynb --update colab/*.py."""
+    made, kept = jupytext.read(FOLDER / f"{name}.py"), read(name)
+    self.assertEqual(cells(kept), cells(made))
+    self.assertEqual(kept.metadata.kernelspec, made.metadata.kernelspec)
+    self.assertEqual(kept.metadata.kernelspec.name, "python3")
+
+  @parameterized.parameters(*FIGURES)
+  def test_has_no_outputs(self, name):
+    for cell in read(name).cells:
+      if cell.cell_type == "code":
+        self.assertEqual(cell.outputs, [])
+        self.assertIsNone(cell.execution_count)
+
+  @parameterized.parameters(*FIGURES)
+  def test_starts_with_badge_and_installation(self, name):
+    first, second = read(name).cells[:2]
+    self.assertRegex(
+        first.source,
+        r"\(https://colab\.research\.google\.com/github/[\w-]+/agsfl"
+        rf"/blob/main/colab/{name}\.ipynb\)",
+    )
+    self.assertRegex(
+        second.source, r"\n  %pip install -q git\+https://\S+/agsfl\n"
+    )
+
+  @parameterized.parameters(*FIGURES)
+  def test_uses_the_package_alone(self, name):
+    """Neither flags nor scripts: these are not installed with it."""
+    source = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    wrong = r"^\s*(?:from|import) (?:absl|experiments|tests)\b"
+    self.assertIsNone(re.search(wrong, source, re.MULTILINE))
+
+
+class ExecutionTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    """Starts all of them, in this interpreter and no other, the longest first.
+    """
+    super().setUpClass()
+    folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    kernelspec.write_kernel_spec(folder / "kernels" / "python3")
+    environment = {"JAX_PLATFORMS": "cpu", "JUPYTER_PATH": str(folder)}
+    cls.enterClassContext(mock.patch.dict(os.environ, environment))
+    pool = cls.enterClassContext(
+        concurrent.futures.ThreadPoolExecutor(KERNELS)
+    )
+    names = sorted(FIGURES, key="paper_figures".__ne__)
+    cls.executed = {name: pool.submit(execute, name) for name in names}
+
+  @parameterized.parameters(*FIGURES)
+  def test_runs(self, name):
+    """Law: no cell fails, and the figures are there."""
+    outputs = [
+        output
+        for cell in self.executed[name].result().cells
+        for output in cell.get("outputs", [])
+    ]
+    figures = [o for o in outputs if "image/png" in o.get("data", {})]
+    self.assertLen(figures, FIGURES[name])
+    for figure in figures:
+      self.assertGreater(len(figure.data["image/png"]), 10_000)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -15,11 +15,11 @@ from PIL import Image
 
 from agsfl import files
 from agsfl.errors import ConfigError
-from experiments import scripts
+from experiments import out, scripts
 
 _TRAIN = flags.DEFINE_string("train", None, "Training images.", required=True)
 _TEST = flags.DEFINE_string("test", None, "Test images.", required=True)
-_OUT = flags.DEFINE_string("out", None, "The npz to write.", required=True)
+flags.adopt_module_key_flags(out)
 
 
 def read(flag: str, path: str):
@@ -68,7 +68,7 @@ def _decoded(where, encoded, offsets):
     yield index, pixels
 
 
-def convert(parts, out: Path):
+def convert(parts, path: Path):
   """Writes all images into one file, whole or not at all."""
   total = sum(len(labels) for *_, labels in parts)
   images, filled = None, 0
@@ -86,7 +86,10 @@ def convert(parts, out: Path):
   labels = np.concatenate([labels for *_, labels in parts])
   num_train = len(parts[0][-1])
   try:
-    with files.written_whole(out) as path, path.open("wb") as file:
+    with (
+        files.written_whole(path) as temporary,
+        temporary.open("wb") as file,
+    ):
       np.savez(
           file,
           images=images,
@@ -95,18 +98,16 @@ def convert(parts, out: Path):
       )
   except OSError as error:
     raise ConfigError(
-        f"--out={out}: cannot be written ({error.strerror})"
+        f"--out={path}: cannot be written ({error.strerror})"
     ) from error
 
 
 def main(argv):
   scripts.start(argv)
   with scripts.one_line_errors():
-    out = Path(_OUT.value)
-    if not out.name or out.is_dir():
-      raise ConfigError(f"--out={_OUT.value}: must name a file")
-    convert([read("--train", _TRAIN.value), read("--test", _TEST.value)], out)
-  print(f"--dataset=npz:{out}")
+    path = out.required()
+    convert([read("--train", _TRAIN.value), read("--test", _TEST.value)], path)
+  print(f"--dataset=npz:{path}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from absl import app, flags
 
 from agsfl import files
 from agsfl.errors import ConfigError
-from experiments import results, scripts
+from experiments import out, results, scripts
 
-_OUT = flags.DEFINE_string("out", None, "The CSV to write.", required=True)
+flags.adopt_module_key_flags(out)
 
 
 def export(runs: list[results.Run], path: Path):
@@ -37,8 +37,8 @@ def export(runs: list[results.Run], path: Path):
 def main(argv):
   scripts.start(argv[:1])
   with scripts.one_line_errors():
+    path = out.required()
     runs = results.read_all(argv[1:])
-    path = Path(_OUT.value)
     try:
       export(runs, path)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 
 from agsfl.errors import ConfigError
-from experiments import drawing, results, scripts
+from experiments import drawing, out, results, scripts
 
 _GROUP_BY = flags.DEFINE_list(
     "group_by",
@@ -19,15 +19,13 @@ _GROUP_BY = flags.DEFINE_list(
     "Settings whose values make a group. Default: all that differ but the "
     "seed.",
 )
-_OUT = flags.DEFINE_string(
-    "out", None, "The PNG to write. Default: runs/ and the time."
-)
+flags.adopt_module_key_flags(out)
 
 
 def main(argv):
   scripts.start(argv[:1])
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  path = Path(_OUT.value or f"runs/plot-{stamp}.png")
+  path = Path(out.OUT.value or f"runs/plot-{stamp}.png")
   with scripts.one_line_errors():
     runs = results.read_all(argv[1:])
     fields = _GROUP_BY.value or results.differing(runs)

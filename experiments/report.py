@@ -13,13 +13,13 @@ from absl import app, flags
 
 from agsfl import files
 from agsfl.errors import ConfigError
+from experiments import out, report_runs, report_svg, scripts
 from experiments import report_figures as figures
-from experiments import report_runs, report_svg, scripts
 from experiments import report_tables as tables
 from experiments.report_html import STYLE, escape
 from experiments.report_runs import Run
 
-_OUT = flags.DEFINE_string("out", "report.html", "The file to write.")
+flags.adopt_module_key_flags(out)
 
 
 def _title(groups):
@@ -87,18 +87,18 @@ def page(where: str, runs: list[Run]) -> str:
 """
 
 
-def write(out: Path, text: str):
+def write(place: Path, text: str):
   """Writes a file whole or not at all.
 
   Raises:
     ConfigError: it cannot be written.
   """
   try:
-    with files.written_whole(out) as path:
+    with files.written_whole(place) as path:
       path.write_text(text, encoding="utf-8")
   except OSError as error:
     raise ConfigError(
-        f"--out={out}: cannot be written ({error.strerror})"
+        f"--out={place}: cannot be written ({error.strerror})"
     ) from error
 
 
@@ -108,8 +108,9 @@ def main(argv):
     if len(argv) < 2:
       raise ConfigError("no WORKDIR is given; a report takes one or more")
     where, runs = report_runs.read_all([Path(name) for name in argv[1:]])
-    write(Path(_OUT.value), page(where, runs))
-  print(f"report: {_OUT.value}")
+    path = Path(out.OUT.value or "report.html")
+    write(path, page(where, runs))
+  print(f"report: {path}")
 
 
 if __name__ == "__main__":

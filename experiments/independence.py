@@ -26,7 +26,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import data, records, simulation
+from agsfl import data, files, records, simulation
 from experiments import results, study
 
 flags.adopt_module_key_flags(study)
@@ -61,12 +61,7 @@ def _train_until(config, simulated, loss):
 
 def _as_row(step, since):
   """An evaluated Step; `since` counts rounds from the switch."""
-  return {
-      "since": since,
-      "round": int(step.info.round_index),
-      "time": float(step.info.elapsed),
-      **step.evaluation._asdict(),
-  }
+  return {"since": since, **simulation.as_row(step)}
 
 
 def switched_run(
@@ -134,9 +129,8 @@ def _recorded(base, first_k, path):
       before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
   )
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps({"asked": asked, "rows": rows}) + "\n")
-  temporary.replace(path)
+  with files.written_whole(path) as temporary:
+    temporary.write_text(json.dumps({"asked": asked, "rows": rows}) + "\n")
   return rows
 
 

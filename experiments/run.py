@@ -8,10 +8,7 @@ it must be, as one line says; 130 it was stopped by Ctrl-C or SIGTERM and can be
 taken up.
 """
 
-import contextlib
 import datetime
-import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -20,8 +17,8 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import errors, runs
-from experiments import dashboards, drawing, scripts
+from agsfl import runs
+from experiments import dashboards, drawing, scripts, stopping
 from experiments import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
@@ -32,14 +29,14 @@ WORKDIR = flags.DEFINE_string(
     "Folder for all that is written. Default: runs/ and the time.",
 )
 
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
+CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every",
     runs.CHECKPOINT_EVERY,
     "Rounds between checkpoints, from which the same command goes on; 0 for "
     "none.",
     lower_bound=0,
 )
-_CHECKPOINTS_KEPT = flags.DEFINE_integer(
+CHECKPOINTS_KEPT = flags.DEFINE_integer(
     "checkpoints_kept",
     runs.CHECKPOINTS_KEPT,
     "The newest so many checkpoints stay until the run ends.",
@@ -52,7 +49,7 @@ _LOG_EVERY = flags.DEFINE_integer(
     "standard error is no terminal.",
     lower_bound=0,
 )
-_QUIET = flags.DEFINE_boolean("quiet", False, "Print errors alone.")
+QUIET = flags.DEFINE_boolean("quiet", False, "Print errors alone.")
 
 _COLUMNS = (
     ("round", "round", "d"),
@@ -65,7 +62,6 @@ _COLUMNS = (
     ("test_accuracy", "test accuracy", ".4f"),
 )
 _TABLE_ROWS = 10
-STOPPED = 130
 
 
 def _table(rows):
@@ -108,11 +104,11 @@ class _Progress:
     every = _LOG_EVERY.value
     if every is None:
       every = 0 if sys.stderr.isatty() else config.eval_every
-    self._every = 0 if _QUIET.value else every
+    self._every = 0 if QUIET.value else every
     self._bar = tqdm(
         total=config.num_rounds,
         unit="round",
-        disable=_QUIET.value or not sys.stderr.isatty(),
+        disable=QUIET.value or not sys.stderr.isatty(),
     )
 
   def __enter__(self):
@@ -133,26 +129,9 @@ class _Progress:
       _log(row)
 
 
-class _StopSignals:
-  """Ctrl-C and SIGTERM end a run after its round; a second time, at once."""
-
-  def __init__(self):
-    self.seen = False
-    self._before = {}
-
-  def __enter__(self):
-    for name in (signal.SIGINT, signal.SIGTERM):
-      self._before[name] = signal.signal(name, self._note)
-    return self
-
-  def __exit__(self, *exception):
-    for name, handler in self._before.items():
-      signal.signal(name, handler)
-
-  def _note(self, number, frame):
-    del frame
-    self.seen = True
-    signal.signal(number, self._before[number])
+def _tell_stop():
+  if not QUIET.value:
+    print("stopping; once more to stop at once", file=sys.stderr)
 
 
 def run(config: settings.Config, workdir: Path) -> runs.Run:
@@ -169,7 +148,7 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
     ConfigError, DivergedError, StoppedError: with one line that says why.
   """
   with (
-      _StopSignals() as signals,
+      stopping.Signals(_tell_stop) as signals,
       _Progress(config) as progress,
       dashboards.opened(config, workdir) as tell,
   ):
@@ -181,8 +160,8 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
     done = runs.simulate(
         config,
         workdir=workdir,
-        checkpoint_every=_CHECKPOINT_EVERY.value,
-        checkpoints_kept=_CHECKPOINTS_KEPT.value,
+        checkpoint_every=CHECKPOINT_EVERY.value,
+        checkpoints_kept=CHECKPOINTS_KEPT.value,
         on_row=on_row,
         should_stop=lambda: signals.seen,
     )
@@ -190,34 +169,13 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
   return done
 
 
-@contextlib.contextmanager
-def told_how_to_go_on():
-  """Ends a stopped program with the command that takes it up."""
-  try:
-    yield
-  except errors.StoppedError as error:
-    again = shlex.join(["python", "-m", *_command()])
-    print(f"{error}; to go on: {again}", file=sys.stderr)
-    sys.exit(STOPPED)
-
-
-def _command():
-  """How this program was started, with its folder named."""
-  main = sys.modules["__main__"].__spec__
-  module = main.name if main else sys.argv[0]
-  place = [] if WORKDIR.present else [f"--workdir={WORKDIR.value}"]
-  return [module, *sys.argv[1:], *place]
-
-
 def main(argv):
   scripts.start(argv)
-  if WORKDIR.value is None:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    WORKDIR.value = f"runs/{stamp}"
-  workdir = Path(WORKDIR.value)
-  with scripts.one_line_errors(), told_how_to_go_on():
+  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+  workdir = Path(WORKDIR.value or f"runs/{stamp}")
+  with scripts.one_line_errors(), stopping.told_how_to_go_on(workdir):
     done = run(run_flags.config_from_flags(), workdir)
-  if not _QUIET.value:
+  if not QUIET.value:
     print(_table([row for row in done.rows if "test_loss" in row]))
     print(f"records and figures: {workdir}")
 

@@ -15,7 +15,7 @@ from absl import flags
 from agsfl import runs
 from agsfl.config import Config, ConfigError
 from experiments import flags as run_flags
-from experiments import results, run, scripts
+from experiments import results, run, scripts, stopping
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(run)
@@ -122,7 +122,7 @@ def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
 
   def checked(argv):
     scripts.start(argv)
-    with scripts.one_line_errors(), run.told_how_to_go_on():
+    with scripts.one_line_errors(), stopping.told_how_to_go_on(folder()):
       script(run_flags.config_from_flags())
 
   return checked

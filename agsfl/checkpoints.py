@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from agsfl.errors import ConfigError
 from agsfl.types import PyTree
 
 
@@ -42,7 +44,7 @@ def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):
 def restore(
     manager: ocp.CheckpointManager, like: PyTree
 ) -> tuple[int, Any] | None:
-  """The newest checkpoint.
+  """The newest checkpoint that can be read; damaged ones after it go.
 
   Args:
     manager: from `open_folder`.
@@ -51,13 +53,32 @@ def restore(
   Returns:
     Its step, and the tree with NumPy arrays, bit for bit; None if there is
     none.
+
+  Raises:
+    ConfigError: there are some, and none can be read.
   """
-  step = manager.latest_step()
-  if step is None:
-    return None
+  steps = sorted(manager.all_steps(), reverse=True)
+  for index, step in enumerate(steps):
+    try:
+      tree = _read(manager, step, like)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      logging.warning("checkpoint %d cannot be read: %s", step, error)
+      continue
+    for damaged in steps[:index]:
+      manager.delete(damaged)
+    return step, tree
+  if steps:
+    raise ConfigError(
+        f"{manager.directory}: must hold a checkpoint that can be read; "
+        "without this folder the run begins anew"
+    )
+  return None
+
+
+def _read(manager, step, like):
   leaves, structure = jax.tree.flatten(like)
   wanted = {
       str(i): np.empty(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)
   }
   held = manager.restore(step, args=ocp.args.StandardRestore(wanted))
-  return step, structure.unflatten(held[str(i)] for i in range(len(leaves)))
+  return structure.unflatten(held[str(i)] for i in range(len(leaves)))

@@ -1,5 +1,6 @@
 """What a run leaves on disk."""
 
+import contextlib
 import csv
 import fcntl
 import json
@@ -17,8 +18,11 @@ import numpy as np
 from agsfl import files
 from agsfl.errors import ConfigError
 
-# What a run makes late; without its config.json they are of something else.
-_FILES = ("metrics.jsonl", "clients.csv", "summary.json", "figures")
+# What a run makes; without its config.json they are of something else.
+_FILES = (
+    "metrics.jsonl", "clients.csv", "params.npy", "summary.json", "figures",
+    "checkpoints",
+)
 
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -87,21 +91,44 @@ class RunFolder:
     self._asked = asked
     self._config = self.workdir / "config.json"
     self._open = []
-    if self._config.exists():
-      try:
-        held = json.loads(self._config.read_text())["asked"]
-      except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--workdir={workdir}: must not hold another program's config.json"
-        ) from error
-      refuse_other(held, asked, workdir)
-    else:
+    with self._usable():
+      self._look()
+
+  @contextlib.contextmanager
+  def _usable(self):
+    try:
+      yield
+    except OSError as error:
+      raise ConfigError(
+          f"--workdir={self._asked_for}: must be a folder that can be written "
+          f"({error.strerror})"
+      ) from error
+
+  def _look(self):
+    """What the folder's config.json says, None if there is none yet."""
+    if not self._config.exists():
       for name in _FILES:
-        if (self.workdir / name).exists():
+        path = self.workdir / name
+        # An empty metrics.jsonl is of a run that was killed at its start.
+        if path.exists() and not (
+            name == "metrics.jsonl" and path.is_file()
+            and not path.stat().st_size
+        ):
           raise ConfigError(
-              f"--workdir={workdir}: must hold no other program's files; it "
-              f"has {name}"
+              f"--workdir={self._asked_for}: must hold no other program's "
+              f"files; it has {name}"
           )
+      return None
+    try:
+      held = json.loads(self._config.read_text())
+      asked = dict(held["asked"])
+    except (ValueError, KeyError, TypeError) as error:
+      raise ConfigError(
+          f"--workdir={self._asked_for}: must not hold another program's "
+          "config.json"
+      ) from error
+    refuse_other(asked, self._asked, self._asked_for)
+    return held
 
   @property
   def finished(self) -> bool:
@@ -114,35 +141,37 @@ class RunFolder:
     return self.workdir / "checkpoints"
 
   def begin(self, config: dict[str, Any]):
-    """Claims the folder until `close`.
+    """Claims the folder until `close`; it may be `finished` by now.
 
     Args:
-      config: for config.json of a new run: the settings as used, and the
-        environment.
+      config: for config.json of a new run: the settings as used, `data` (what
+        tells one set of data from another) and the environment.
 
     Raises:
-      ConfigError: the folder cannot be written, or another process runs there.
+      ConfigError: the folder cannot be written, another process runs there, or
+        it has begun a run of other settings or other data.
     """
-    try:
+    with self._usable(), contextlib.ExitStack() as undo:
+      undo.callback(self.close)
       self.workdir.mkdir(parents=True, exist_ok=True)
-      if not self._config.exists():
-        _write(self._config, {**config, "asked": self._asked})
-      claim = self._config.open("r+")
-      self._open.append(claim)
-      fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # Never replaced, so that all who lock it lock the same file.
       self._metrics = (self.workdir / "metrics.jsonl").open("a", buffering=1)
       self._open.append(self._metrics)
-    except BlockingIOError as error:
-      self.close()
-      raise ConfigError(
-          f"--workdir={self._asked_for}: must not be in use; a run is on there"
-      ) from error
-    except OSError as error:
-      self.close()
-      raise ConfigError(
-          f"--workdir={self._asked_for}: must be a folder that can be written "
-          f"({error.strerror})"
-      ) from error
+      try:
+        fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise ConfigError(
+            f"--workdir={self._asked_for}: must not be in use; a run is on "
+            "there"
+        ) from error
+      # Another process may have begun, or ended, since the first look.
+      held = self._look()
+      if held is None:
+        _write(self._config, {**config, "asked": self._asked})
+      else:
+        same = {"data": config.get("data")}
+        refuse_other({"data": held.get("data")}, same, self._asked_for)
+      undo.pop_all()
 
   def close(self):
     """Lets go of the folder."""
@@ -170,6 +199,11 @@ class RunFolder:
         )
       file.truncate(sum(map(len, lines)))
     return [json.loads(line) for line in lines]
+
+  def restart(self):
+    """Drops all rows and checkpoints of an earlier start."""
+    shutil.rmtree(self.checkpoints, ignore_errors=True)
+    self.keep(0)
 
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""

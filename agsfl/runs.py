@@ -13,8 +13,8 @@ import numpy as np
 
 from agsfl import checkpoints, records, simulation
 from agsfl.config import Config
-from agsfl.data import FederatedData, load
-from agsfl.errors import StoppedError
+from agsfl.data import FederatedData, fingerprint, load
+from agsfl.errors import ConfigError, StoppedError
 from agsfl.evaluation import Evaluation
 
 CHECKPOINT_EVERY = 100
@@ -57,7 +57,7 @@ def simulate(
     config: the settings.
     data: what to train on; None means what the settings name.
     workdir: for the files of `records.RunFolder`; None means none.
-    checkpoint_every: rounds between checkpoints at least, 0 for none.
+    checkpoint_every: rounds between checkpoints, 0 for none.
     checkpoints_kept: the newest so many stay.
     on_row: called with each new row.
     should_stop: asked after each call of the compiled rounds.
@@ -66,15 +66,16 @@ def simulate(
     The run.
 
   Raises:
-    ConfigError: a setting, a file or the folder cannot be used.
+    ConfigError: a setting, a file or the folder cannot be used, or the folder
+      holds a run of other settings or other data.
     DivergedError: a gradient or the loss was not finite.
     StoppedError: `should_stop` said so; a checkpoint is in the folder.
   """
   asked = dataclasses.asdict(config)
   folder = records.RunFolder(workdir, asked) if workdir is not None else None
-  if folder is not None and folder.finished:
-    return read(workdir)
   if data is None:
+    if folder is not None and folder.finished:
+      return read(workdir)
     data = load(config.dataset, config.as_partition())
   built = simulation.build(config, data)
   contributed = np.zeros(len(data.clients.counts), np.int64)
@@ -83,6 +84,8 @@ def simulate(
     if folder is not None:
       stack.enter_context(folder)
       folder.begin(describe(config, data, built.model.dim))
+      if folder.finished:
+        return read(workdir)
       manager = stack.enter_context(
           checkpoints.open_folder(folder.checkpoints, checkpoints_kept)
       )
@@ -93,7 +96,8 @@ def simulate(
         built = built._replace(state=built.unpack(state))
       rows = folder.keep(kept_at)
     seconds = []
-    for step in simulation.run(config, built, kept_at):
+    every = checkpoint_every if manager is not None else 0
+    for step in simulation.run(config, built, kept_at, every):
       row = simulation.as_row(step)
       rows.append(row)
       if folder is not None:
@@ -104,12 +108,11 @@ def simulate(
       if step.state is None or step.last:
         continue
       stop = should_stop()
-      due = checkpoint_every and len(rows) - kept_at >= checkpoint_every
+      due = every and len(rows) % every == 0
       if manager is not None and (stop or due):
         folder.sync()
-        kept_at = len(rows)
         checkpoints.save(
-            manager, kept_at, (built.pack(step.state), contributed)
+            manager, len(rows), (built.pack(step.state), contributed)
         )
       if stop:
         raise StoppedError(f"round {len(rows)}: stopped")
@@ -181,13 +184,23 @@ def summarize(
 
 
 def read(workdir: str | Path) -> Run:
-  """The finished run in a folder."""
-  return Run(
-      records.read_rows(workdir),
-      records.read_clients(workdir),
-      records.read_summary(workdir),
-      records.read_params(workdir),
-  )
+  """The finished run in a folder.
+
+  Raises:
+    ConfigError: a file of it cannot be read.
+  """
+  try:
+    return Run(
+        records.read_rows(workdir),
+        records.read_clients(workdir),
+        records.read_summary(workdir),
+        records.read_params(workdir),
+    )
+  except (OSError, ValueError, KeyError) as error:
+    raise ConfigError(
+        f"--workdir={workdir}: must hold all files of its finished run "
+        f"({error})"
+    ) from error
 
 
 def describe(
@@ -199,6 +212,7 @@ def describe(
       **dataclasses.asdict(config),
       "controller": config.used_controller,
       "local_steps": config.used_local_steps(dim),
+      "data": fingerprint(data),
       "num_weights": dim,
       "num_clients_used": len(counts),
       "num_train": int(counts.sum()),

@@ -280,7 +280,7 @@ def num_devices(config: Config, num_clients: int) -> int:
 
 
 def run(
-    config: Config, simulation: Simulation, done: int = 0
+    config: Config, simulation: Simulation, done: int = 0, every: int = 0
 ) -> Iterator[Step]:
   """Runs rounds until their number or the time budget is spent.
 
@@ -288,6 +288,7 @@ def run(
     config: `num_rounds`, `time_budget` and `eval_every` are read.
     simulation: from `build`; its state is consumed.
     done: rounds of `num_rounds` that lie behind its state.
+    every: a Step after each so many rounds has a state; 0 for no such.
 
   Yields:
     A Step per round.
@@ -297,9 +298,9 @@ def run(
   """
   state = simulation.state
   while True:
-    until_evaluation = config.eval_every - done % config.eval_every
+    until = [n - done % n for n in (config.eval_every, every) if n]
     length = min(
-        simulation.rounds_per_call, until_evaluation, config.num_rounds - done
+        simulation.rounds_per_call, *until, config.num_rounds - done
     )
     start = time.perf_counter()
     state, infos = simulation.advance(state, length)

@@ -13,7 +13,6 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from agsfl import files
 from agsfl.errors import ConfigError
 from experiments import out, scripts
 
@@ -85,27 +84,19 @@ def convert(parts, path: Path):
     filled += len(labels)
   labels = np.concatenate([labels for *_, labels in parts])
   num_train = len(parts[0][-1])
-  try:
-    with (
-        files.written_whole(path) as temporary,
-        temporary.open("wb") as file,
-    ):
-      np.savez(
-          file,
-          images=images,
-          labels=labels,
-          is_train=np.arange(total) < num_train,
-      )
-  except OSError as error:
-    raise ConfigError(
-        f"--out={path}: cannot be written ({error.strerror})"
-    ) from error
+  with out.written(path) as temporary, temporary.open("wb") as file:
+    np.savez(
+        file,
+        images=images,
+        labels=labels,
+        is_train=np.arange(total) < num_train,
+    )
 
 
 def main(argv):
   scripts.start(argv)
   with scripts.one_line_errors():
-    path = out.required()
+    path = out.path()
     convert([read("--train", _TRAIN.value), read("--test", _TEST.value)], path)
   print(f"--dataset=npz:{path}")
 

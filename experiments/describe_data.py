@@ -14,9 +14,9 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from agsfl import data
+from agsfl import data, files
+from experiments import drawing, run, scripts
 from experiments import flags as run_flags
-from experiments import run, scripts
 
 flags.adopt_module_key_flags(run_flags)
 flags.declare_key_flag("workdir")
@@ -105,8 +105,8 @@ def draw(
     labels.set_yticks(few, present[few])
   figure.colorbar(shown, ax=labels, label="training samples", pad=0.01)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  with files.written_whole(path) as temporary:
+    drawing.save(figure, temporary)
 
 
 def main(argv):

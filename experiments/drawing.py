@@ -8,8 +8,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from agsfl import records
+from agsfl import files, records
 from experiments import results
+
+ENDINGS = (".png", ".pdf", ".svg")
+
+
+def save(figure, path: Path, kind: str = "png"):
+  """Writes a figure of Matplotlib and closes it.
+
+  Args:
+    figure: drawn.
+    path: of any ending.
+    kind: of `ENDINGS`, without its dot.
+  """
+  figure.savefig(path, dpi=120, format=kind)
+  plt.close(figure)
 
 
 def _figure(workdir, name, draw):
@@ -18,8 +32,8 @@ def _figure(workdir, name, draw):
   draw(axes)
   folder = workdir / "figures"
   folder.mkdir(exist_ok=True)
-  figure.savefig(folder / f"{name}.png", dpi=120)
-  plt.close(figure)
+  with files.written_whole(folder / f"{name}.png") as path:
+    save(figure, path)
 
 
 def _against_time(rows, keys, ylabel):
@@ -84,13 +98,16 @@ def draw(workdir: Path):
   _figure(workdir, "contributions", _contributions(counts))
 
 
-def compare(runs: list[results.Run], fields: list[str], path: Path) -> str:
+def compare(
+    runs: list[results.Run], fields: list[str], path: Path, kind: str = "png"
+) -> str:
   """Draws loss, accuracy and k of groups of runs, with spread.
 
   Args:
     runs: finished.
     fields: settings to group by.
-    path: the PNG.
+    path: of the figure.
+    kind: of `ENDINGS`, without its dot.
 
   Returns:
     A Markdown table of the groups.
@@ -124,9 +141,7 @@ def compare(runs: list[results.Run], fields: list[str], path: Path) -> str:
   figure.legend(
       *loss.get_legend_handles_labels(), loc="outside right center", fontsize=9
   )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  save(figure, path, kind)
   header = [
       "group", "runs", "training loss", "test loss", "test accuracy", "rounds",
       "time",

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from absl import app, flags
 
-from agsfl import files
-from agsfl.errors import ConfigError
 from experiments import out, results, scripts
 
 flags.adopt_module_key_flags(out)
@@ -21,14 +19,14 @@ def export(runs: list[results.Run], path: Path):
   """
   fields = [*results.differing(runs), "seed"]
   keys = dict.fromkeys(key for run in runs for row in run.rows for key in row)
-  with files.written_whole(path) as temporary:
+  with out.written(path) as temporary:
     with temporary.open("w", newline="") as file:
       # A setting may have a row's name, as k has.
       asked = [f"asked_{name}" for name in fields]
       rows = csv.DictWriter(file, ["workdir", *asked, *keys])
       rows.writeheader()
       for run in runs:
-        told = [run.asked[name] for name in fields]
+        told = [run.asked.get(name) for name in fields]
         common = dict(zip(asked, told, strict=True))
         for row in run.rows:
           rows.writerow({"workdir": run.workdir, **common, **row})
@@ -37,14 +35,8 @@ def export(runs: list[results.Run], path: Path):
 def main(argv):
   scripts.start(argv[:1])
   with scripts.one_line_errors():
-    path = out.required()
-    runs = results.read_all(argv[1:])
-    try:
-      export(runs, path)
-    except OSError as error:
-      raise ConfigError(
-          f"--out={path}: cannot be written ({error.strerror})"
-      ) from error
+    path = out.path()
+    export(results.read_all(argv[1:]), path)
   print(path)
 
 

@@ -23,7 +23,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
-from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import data, files, records, simulation
@@ -49,7 +48,7 @@ KEEP_RESIDUALS = flags.DEFINE_boolean(
 
 def _train_until(config, simulated, loss):
   """Trains until an evaluation finds this loss; the state and that Step."""
-  for step in tqdm(simulation.run(config, simulated), unit="round"):
+  for step in study.progress(simulation.run(config, simulated)):
     if step.evaluation is not None and step.evaluation.train_loss <= loss:
       return step.state, step
   raise settings.ConfigError(
@@ -95,7 +94,7 @@ def switched_run(
   rows = [_as_row(step, 0)]
   start = rows[0]["round"]
   steps = simulation.run(after, then._replace(state=state))
-  for step in tqdm(steps, total=after.num_rounds, unit="round"):
+  for step in study.progress(steps, after.num_rounds):
     if step.evaluation is not None:
       rows.append(_as_row(step, int(step.info.round_index) - start))
   return rows
@@ -124,7 +123,7 @@ def _recorded(base, first_k, path):
     held = json.loads(path.read_text())
     records.refuse_other(held["asked"], asked, path)
     return held["rows"]
-  print(f"first k {first_k:g}, seed {base.seed}", flush=True)
+  study.say(f"first k {first_k:g}, seed {base.seed}")
   rows = switched_run(
       before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
   )

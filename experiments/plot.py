@@ -6,11 +6,9 @@ A WORKDIR is the folder of a run, or one with runs anywhere below it.
 """
 
 import datetime
-from pathlib import Path
 
 from absl import app, flags
 
-from agsfl.errors import ConfigError
 from experiments import drawing, out, results, scripts
 
 _GROUP_BY = flags.DEFINE_list(
@@ -25,16 +23,12 @@ flags.adopt_module_key_flags(out)
 def main(argv):
   scripts.start(argv[:1])
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  path = Path(out.OUT.value or f"runs/plot-{stamp}.png")
   with scripts.one_line_errors():
+    path = out.path(f"runs/plot-{stamp}.png", drawing.ENDINGS)
     runs = results.read_all(argv[1:])
     fields = _GROUP_BY.value or results.differing(runs)
-    try:
-      print(drawing.compare(runs, fields, path))
-    except OSError as error:
-      raise ConfigError(
-          f"--out={path}: cannot be written ({error.strerror})"
-      ) from error
+    with out.written(path) as temporary:
+      print(drawing.compare(runs, fields, temporary, path.suffix[1:]))
   print(f"figure: {path}")
 
 

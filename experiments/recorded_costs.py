@@ -173,7 +173,8 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
   step = jax.jit(step)
   ks = jnp.asarray([round(config.k), *grid], jnp.int32)
   costs = []
-  for index in tqdm(range(1, config.num_rounds + 1), unit="round"):
+  rounds = range(1, config.num_rounds + 1)
+  for index in tqdm(rounds, unit="round", disable=None):
     key = jax.random.fold_in(root, index)
     carry, *measured = step(key, clients, carry, ks)
     times, falls = np.asarray(measured, float)

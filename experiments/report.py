@@ -11,7 +11,6 @@ from pathlib import Path
 
 from absl import app, flags
 
-from agsfl import files
 from agsfl.errors import ConfigError
 from experiments import out, report_runs, report_svg, scripts
 from experiments import report_figures as figures
@@ -88,18 +87,13 @@ def page(where: str, runs: list[Run]) -> str:
 
 
 def write(place: Path, text: str):
-  """Writes a file whole or not at all.
+  """Writes a file whole or not at all; its folder is made.
 
   Raises:
     ConfigError: it cannot be written.
   """
-  try:
-    with files.written_whole(place) as path:
-      path.write_text(text, encoding="utf-8")
-  except OSError as error:
-    raise ConfigError(
-        f"--out={place}: cannot be written ({error.strerror})"
-    ) from error
+  with out.written(place) as path:
+    path.write_text(text, encoding="utf-8")
 
 
 def main(argv):
@@ -108,7 +102,7 @@ def main(argv):
     if len(argv) < 2:
       raise ConfigError("no WORKDIR is given; a report takes one or more")
     where, runs = report_runs.read_all([Path(name) for name in argv[1:]])
-    path = Path(out.OUT.value or "report.html")
+    path = out.path("report.html")
     write(path, page(where, runs))
   print(f"report: {path}")
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments import report_runs, report_svg
+from experiments import report_svg, results
 from experiments.report_html import escape
 from experiments.report_runs import Group
 from experiments.results import over_seeds
@@ -21,7 +21,7 @@ def _lines(group, style, key, against, label=None):
     return []
   label = label or group.label
   stopped = not group.finished
-  band = report_runs.band(every) if len(group.runs) > 1 else None
+  band = results.band(every) if len(group.runs) > 1 else None
   if band is None:
     return [
         report_svg.Line(label, style, *one, stopped=stopped) for one in drawn

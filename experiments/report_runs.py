@@ -413,37 +413,3 @@ def _label(runs, keys):
   if not runs[0].finished:
     said.append(f"seed={in_words(config.get('seed'))}, unfinished")
   return ", ".join(said)
-
-
-class Band(NamedTuple):
-  """The mean of several lines, with the least and the greatest.
-
-  Attributes:
-    x, mean, least, greatest: [points] each.
-  """
-
-  x: np.ndarray
-  mean: np.ndarray
-  least: np.ndarray
-  greatest: np.ndarray
-
-
-def band(lines: list[tuple[np.ndarray, np.ndarray]]) -> Band | None:
-  """Averages lines over the x that all of them have seen.
-
-  Args:
-    lines: (x, y) each, of straight pieces, x rising.
-
-  Returns:
-    The band at every x of a line, or None where they share less than two.
-  """
-  if not all(len(x) for x, _ in lines):
-    return None
-  start = max(x[0] for x, _ in lines)
-  end = min(x[-1] for x, _ in lines)
-  every = np.unique(np.concatenate([x for x, _ in lines]))
-  every = every[(every >= start) & (every <= end)]
-  if len(every) < 2:
-    return None
-  values = np.array([np.interp(every, x, y) for x, y in lines])
-  return Band(every, values.mean(0), values.min(0), values.max(0))

@@ -80,13 +80,18 @@ def read_all(folders: list[str]) -> list[Run]:
   return [read(place) for place in dict.fromkeys(places)]
 
 
+def _settings(runs):
+  """Names of all settings; runs of an earlier version may lack some."""
+  return list(dict.fromkeys(name for run in runs for name in run.asked))
+
+
 def differing(runs: list[Run]) -> list[str]:
   """The settings, but for the seed, in which the runs are not alike."""
   return [
       name
-      for name in runs[0].asked
+      for name in _settings(runs)
       if name != "seed"
-      and any(run.asked.get(name) != runs[0].asked[name] for run in runs)
+      and any(run.asked.get(name) != runs[0].asked.get(name) for run in runs)
   ]
 
 
@@ -96,44 +101,74 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   Raises:
     ConfigError: a field is no setting.
   """
+  known = _settings(runs)
   for field in fields:
-    if field not in runs[0].asked:
-      raise ConfigError(
-          f"--group_by={field}: must be of {', '.join(runs[0].asked)}"
-      )
+    if field not in known:
+      raise ConfigError(f"--group_by={field}: must be of {', '.join(known)}")
   groups = {}
   for run in runs:
-    label = ", ".join(f"{field} = {run.asked[field]}" for field in fields)
+    label = ", ".join(f"{field} = {run.asked.get(field)}" for field in fields)
     groups.setdefault(label or "all", []).append(run)
   return groups
 
 
-def spread(runs: list[Run], key: str, points: int = 200):
-  """Mean, least and greatest over seeds on a common axis of time.
+class Band(NamedTuple):
+  """The mean of several lines, with the least and the greatest.
+
+  Attributes:
+    x, mean, least, greatest: [points] each.
+  """
+
+  x: np.ndarray
+  mean: np.ndarray
+  least: np.ndarray
+  greatest: np.ndarray
+
+
+def band(lines: list[tuple[np.ndarray, np.ndarray]]) -> Band | None:
+  """Averages lines over the x that all of them have seen.
 
   Args:
-    runs: of one setting.
-    key: of the rows.
-    points: of the axis.
+    lines: (x, y) each, of straight pieces, x rising.
 
   Returns:
-    (times, mean, least, greatest), [points] each; the axis covers what all
-    seeds have seen.
+    The band at every x of a line, or None where they share less than two.
   """
-  series = [run.series(key) for run in runs]
-  start = max(times[0] for times, _ in series)
-  end = min(times[-1] for times, _ in series)
-  axis = np.linspace(start, end, points)
-  values = np.array([np.interp(axis, *one) for one in series])
-  return axis, values.mean(0), values.min(0), values.max(0)
+  if not all(len(x) for x, _ in lines):
+    return None
+  start = max(x[0] for x, _ in lines)
+  end = min(x[-1] for x, _ in lines)
+  every = np.unique(np.concatenate([x for x, _ in lines]))
+  every = every[(every >= start) & (every <= end)]
+  if len(every) < 2:
+    return None
+  values = np.array([np.interp(every, x, y) for x, y in lines])
+  return Band(every, values.mean(0), values.min(0), values.max(0))
 
 
 def draw_spread(axes, runs: list[Run], key: str, label: str):
-  """Draws `spread` as a line and a band."""
-  axis, mean, least, greatest = spread(runs, key)
-  (line,) = axes.plot(axis, mean, label=label)
+  """Draws runs of one setting: their mean and band, or a line for each.
+
+  Args:
+    axes: of Matplotlib.
+    runs: whose times overlap, or else each has its own line.
+    key: of the rows.
+    label: of the legend.
+  """
+  lines = [run.series(key) for run in runs]
+  shared = band(lines)
+  if shared is None:
+    color = None
+    for times, values in lines:
+      (line,) = axes.plot(times, values, label=label, color=color)
+      color, label = line.get_color(), None
+    return
+  (line,) = axes.plot(shared.x, shared.mean, label=label)
   if len(runs) > 1:
-    axes.fill_between(axis, least, greatest, color=line.get_color(), alpha=0.2)
+    axes.fill_between(
+        shared.x, shared.least, shared.greatest, color=line.get_color(),
+        alpha=0.2,
+    )
 
 
 def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:

@@ -10,6 +10,7 @@ taken up.
 
 import datetime
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,32 +83,21 @@ def _table(rows):
   )
 
 
-def _log(row):
-  """One line of a round."""
-  told = [
-      f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
-  ]
-  if "train_loss" in row:
-    told += [
-        f"train loss {row['train_loss']:.4f}",
-        f"test accuracy {row['test_accuracy']:.4f}",
-    ]
-  else:
-    told.append(f"minibatch loss {row['minibatch_loss']:.4f}")
-  logging.info(", ".join(told))
-
-
 class _Progress:
-  """A bar with rate and time left on a terminal, lines in a log."""
+  """A bar with rate and time left on a terminal, lines with them in a log."""
 
   def __init__(self, config):
     every = _LOG_EVERY.value
     if every is None:
       every = 0 if sys.stderr.isatty() else config.eval_every
     self._every = 0 if QUIET.value else every
+    # What ends a run with a budget is its time, not its rounds.
+    self._of = "time" if config.time_budget else "round"
+    self._goal = config.time_budget or config.num_rounds
+    self._first = None
     self._bar = tqdm(
-        total=config.num_rounds,
-        unit="round",
+        total=self._goal,
+        unit=self._of,
         disable=QUIET.value or not sys.stderr.isatty(),
     )
 
@@ -119,14 +109,37 @@ class _Progress:
 
   def row(self, row):
     """Shows a row."""
-    self._bar.n = row["round"]
+    done = min(row[self._of], self._goal)
+    if self._first is None:
+      # Neither compilation nor rounds of an earlier start are of the rate.
+      self._first, self._start = done, time.perf_counter()
+      self._bar.reset()
+      self._bar.initial = self._bar.last_print_n = done
+    self._bar.n = done
     self._bar.set_postfix(
         k=f"{row['k']:.0f}", loss=f"{row['minibatch_loss']:.3f}", refresh=False
     )
     self._bar.update(0)
     if self._every and row["round"] % self._every == 0:
       self._bar.clear()
-      _log(row)
+      self._log(row, done)
+
+  def _log(self, row, done):
+    told = [
+        f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
+    ]
+    if "train_loss" in row:
+      told += [
+          f"train loss {row['train_loss']:.4f}",
+          f"test accuracy {row['test_accuracy']:.4f}",
+      ]
+    else:
+      told.append(f"minibatch loss {row['minibatch_loss']:.4f}")
+    if done > self._first:
+      rate = (done - self._first) / (time.perf_counter() - self._start)
+      left = tqdm.format_interval((self._goal - done) / rate)
+      told.append(f"{rate:.3g} {self._of}/s, {left} left")
+    logging.info(", ".join(told))
 
 
 def _tell_stop():

@@ -6,16 +6,17 @@ A study is a folder: one folder per setting, in it one per seed, each as
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
 from absl import flags
+from tqdm import tqdm
 
-from agsfl import runs
+from agsfl import files, runs
 from agsfl.config import Config, ConfigError
+from experiments import drawing, results, run, scripts, stopping
 from experiments import flags as run_flags
-from experiments import results, run, scripts, stopping
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(run)
@@ -25,6 +26,18 @@ _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds: a run of each setting each.")
 def folder() -> Path:
   """The study's folder: --workdir, or runs/ and the script's name."""
   return Path(run.WORKDIR.value or Path("runs") / Path(sys.argv[0]).stem)
+
+
+def say(text: str):
+  """Prints it, but for --quiet."""
+  if not run.QUIET.value:
+    print(text, flush=True)
+
+
+def progress(steps: Iterable, total: int | None = None) -> Iterable:
+  """The steps, with a bar on a terminal, but for --quiet."""
+  hidden = run.QUIET.value or None  # None: without a terminal
+  return tqdm(steps, total=total, unit="round", disable=hidden)
 
 
 def seeds() -> list[int]:
@@ -65,9 +78,13 @@ def seeded(config: Config) -> Callable[[int], Config]:
 
 
 def share_compiled_code():
-  """Keeps compiled programs in the folder, for other seeds and later starts."""
-  jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  """Keeps compiled programs, for other seeds and later starts.
+
+  Where the environment says, or else in the folder.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def run_all(
@@ -96,7 +113,7 @@ def run_all(
       if (workdir / "summary.json").exists():
         runs.simulate(config, workdir=workdir)  # refuses other settings
       else:
-        print(f"{label}, seed {seed}", flush=True)
+        say(f"{label}, seed {seed}")
         run.run(config, workdir)
       done[label].append(results.read(workdir))
   return done
@@ -111,10 +128,12 @@ def finish(figure, text: str):
   """
   study = folder()
   study.mkdir(parents=True, exist_ok=True)
-  figure.savefig(study / "figure.png", dpi=120)
-  (study / "table.md").write_text(text + "\n")
-  print(text)
-  print(f"figure and table: {study}")
+  with files.written_whole(study / "figure.png") as path:
+    drawing.save(figure, path)
+  with files.written_whole(study / "table.md") as path:
+    path.write_text(text + "\n")
+  say(text)
+  say(f"figure and table: {study}")
 
 
 def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:

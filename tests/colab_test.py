@@ -3,7 +3,9 @@
 import concurrent.futures
 import os
 import re
+import sys
 import tempfile
+import unittest
 from pathlib import Path
 from unittest import mock
 
@@ -36,8 +38,16 @@ def cells(notebook):
 
 
 def execute(name):
-  """The notebook with its outputs; raises where a cell does."""
+  """The notebook with its outputs; raises where a cell does.
+
+  The one that takes minutes has fewer rounds here; all else is as it is.
+  """
   notebook = read(name)
+  if name == "paper_figures":
+    for cell in notebook.cells:
+      cell.source = re.sub(
+          r"^(TIME|ROUNDS) = 200", r"\1 = 40", cell.source, flags=re.M
+      )
   nbclient.NotebookClient(
       notebook,
       timeout=SECONDS,
@@ -89,6 +99,7 @@ class SourceTest(parameterized.TestCase):
     self.assertIsNone(re.search(wrong, source, re.MULTILINE))
 
 
+@unittest.skipIf(sys.version_info < (3, 12), "Colab has Python 3.12")
 class ExecutionTest(parameterized.TestCase):
 
   @classmethod

@@ -96,11 +96,15 @@ class RecordsTest(parameterized.TestCase):
     self.assert_one_line(caught.exception, self.folder, "config.json")
 
   @parameterized.parameters(
-      "metrics.jsonl", "clients.csv", "summary.json", "figures"
+      "metrics.jsonl", "clients.csv", "params.npy", "summary.json", "figures",
+      "checkpoints",
   )
   def test_refuses_a_folder_with_what_a_run_makes(self, name):
     """A file or a folder of that name, of something else."""
-    for make in (Path.touch, Path.mkdir):
+    def write(path):
+      path.write_text("mine")
+
+    for make in (write, Path.mkdir):
       folder = self.folder / make.__name__
       folder.mkdir()
       make(folder / name)
@@ -108,6 +112,42 @@ class RecordsTest(parameterized.TestCase):
         records.RunFolder(folder, {})
       self.assert_one_line(caught.exception, folder, name)
       self.assertEqual([path.name for path in folder.iterdir()], [name])
+
+  def test_looks_again_once_it_has_the_folder(self):
+    """All looked while it was empty; the first to begin says what it holds."""
+    first, other, same = (
+        records.RunFolder(self.folder, {"k": k}) for k in (1, 2, 1)
+    )
+    with first:
+      first.begin({"data": "a"})
+      with self.assertRaisesRegex(ConfigError, "must not be in use"):
+        other.begin({"data": "a"})
+      first.row({"round": 1})
+      first.finish({}, {"client": ["x"]}, np.zeros(1))
+    with self.assertRaisesRegex(ConfigError, "k=1, asked for 2"):
+      other.begin({"data": "a"})
+    with self.assertRaisesRegex(ConfigError, "data=a, asked for b"):
+      same.begin({"data": "b"})
+    self.assertFalse(same._open)
+    with same:
+      same.begin({"data": "a"})
+      self.assertTrue(same.finished)
+    self.assertLen(records.read_rows(self.folder), 1)
+
+  def test_restart_drops_rows_and_checkpoints(self):
+    files = self.begun({})
+    files.row({"round": 1})
+    files.checkpoints.mkdir()
+    files.restart()
+    self.assertEmpty(records.read_rows(self.folder))
+    self.assertFalse(files.checkpoints.exists())
+
+  def test_a_folder_that_cannot_be(self):
+    (self.folder / "file").touch()
+    for place in (self.folder / "file" / "run", self.folder / ("x" * 300)):
+      with self.assertRaises(ConfigError) as caught:
+        records.RunFolder(place, {}).begin({})
+      self.assert_one_line(caught.exception, place, "that can be written")
 
   def test_refuses_a_folder_in_use(self):
     """Until it is let go, by whatever end of the process."""

@@ -421,7 +421,7 @@ class SeveralRunsTest(FolderTest):
 
   def test_band_covers_what_all_have_seen(self):
     """y = t on 1, 2, 4 and y = 3 t on 2, 5: both known on 2..4."""
-    band = report_runs.band([
+    band = results.band([
         (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0])),
         (np.array([2.0, 5.0]), np.array([6.0, 15.0])),
     ])
@@ -430,8 +430,8 @@ class SeveralRunsTest(FolderTest):
     np.testing.assert_allclose(band.least, [2, 4])
     np.testing.assert_allclose(band.greatest, [6, 12])
     line = lambda *x: (np.array(x), np.array(x))
-    self.assertIsNone(report_runs.band([line(1.0), line(2.0)]))
-    self.assertIsNone(report_runs.band([line(1.0, 2.0), line()]))
+    self.assertIsNone(results.band([line(1.0), line(2.0)]))
+    self.assertIsNone(results.band([line(1.0, 2.0), line()]))
 
   def test_labels_tell_settings_apart(self):
     for k in (5.0, 6.0):
@@ -552,12 +552,13 @@ class ScriptTest(FolderTest):
     self.assertEqual({*self.folder.iterdir()}, {out, self.folder / "runs"})
 
   def test_write_is_whole_or_not_at_all(self):
-    for out in (self.folder / "no" / "x", self.folder, Path()):
+    (self.folder / "file").touch()
+    for out in (self.folder / "file" / "x", self.folder, Path()):
       with self.assertRaisesRegex(report_runs.ConfigError, f"^--out={out}: "):
         report.write(out, "text")
     with self.assertRaises(UnicodeEncodeError):
       report.write(self.folder / "x", "\ud800")
-    self.assertEmpty([*self.folder.iterdir()])
+    self.assertEqual([*self.folder.iterdir()], [self.folder / "file"])
 
   def test_errors_are_one_line(self):
     write_run(self.folder / "a")

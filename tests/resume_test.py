@@ -1,6 +1,8 @@
 """Runs that are stopped or killed, and taken up again."""
 
+import dataclasses
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -8,11 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
-import jax
 import numpy as np
 from absl.testing import absltest, parameterized
-from jax.experimental.compilation_cache import compilation_cache
 
 import agsfl
 from agsfl import records
@@ -44,12 +45,6 @@ def config(**settings):
   )
 
 
-def keep_compiled(folder):
-  jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  compilation_cache.reset_cache()
-
-
 def stop_after(rounds):
   """Says so when that many rows have been seen."""
   seen = []
@@ -75,15 +70,6 @@ def content(workdir):
 
 
 class StoppedTest(parameterized.TestCase):
-
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    # Most runs here are of one program.
-    cache = cls.enterClassContext(tempfile.TemporaryDirectory())
-    keep_compiled(cache)
-    cls.addClassCleanup(compilation_cache.reset_cache)
-    cls.addClassCleanup(jax.config.update, "jax_compilation_cache_dir", None)
 
   def setUp(self):
     super().setUp()
@@ -192,6 +178,78 @@ class StoppedTest(parameterized.TestCase):
     }
     self.assertEqual(after, before)
 
+  @parameterized.parameters(True, False)
+  def test_other_data_are_refused(self, finished):
+    """The same settings, but another image of the same shape."""
+    asked = config()
+    data = agsfl.load(asked.dataset, asked.as_partition())
+    stop = {} if finished else stop_after(2)
+    try:
+      agsfl.simulate(asked, workdir=self.folder, data=data, **stop)
+    except StoppedError:
+      self.assertFalse(finished)
+    images = data.clients.images.copy()
+    images[0, 0, 0] += 1
+    other = data._replace(clients=data.clients.replace(images=images))
+    with self.assertRaisesRegex(ConfigError, "it has data="):
+      agsfl.simulate(asked, workdir=self.folder, data=other)
+
+  def test_a_run_that_another_process_finished_is_read(self):
+    """It looked before the other began, and begins after the other's end."""
+    asked, build = config(), agsfl.simulation.build
+
+    def late(*arguments):
+      with mock.patch.object(agsfl.simulation, "build", build):
+        agsfl.simulate(asked, workdir=self.folder)
+      return build(*arguments)
+
+    seen = []
+    with mock.patch.object(agsfl.simulation, "build", late):
+      run = agsfl.simulate(asked, workdir=self.folder, on_row=seen.append)
+    self.assertEmpty(seen)
+    self.assertLen(run.rows, 14)
+    self.assertEqual(records.read_rows(self.folder), run.rows)
+
+  def test_a_finished_run_without_a_file(self):
+    agsfl.simulate(config(), workdir=self.folder)
+    (self.folder / "params.npy").unlink()
+    with self.assertRaisesRegex(ConfigError, "all files .*params.npy"):
+      agsfl.simulate(config(), workdir=self.folder)
+
+  def test_a_call_ends_where_a_checkpoint_is_due(self):
+    """However many rounds a call may have."""
+    asked = config(rounds_per_call=14)
+    asked = dataclasses.replace(asked, eval_every=14)
+    with self.assertRaisesRegex(StoppedError, "round 3: "):
+      agsfl.simulate(
+          asked, workdir=self.folder, checkpoint_every=3, **stop_after(1)
+      )
+    self.assertTrue((self.folder / "checkpoints" / "3").exists())
+
+  @parameterized.parameters((1, 9), (2, None))
+  def test_damaged_checkpoints(self, count, begins):
+    """The one before is used; where none can be read, it says so."""
+    for rounds in (8, 3):
+      with self.assertRaises(StoppedError):
+        agsfl.simulate(config(), workdir=self.folder, **stop_after(rounds))
+    for step in (8, 11)[-count:]:
+      for path in (self.folder / "checkpoints" / str(step)).rglob("*"):
+        if path.is_file():
+          path.write_bytes(path.read_bytes()[:9])
+    seen = []
+    again = lambda: agsfl.simulate(
+        config(), workdir=self.folder, on_row=seen.append
+    )
+    if begins is None:
+      with self.assertRaisesRegex(ConfigError, "/checkpoints: must hold"):
+        again()
+      return
+    again()
+    self.assertEqual([row["round"] for row in seen], [*range(begins, 15)])
+    self.assertEqual(
+        records.read_rows(self.folder), agsfl.simulate(config()).rows
+    )
+
   def test_lost_rows_are_noticed(self):
     with self.assertRaises(StoppedError):
       agsfl.simulate(config(), workdir=self.folder, **stop_after(6))
@@ -253,26 +311,32 @@ class KilledTest(absltest.TestCase):
 class SignalTest(absltest.TestCase):
 
   def test_ctrl_c_says_how_to_go_on(self):
-    """Exit code 130 and a command, which finishes the run."""
+    """Exit code 130 and a command, which finishes the run.
+
+    The folder is one of its own choice.
+    """
     with tempfile.TemporaryDirectory() as folder:
-      workdir = Path(folder) / "a run"
+      # Someone's word with a blank in it, to be quoted.
+      (Path(folder) / "my run.flags").write_text("--eval_every=100")
       arguments = (
           "--dataset=digits", "--model=mlp", "--num_clients=10",
-          "--num_rounds=400", "--eval_every=100", f"--workdir={workdir}",
+          "--num_rounds=400", "--flagfile=my run.flags",
       )
-      start = lambda: subprocess.Popen(
-          [sys.executable, "-m", "experiments.run", *arguments],
+      start = lambda command: subprocess.Popen(
+          command,
           stdout=subprocess.PIPE,
           stderr=subprocess.PIPE,
           text=True,
-          cwd=Path(__file__).parent.parent,
+          cwd=folder,
+          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
       )
-      process = start()
-      metrics = workdir / "metrics.jsonl"
+      process = start([sys.executable, "-m", "experiments.run", *arguments])
       end = time.monotonic() + 120
-      while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 5):
+      found = lambda: [*Path(folder).glob("runs/*/metrics.jsonl")]
+      while not any(file.read_bytes().count(b"\n") > 5 for file in found()):
         self.assertLess(time.monotonic(), end)
         time.sleep(0.05)
+      (workdir,) = (file.parent for file in found())
       process.send_signal(signal.SIGINT)
       _, told = process.communicate()
       self.assertEqual(process.returncode, 130, told)
@@ -282,17 +346,18 @@ class SignalTest(absltest.TestCase):
       self.assertEqual(
           last,
           f"round {done}: stopped; to go on: python -m experiments.run "
-          + shlex.join(arguments),
+          + shlex.join([*arguments, f"--workdir=runs/{workdir.name}"]),
       )
       self.assertTrue((workdir / "checkpoints" / str(done)).exists())
-      process = start()
+      _, _, again = last.partition("to go on: python ")
+      process = start([sys.executable, *shlex.split(again)])
       shown, told = process.communicate()
       self.assertEqual(process.returncode, 0, told)
       self.assertLen(records.read_rows(workdir), 400)
       # The table of the whole run, of both parts.
       self.assertIn("\n  100  ", shown)
       # Lines in the log, as standard error is no terminal.
-      self.assertIn("round 400, time", told)
+      self.assertRegex(told, r"round 400, time .* round/s, 00:00 left")
 
 
 EVERY = 25
@@ -302,7 +367,7 @@ _PROGRAM = f"""
 import json, os, random, signal, sys, time
 import orbax.checkpoint
 import agsfl
-from tests.resume_test import config, keep_compiled
+from tests.resume_test import config
 from jax._src import xla_bridge
 
 EVERY = {EVERY}
@@ -315,7 +380,6 @@ def live(name):
   child = os.fork()
   if not child:
     try:
-      keep_compiled(folder + "/compiled")
       agsfl.simulate(
           asked, workdir=folder + "/" + name, checkpoint_every=EVERY
       )

@@ -1,9 +1,15 @@
 """The studies as real processes: what they leave, and a second start."""
 
+import os
 import tempfile
 from pathlib import Path
+from unittest import mock
 
+import matplotlib
+
+matplotlib.use("Agg")
 import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -75,7 +81,9 @@ class StudyTest(parameterized.TestCase):
         if "under" not in label:
           self.assertLen(rounds, 6)
 
+  @mock.patch.dict(os.environ)
   def test_a_second_start_does_what_is_missing(self):
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
     name = "compare_methods"
     arguments, labels = STUDIES[name]
     workdir = self.folder / "twice"
@@ -142,18 +150,33 @@ class JainTest(absltest.TestCase):
 
 class SpreadTest(absltest.TestCase):
 
-  def test_means_over_the_time_that_all_have(self):
-    """Two lines, y = t and y = 3 t, known on 1..4 and 2..6."""
-    of = lambda times, slope: results.Run(
-        [{"time": t, "loss": slope * t} for t in times], {}, None, None
-    )
-    axis, mean, least, greatest = results.spread(
-        [of((1, 2, 4), 1), of((2, 6), 3)], "loss", points=5
-    )
-    np.testing.assert_allclose(axis, [2, 2.5, 3, 3.5, 4])
-    np.testing.assert_allclose(mean, 2 * axis)
-    np.testing.assert_allclose(least, axis)
-    np.testing.assert_allclose(greatest, 3 * axis)
+  def drawn(self, *all_times):
+    """What is drawn of losses that are the times, and 3 times the times."""
+    runs = [
+        results.Run(
+            [{"time": t, "loss": slope * t} for t in times], {}, None, None
+        )
+        for times, slope in zip(all_times, (1, 3), strict=True)
+    ]
+    _, axes = plt.subplots()
+    self.addCleanup(plt.close)
+    results.draw_spread(axes, runs, "loss", "two")
+    return axes
+
+  def test_mean_over_the_time_that_all_have(self):
+    axes = self.drawn((1, 2, 4), (2, 6))
+    (line,) = axes.lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 4], [4, 8]])
+    self.assertLen(axes.collections, 1)
+
+  def test_runs_that_share_no_time_are_drawn_each(self):
+    """In one colour, once in the legend."""
+    axes = self.drawn((1, 4), (20, 60))
+    one, two = axes.lines
+    np.testing.assert_allclose(one.get_xydata(), [[1, 1], [4, 4]])
+    np.testing.assert_allclose(two.get_xydata(), [[20, 60], [60, 180]])
+    self.assertEqual(one.get_color(), two.get_color())
+    self.assertEqual(axes.get_legend_handles_labels()[1], ["two"])
 
 
 if __name__ == "__main__":

@@ -43,30 +43,19 @@ def _in_batches(rows, mesh):
   return jax.device_put(batches, NamedSharding(mesh, devices.PER_CLIENT))
 
 
-def build_evaluate(
-    model: Model, data: FederatedData, clients: ClientData, mesh: Mesh
-) -> Callable[[jax.Array], Evaluation]:
-  """The evaluation of a weight vector on all data.
+def build_of_samples(model: Model, mesh: Mesh) -> Callable:
+  """The compiled part of an evaluation, which several may share.
 
   Args:
     model: the network.
-    data: which samples are tested.
-    clients: `data.clients` as `devices.split_clients` placed it.
     mesh: the devices that share the work.
 
   Returns:
-    params [D] -> Evaluation.
+    (params [D], ClientData, rows [batches, size]) -> each row's loss, and
+    whether it is classified right.
   """
-  num_clients = len(data.client_names)
-  train = _in_batches(data.clients.order, mesh)
-  test = _in_batches(data.test_rows, mesh)
-  owned = data.test_clients >= 0
-  owners = data.test_clients[owned]
-  test_counts = np.bincount(owners, minlength=num_clients)
 
   def of_samples(params, clients, batches):
-    """Each sample's loss, and whether it is classified right."""
-
     def one(rows):
       logits = model.apply(params, as_float(clients.images[rows]))
       labels = clients.labels[rows]
@@ -74,7 +63,7 @@ def build_evaluate(
 
     return lax.map(one, batches)
 
-  of_samples = jax.jit(
+  return jax.jit(
       jax.shard_map(
           of_samples,
           mesh=mesh,
@@ -85,6 +74,35 @@ def build_evaluate(
           check_vma=False,
       )
   )
+
+
+def build_evaluate(
+    model: Model,
+    data: FederatedData,
+    clients: ClientData,
+    mesh: Mesh,
+    of_samples: Callable | None = None,
+) -> Callable[[jax.Array], Evaluation]:
+  """The evaluation of a weight vector on all data.
+
+  Args:
+    model: the network.
+    data: which samples are tested.
+    clients: `data.clients` as `devices.split_clients` placed it.
+    mesh: the devices that share the work.
+    of_samples: from `build_of_samples`, of the same model and devices; None
+      means its own.
+
+  Returns:
+    params [D] -> Evaluation.
+  """
+  of_samples = of_samples or build_of_samples(model, mesh)
+  num_clients = len(data.client_names)
+  train = _in_batches(data.clients.order, mesh)
+  test = _in_batches(data.test_rows, mesh)
+  owned = data.test_clients >= 0
+  owners = data.test_clients[owned]
+  test_counts = np.bincount(owners, minlength=num_clients)
 
   def results(params, batches, count):
     """The same on the host, in float64: single sums of so many drift."""

@@ -1,9 +1,10 @@
 """Runs that differ in numbers alone, as lanes of one program."""
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from agsfl import devices, records, runs, simulation
 from agsfl.config import Config
 from agsfl.data import load
-from agsfl.errors import ConfigError, DivergedError
-from agsfl.evaluation import build_evaluate
+from agsfl.errors import ConfigError, DivergedError, StoppedError
+from agsfl.evaluation import build_evaluate, build_of_samples
 from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK
 from agsfl.programs import build_sweep
 from agsfl.types import RoundInfo
@@ -24,7 +25,9 @@ from agsfl.types import RoundInfo
 SETTINGS = ("seed", *simulation.Numbers._fields)
 
 
-def together(configs: dict[str, Config], most: int) -> list[list[str]]:
+def together(
+    configs: dict[Hashable, Config], most: int
+) -> list[list[Hashable]]:
   """Splits runs into groups that can be one program.
 
   Args:
@@ -54,49 +57,82 @@ def together(configs: dict[str, Config], most: int) -> list[list[str]]:
 def simulate(
     configs: dict[Path, Config],
     on_row: Callable[[Path, dict[str, Any]], None] = lambda workdir, row: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[Path, runs.Run | Exception]:
   """Runs a group of `together` side by side, each into its folder.
 
-  There are no checkpoints: a group that is stopped begins anew.
+  There are no checkpoints: a group that is stopped begins anew. What is in a
+  folder of an earlier start is dropped, its checkpoints too.
 
   Args:
     configs: by folder.
     on_row: called with each folder's new row.
+    should_stop: asked after each round.
 
   Returns:
-    By folder the finished run, or the DivergedError that ended it.
+    By folder the finished run, or the ConfigError or DivergedError that ended
+    it; the others go on without it.
 
   Raises:
-    ConfigError: a setting, a file or a folder cannot be used, or the
-      partition gives the lanes different numbers of samples.
+    ConfigError: what all have in common cannot be used, or the partition gives
+      the lanes different numbers of samples.
+    StoppedError: `should_stop` said so.
   """
-  first = next(iter(configs.values()))
-  data = [load(c.dataset, c.as_partition()) for c in configs.values()]
-  shape = lambda d: (len(d.clients.order), len(d.clients.counts))
-  if len({shape(d) for d in data}) > 1:
+  outcomes, lanes = {}, []
+  with contextlib.ExitStack() as stack:
+    for workdir, config in configs.items():
+      try:
+        lanes.append(_Lane(workdir, config))
+      except ConfigError as error:
+        outcomes[workdir] = error
+    if not lanes:
+      return outcomes
+    model = _share_samples(lanes)
+    for lane in lanes:
+      stack.enter_context(lane.folder)
+      lane.begin(model)
+    going = [lane for lane in lanes if lane.outcome is None]
+    if going:
+      _run(going, model, on_row, should_stop)
+  return outcomes | {lane.workdir: lane.outcome for lane in lanes}
+
+
+def _share_samples(lanes):
+  """Lets all lanes look at the samples of the first, which are the same.
+
+  Args:
+    lanes: of _Lane.
+
+  Returns:
+    The model of all.
+
+  Raises:
+    ConfigError: they have different numbers of clients or samples.
+  """
+  first = lanes[0]
+  shape = lambda data: (len(data.clients.order), len(data.clients.counts))
+  if len({shape(lane.data) for lane in lanes}) > 1:
     raise ConfigError(
-        f"--partition={first.partition}: must give all lanes of a sweep as "
-        "many clients and samples; run them one by one"
+        f"--partition={first.config.partition}: must give all lanes of a sweep "
+        "as many clients and samples; run them one by one"
     )
-  # All lanes look at the samples of the first, which are the same.
-  shared = data[0].clients
-  data = [
-      d._replace(
-          clients=d.clients.replace(images=shared.images, labels=shared.labels)
-      )
-      for d in data
-  ]
-  num_clients = len(shared.counts)
-  model = simulation.build_model(first, data[0])
+  shared = first.data.clients
+  for lane in lanes:
+    own = lane.data.clients
+    own = own.replace(images=shared.images, labels=shared.labels)
+    lane.data = lane.data._replace(clients=own)
+  return simulation.build_model(first.config, first.data)
+
+
+def _run(lanes, model, on_row, should_stop):
+  """Runs rounds until every lane has its outcome."""
+  first, num_clients = lanes[0].config, len(lanes[0].data.clients.counts)
   platform = jax.default_backend()
   client_chunk = first.client_chunk or CLIENT_CHUNK.get(platform)
   mesh = devices.client_mesh(simulation.num_devices(first, num_clients))
-
-  for config in configs.values():
-    config.k_interval(model.dim)  # raises what does not fit
   build = functools.partial(simulation.compose, first, model, client_chunk)
-  keys = jnp.stack([jax.random.key(c.seed) for c in configs.values()])
-  numbers = [simulation.numbers_of(c) for c in configs.values()]
+  keys = jnp.stack([jax.random.key(lane.config.seed) for lane in lanes])
+  numbers = [simulation.numbers_of(lane.config) for lane in lanes]
   numbers = jax.tree.map(lambda *each: jnp.stack(each), *numbers)
   sweep = devices.split_sweep(
       build_sweep(build, LANE_CHUNK.get(platform)),
@@ -105,86 +141,103 @@ def simulate(
       mesh,
       own_rows=True,
   )
-  placed = devices.split_lanes([d.clients for d in data], mesh)
+  placed = devices.split_lanes([lane.data.clients for lane in lanes], mesh)
   state = sweep.init(keys, numbers, placed.starts.shape[1])
-  lanes = [
-      _Lane(workdir, config, one, model, placed, mesh, index)
-      for index, ((workdir, config), one) in enumerate(
-          zip(configs.items(), data, strict=True)
-      )
-  ]
-  try:
-    for lane in lanes:
-      lane.begin()
-    for done in range(1, first.num_rounds + 1):
-      start = time.perf_counter()
-      state, infos = sweep.step(keys, numbers, placed, state)
-      infos = jax.device_get(infos)
-      seconds = (time.perf_counter() - start) / len(lanes)
-      due = done % first.eval_every == 0 or done == first.num_rounds
-      for lane in lanes:
-        if lane.outcome is None:
-          info = RoundInfo(*(x[lane.index] for x in infos))
-          params = state.params[lane.index] if due else None
-          lane.round(done, info, params, seconds, on_row)
-    return {lane.folder.workdir: lane.outcome for lane in lanes}
-  finally:
-    for lane in lanes:
-      lane.folder.close()
+  of_samples = build_of_samples(model, mesh)
+  for lane in lanes:
+    lane.place(model, placed, mesh, of_samples)
+  for done in range(1, first.num_rounds + 1):
+    start = time.perf_counter()
+    state, infos = sweep.step(keys, numbers, placed, state)
+    infos = jax.device_get(infos)
+    seconds = (time.perf_counter() - start) / len(lanes)
+    due = done % first.eval_every == 0 or done == first.num_rounds
+    for index, lane in enumerate(lanes):
+      if lane.outcome is None:
+        info = RoundInfo(*(x[index] for x in infos))
+        params = state.params[index] if due else None
+        lane.round(done, info, params, seconds, on_row)
+    if all(lane.outcome is not None for lane in lanes):
+      return
+    if should_stop():
+      raise StoppedError(f"round {done}: stopped")
 
 
 class _Lane:
-  """One run among others: its folder, its rows, its end."""
+  """One run among others: its folder, its rows, its end.
 
-  def __init__(self, workdir, config, data, model, placed, mesh, index):
-    self.index = index
+  Attributes:
+    workdir: its folder, as asked for.
+    config: its settings.
+    data: its samples.
+    folder: its RunFolder.
+    outcome: the Run, or the error that ended it; None until then.
+  """
+
+  def __init__(self, workdir, config):
+    """Looks at the folder and loads the data; raises ConfigError."""
+    self.workdir, self.config = workdir, config
+    if config.time_budget is not None:
+      raise ConfigError(
+          f"--time_budget={config.time_budget}: must be unset in a lane, for "
+          "all lanes run as many rounds"
+      )
     self.folder = records.RunFolder(workdir, dataclasses.asdict(config))
+    self.data = load(config.dataset, config.as_partition())
     self.outcome = None
-    self._config = config
-    self._data = data
-    self._model = model
+    self._rows, self._seconds = [], []
+    self._contributed = np.zeros(len(self.data.clients.counts), np.int64)
+
+  def begin(self, model):
+    """Claims the folder and empties it; the outcome is why it cannot be."""
+    try:
+      self.config.k_interval(model.dim)
+      self.folder.begin(runs.describe(self.config, self.data, model.dim))
+    except ConfigError as error:
+      self.outcome = error
+      return
+    if self.folder.finished:  # by another process, a moment ago
+      self.outcome = runs.read(self.workdir)
+    else:
+      self.folder.restart()
+
+  def place(self, model, placed, mesh, of_samples):
+    """Makes the evaluation ready, on samples that `split_lanes` placed."""
     # The rows of the placed samples are all that an evaluation looks up.
     own = placed.replace(
-        order=data.clients.order,
+        order=self.data.clients.order,
         starts=np.zeros(mesh.size, np.int32),
         counts=np.zeros(mesh.size, np.int32),
     )
-    self._evaluate = build_evaluate(model, data, own, mesh)
-    self._rows, self._seconds = [], []
-    self._contributed = np.zeros(len(data.clients.counts), np.int64)
-
-  def begin(self):
-    """Claims the folder; what is in it of an earlier start is dropped."""
-    self.folder.begin(runs.describe(self._config, self._data, self._model.dim))
-    self.folder.keep(0)
+    self._evaluate = build_evaluate(model, self.data, own, mesh, of_samples)
 
   def round(self, done, info, params, seconds, on_row):
     """Records a round, and the run's end with the last."""
     info = info._replace(
         contributed=info.contributed[: len(self._contributed)]
     )
-    evaluation = None if params is None else self._evaluate(params)
     if not info.finite:
       self._diverge(done, "a gradient")
       return
+    evaluation = None if params is None else self._evaluate(params)
     if evaluation is not None and not np.isfinite(evaluation.train_loss):
       self._diverge(done, "the loss")
       return
-    last = done == self._config.num_rounds
+    last = done == self.config.num_rounds
     step = simulation.Step(info, evaluation, seconds, None, last)
     row = simulation.as_row(step)
     self._rows.append(row)
     self._seconds.append(seconds)
     self._contributed += info.contributed
     self.folder.row(row)
-    on_row(self.folder.workdir, row)
+    on_row(self.workdir, row)
     if last:
-      clients = runs.by_client(self._data, self._contributed, evaluation)
+      clients = runs.by_client(self.data, self._contributed, evaluation)
       summary = runs.summarize(row, self._seconds, clients)
       params = np.array(params)
       self.folder.finish(summary, clients, params)
       self.outcome = runs.Run(self._rows, clients, summary, params)
 
   def _diverge(self, done, what):
-    told = simulation.diverged(done, what, self._config)
+    told = simulation.diverged(done, what, self.config)
     self.outcome = DivergedError(told)

@@ -63,28 +63,73 @@ def _tensorboard(workdir: Path) -> Iterator[Sink]:
       writer.close()
 
 
+def _first_line(error):
+  return str(error).splitlines()[0]
+
+
+def _no_account(project, why):
+  return ConfigError(
+      f"--wandb={project}: must be of an account of Weights & Biases ({why}); "
+      "log in by `wandb login`, or set WANDB_MODE=offline"
+  )
+
+
+def _check_wandb(wandb, project):
+  """Refuses at once what would end the run at its first row.
+
+  Args:
+    wandb: the package.
+    project: to log to.
+
+  Raises:
+    ConfigError: no project may have that name, or nobody is logged in.
+  """
+  try:
+    if not project.strip():
+      raise wandb.errors.UsageError("it is empty")
+    settings = wandb.setup(
+        settings=wandb.Settings(silent=True, project=project)
+    ).settings
+  except wandb.errors.UsageError as error:
+    raise ConfigError(
+        f"--wandb={project}: must be a project's name ({_first_line(error)})"
+    ) from error
+  if settings.mode in ("offline", "dryrun", "disabled"):
+    return
+  try:
+    known = wandb.login(prompt=False)
+  except wandb.errors.Error as error:
+    raise _no_account(project, _first_line(error)) from error
+  if not known:
+    raise _no_account(project, "nobody is logged in")
+
+
 @contextlib.contextmanager
 def _wandb(project: str, config: Config, workdir: Path) -> Iterator[Sink]:
   try:
     import wandb
   except ImportError as error:
     raise _needed("wandb", "wandb") from error
+  _check_wandb(wandb, project)
   session = None
 
   def row(row):
     nonlocal session
     if session is None:
       place = str(workdir.absolute())
-      session = wandb.init(
-          project=project,
-          name=workdir.name,
-          # The same for a run that is taken up.
-          id=hashlib.sha256(place.encode()).hexdigest()[:16],
-          resume="allow",
-          config=dataclasses.asdict(config),
-          dir=place,
-          settings=wandb.Settings(silent=True),
-      )
+      try:
+        session = wandb.init(
+            project=project,
+            name=workdir.name,
+            # The same for a run that is taken up.
+            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            resume="allow",
+            config=dataclasses.asdict(config),
+            dir=place,
+            settings=wandb.Settings(silent=True),
+        )
+      except wandb.errors.Error as error:
+        raise _no_account(project, _first_line(error)) from error
     session.log(_numbers(row), step=row["round"])
 
   try:
@@ -99,13 +144,14 @@ def opened(config: Config, workdir: Path) -> Iterator[Sink]:
   """What the flags ask for, as one function of a row.
 
   Raises:
-    ConfigError: a package is not there.
+    ConfigError: a package is not there, or W&B's project or account; when the
+      first row comes, that W&B cannot be reached.
   """
   with contextlib.ExitStack() as stack:
     sinks = []
     if _TENSORBOARD.value:
       sinks.append(stack.enter_context(_tensorboard(workdir)))
-    if _WANDB.value:
+    if _WANDB.value is not None:
       sinks.append(stack.enter_context(_wandb(_WANDB.value, config, workdir)))
 
     def row(row):

@@ -4,25 +4,24 @@
         --sweep=k=100,1000,10000 --sweep=seed=0..4 --jobs=2
 
 Started again it goes on: finished runs are read, stopped ones taken up. A run
-that fails does not stop the others; it is named at the end.
+that fails does not stop the others; it is named at the end. Ctrl-C and SIGTERM
+stop the sweep and its runs, which can be taken up; jobs of Slurm go on.
 """
 
 import csv
 import dataclasses
 import itertools
-import os
-import subprocess
+import re
 import sys
 from collections.abc import Callable
-from concurrent import futures
 from pathlib import Path
 
 from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import errors, files, lanes, records, runs
-from experiments import drawing, results, run, scripts
+from agsfl import errors, files, lanes, records
+from experiments import drawing, launchers, results, run, scripts, stopping
 from experiments import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
@@ -43,7 +42,8 @@ _LANES = flags.DEFINE_integer(
     "lanes",
     1,
     "Runs that differ in seed, k, learning_rate or comm_time alone, as one "
-    "vmapped program of so many; for GPUs. They have no checkpoints.",
+    "vmapped program of so many; for GPUs. They have no checkpoints; runs that "
+    "have one, or a time_budget, go by themselves.",
     lower_bound=1,
 )
 _LAUNCHER = flags.DEFINE_enum(
@@ -60,6 +60,8 @@ _SLURM = flags.DEFINE_list(
 )
 
 _COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
+_LONGEST = 255  # bytes of a folder's name, on all common file systems
+_SETTINGS = tuple(field.name for field in dataclasses.fields(settings.Config))
 
 
 def values_of(text: str) -> tuple[str, list[str]]:
@@ -69,18 +71,15 @@ def values_of(text: str) -> tuple[str, list[str]]:
     ConfigError: it is not of the form name=values.
   """
   name, equals, listed = text.partition("=")
-  if name not in {field.name for field in dataclasses.fields(settings.Config)}:
+  if name not in _SETTINGS:
     raise settings.ConfigError(
         f"--sweep={text}: must begin with a setting and ="
     )
-  first, dots, last = listed.partition("..")
-  try:
-    if dots:
-      values = [str(v) for v in range(int(first), int(last) + 1)]
-    else:
-      values = listed.split(",")
-  except ValueError:
-    values = []
+  if re.fullmatch(r"-?\d+\.\.-?\d+", listed):
+    first, last = map(int, listed.split(".."))
+    values = [str(value) for value in range(first, last + 1)]
+  else:
+    values = listed.split(",")
   if not equals or not values or not all(values):
     raise settings.ConfigError(
         f"--sweep={text}: must name values, such as {name}=1,2 or {name}=0..4"
@@ -96,7 +95,8 @@ def configs_of(
   """Every combination, by the name of its folder.
 
   Raises:
-    ConfigError: a value is out of range, or a setting is named twice.
+    ConfigError: a value is out of range, a setting is named twice, or two
+      combinations would have one folder, or one with too long a name.
   """
   names = [name for name, _ in sweeps]
   for name in names:
@@ -110,178 +110,157 @@ def configs_of(
       try:
         parsed[name] = flags.FLAGS[name].parser.parse(text)
       except ValueError as error:
-        raise settings.ConfigError(f"--sweep={name}={text}: {error}") from error
-    label = ",".join(
-        f"{name}={text.replace('/', '_')}" for name, text in chosen.items()
-    )
-    configs[label or "run"] = dataclasses.replace(base, **parsed)
+        raise settings.ConfigError(
+            f"--sweep={name}={text}: must be a value of --{name} ({error})"
+        ) from error
+    told = ",".join(f"{name}={text}" for name, text in chosen.items())
+    label = told.replace("/", "_")
+    if label in configs:
+      raise settings.ConfigError(
+          f"--sweep={told}: must differ from others in more than / and _, for "
+          "it names a folder"
+      )
+    if len(label.encode()) > _LONGEST:
+      raise settings.ConfigError(
+          f"--sweep={told}: must have at most {_LONGEST} bytes, for it names a "
+          "folder"
+      )
+    configs[label] = dataclasses.replace(base, **parsed)
   return configs
 
 
 def command(config: settings.Config, workdir: Path) -> list[str]:
-  """The run of a Config as a command line."""
+  """The run of a Config as a command line, with all else that is given."""
   told = [
       f"--{name}={value}"
       for name, value in dataclasses.asdict(config).items()
       if value is not None
   ]
-  kept = [
-      flags.FLAGS[name].serialize()
-      for name in ("checkpoint_every", "checkpoints_kept")
+  passed_on = [
+      flag.serialize()
+      for flag in flags.FLAGS.get_key_flags_for_module(run)
+      if flag.present and flag.name not in (*_SETTINGS, "workdir")
   ]
   return [
-      sys.executable, "-m", "experiments.run", *told, *kept,
+      sys.executable, "-m", "experiments.run", *told, *passed_on,
       f"--workdir={workdir}",
   ]
 
 
-def execute(arguments: list[str], workdir: Path, cores: set[int] | None) -> int:
-  """Runs a command to its end, with its words in workdir/log.txt.
+def _tell_stop():
+  if not run.QUIET.value:
+    print("stopping; once more to stop at once", file=sys.stderr)
+
+
+def _bar(**told):
+  hidden = run.QUIET.value or not sys.stderr.isatty()
+  return tqdm(disable=hidden, **told)
+
+
+def _side_by_side(group):
+  """The outcomes of a group of lanes, by folder."""
+  rounds = sum(config.num_rounds for config in group.values())
+  with (
+      stopping.Signals(_tell_stop) as signals,
+      _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar,
+  ):
+    return lanes.simulate(
+        group,
+        on_row=lambda place, row: bar.update(),
+        should_stop=lambda: signals.seen,
+    )
+
+
+def run_lanes(group: dict[Path, settings.Config]) -> dict[str, str]:
+  """Runs a group of `lanes.together` in this process.
 
   Args:
-    arguments: from `command`.
-    workdir: of the run.
-    cores: that it may use; None means all.
-
-  Returns:
-    Its exit code.
-  """
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "log.txt").open("w") as log:
-    return subprocess.run(
-        arguments,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        cwd=Path(__file__).parent.parent,
-        env={
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
-            ),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
-        preexec_fn=(
-            (lambda: os.sched_setaffinity(0, cores)) if cores else None
-        ),
-        check=False,
-    ).returncode
-
-
-def local(jobs: int) -> Callable:
-  """A launcher of so many processes at once, each with its share of cores."""
-
-  def launch(commands):
-    shares = [None] * jobs
-    if jobs > 1 and hasattr(os, "sched_setaffinity"):
-      cores = sorted(os.sched_getaffinity(0))
-      shares = [set(cores[i::jobs]) or set(cores) for i in range(jobs)]
-    free = list(shares)
-
-    def one(arguments, workdir):
-      share = free.pop()
-      try:
-        return execute(arguments, workdir, share)
-      finally:
-        free.append(share)
-
-    with futures.ThreadPoolExecutor(jobs) as pool:
-      started = {
-          pool.submit(one, arguments, workdir): workdir
-          for workdir, arguments in commands.items()
-      }
-      for future in futures.as_completed(started):
-        yield started[future], future.result()
-
-  return launch
-
-
-def cluster(name: str, folder: Path, options: list[str]) -> Callable:
-  """A launcher of submitit jobs: on "slurm", or "local" processes of it.
-
-  Raises:
-    ConfigError: submitit is not there, or an option is none.
-  """
-  try:
-    import submitit
-  except ImportError as error:
-    raise settings.ConfigError(
-        "--launcher=slurm: needs submitit: pip install 'agsfl[slurm]'"
-    ) from error
-  executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=name)
-  parsed = {}
-  for option in options:
-    key, equals, value = option.partition("=")
-    if not equals:
-      raise settings.ConfigError(f"--slurm={option}: must be name=value")
-    parsed[key] = int(value) if value.isdigit() else value
-  try:
-    executor.update_parameters(**parsed)
-  except (NameError, TypeError) as error:
-    raise settings.ConfigError(
-        f"--slurm={','.join(options)}: {error}"
-    ) from error
-
-  def launch(commands):
-    jobs = {
-        workdir: executor.submit(execute, arguments, workdir, None)
-        for workdir, arguments in commands.items()
-    }
-    for workdir, job in jobs.items():
-      try:
-        yield workdir, job.result()
-      except (submitit.core.utils.FailedJobError,
-              submitit.core.utils.UncompletedJobError) as error:
-        yield workdir, str(error).splitlines()[0]
-
-  return launch
-
-
-def run_lanes(configs: dict[Path, settings.Config], most: int) -> dict:
-  """Runs what can be lanes of one program, in this process.
-
-  Args:
-    configs: by folder.
-    most: lanes of a program.
+    group: configs by folder.
 
   Returns:
     By folder name, why each run that failed did.
+
+  Raises:
+    StoppedError: a signal came.
   """
   failed = {}
-  by_place = {str(place): config for place, config in configs.items()}
-  for labels in lanes.together(by_place, most):
-    group = {Path(label): by_place[label] for label in labels}
-    progress = tqdm(
-        total=next(iter(group.values())).num_rounds,
-        unit="round",
-        desc=f"{len(group)} lanes",
-        disable=not sys.stderr.isatty(),
-    )
-    first = next(iter(group))
-
-    def on_row(place, row, first=first, progress=progress):
-      if place == first:
-        progress.update()
-
-    try:
-      outcomes = lanes.simulate(group, on_row)
-    except settings.ConfigError:
-      # Of one of them, perhaps: each by itself says so, or runs.
-      outcomes = {}
-      for place, config in group.items():
-        try:
-          outcomes[place] = runs.simulate(config, workdir=place)
-        except (settings.ConfigError, errors.DivergedError) as error:
-          outcomes[place] = error
-    progress.close()
-    for place, outcome in outcomes.items():
-      if isinstance(outcome, Exception):
-        failed[place.name] = outcome
+  try:
+    outcomes = _side_by_side(group)
+  except settings.ConfigError:
+    # They cannot be one program. Here one by one, for this process may hold
+    # the memory of the GPU by now.
+    outcomes = {}
+    for place, config in group.items():
+      try:
+        run.run(config, place)
+      except (settings.ConfigError, errors.DivergedError) as error:
+        outcomes[place] = error
+  for place, outcome in outcomes.items():
+    if isinstance(outcome, Exception):
+      failed[place.name] = str(outcome)
+    else:
+      drawing.draw(place)
   return failed
 
 
-def write_csv(configs, finished, names, path: Path):
-  """One line per finished run: what was swept, and how it ended."""
+def run_all(
+    missing: dict[Path, settings.Config], launch: Callable, bar: tqdm
+) -> dict[str, str]:
+  """Runs all of these, side by side where they can be lanes.
+
+  Args:
+    missing: configs by folder.
+    launch: see `launchers`.
+    bar: is told of each that ended.
+
+  Returns:
+    By folder name, why each run that failed did.
+
+  Raises:
+    StoppedError: a signal came.
+  """
+  fresh = {
+      place: config
+      for place, config in missing.items()
+      if not (place / "checkpoints").exists()
+  }
+  groups = [
+      group
+      for group in lanes.together(fresh, _LANES.value)
+      if len(group) > 1
+  ]
+  in_lanes = {place for group in groups for place in group}
+  failed = {}
+  # Processes first: after the lanes this one would hold a GPU's memory.
+  commands = {
+      place: command(config, place)
+      for place, config in missing.items()
+      if place not in in_lanes
+  }
+  for place, why in launch(commands):
+    if why is not None:
+      failed[place.name] = why
+    bar.update()
+  for group in groups:
+    failed |= run_lanes({place: missing[place] for place in group})
+    bar.update(len(group))
+  return failed
+
+
+def write_csv(
+    configs: dict[str, settings.Config],
+    finished: dict[str, results.Run],
+    names: list[str],
+    path: Path,
+):
+  """One line per finished run: what was swept, and how it ended.
+
+  Args:
+    configs: by folder name.
+    finished: the runs, too.
+    names: of the settings that were swept.
+    path: of the file.
+  """
   with files.written_whole(path) as temporary:
     with temporary.open("w", newline="") as file:
       rows = csv.writer(file)
@@ -301,38 +280,45 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
   Args:
     base: the settings that are common.
     folder: of the sweep.
-    launch: {workdir: command} -> pairs of a workdir and its exit code, as they
-      end.
+    launch: see `launchers`.
 
   Returns:
-    By folder name, the exit code or the error of each run that failed.
+    By folder name, why each run that failed did.
+
+  Raises:
+    ConfigError: a flag or the folder cannot be used.
+    StoppedError: a signal came; the text says how far it is.
   """
   sweeps = [values_of(text) for text in _SWEEP.value]
   configs = configs_of(base, sweeps)
   places = {label: folder / label for label in configs}
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise settings.ConfigError(
+        f"--workdir={folder}: must be a folder that can be written "
+        f"({error.strerror})"
+    ) from error
   missing = {}
   for label, place in places.items():
     asked = dataclasses.asdict(configs[label])
     # Refuses a folder of other settings before anything runs.
     if not records.RunFolder(place, asked).finished:
       missing[place] = configs[label]
-  failed = {}
-  if _LANES.value > 1:
-    failed = run_lanes(missing, _LANES.value)
-    missing = {}
-  commands = {place: command(one, place) for place, one in missing.items()}
-  bar = tqdm(total=len(configs), initial=len(configs) - len(commands),
-             unit="run", disable=not sys.stderr.isatty())
-  with bar:
-    for place, code in launch(commands):
-      if code:
-        failed[place.name] = code
-      bar.update()
-  finished = {
-      label: results.read(place)
-      for label, place in places.items()
+  started = len(configs) - len(missing)
+  ended = lambda: [
+      label for label, place in places.items()
       if (place / "summary.json").exists()
-  }
+  ]
+  with _bar(total=len(configs), initial=started, unit="run") as bar:
+    try:
+      failed = run_all(missing, launch, bar)
+    except (errors.StoppedError, KeyboardInterrupt) as error:
+      raise errors.StoppedError(
+          f"{'stopped' if isinstance(error, KeyboardInterrupt) else error}; "
+          f"{len(ended())} of {len(configs)} runs are finished"
+      ) from error
+  finished = {label: results.read(places[label]) for label in ended()}
   if finished:
     names = [name for name, _ in sweeps]
     write_csv(configs, finished, names, folder / "results.csv")
@@ -342,28 +328,40 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
     )
     with files.written_whole(folder / "table.md") as path:
       path.write_text(text + "\n")
-    print(text)
-    print(f"results.csv, table.md, figure.png and runs: {folder}")
-  return failed
+    if not run.QUIET.value:
+      print(text)
+      print(f"results.csv, table.md, figure.png and runs: {folder}")
+  return {label: failed[label] for label in configs if label in failed}
+
+
+def _check_flags():
+  """Refuses what says nothing, and what contradicts itself."""
+  if not _SWEEP.value:
+    raise settings.ConfigError("--sweep=: must be given, such as seed=0..4")
+  if _LANES.value == 1:
+    return
+  for name in ("launcher", "jobs", "tensorboard", "wandb"):
+    flag = flags.FLAGS[name]
+    if flag.value != flag.default:
+      raise settings.ConfigError(
+          f"--{name}={flag.value}: must be unset with --lanes={_LANES.value}, "
+          "which are one process here"
+      )
 
 
 def main(argv):
   scripts.start(argv)
   folder = Path(run.WORKDIR.value or "runs/sweep").absolute()
-  with scripts.one_line_errors():
-    if not _SWEEP.value:
-      raise settings.ConfigError("--sweep=: must be given, such as seed=0..4")
+  with scripts.one_line_errors(), stopping.told_how_to_go_on(folder):
+    _check_flags()
     base = run_flags.config_from_flags()
-    launch = local(_JOBS.value)
     if _LAUNCHER.value == "slurm":
-      launch = cluster("slurm", folder, _SLURM.value)
+      launch = launchers.slurm(folder, _SLURM.value)
+    else:
+      launch = launchers.local(_JOBS.value, _tell_stop)
     failed = sweep(base, folder, launch)
   for name, why in failed.items():
-    log = folder / name / "log.txt"
-    told = str(why)
-    if log.exists():
-      told = " ".join([f"({why})", *log.read_text().splitlines()[-1:]])
-    print(f"failed: {name}: {told}", file=sys.stderr)
+    print(f"failed: {name}: {why}", file=sys.stderr)
   if failed:
     sys.exit(1)
 

@@ -1,0 +1,216 @@
+"""Where the runs of a sweep go: processes here, or jobs of Slurm.
+
+A launcher is a function of {workdir: command}. It yields each workdir as its
+run ends, with why it failed or None, and raises StoppedError when Ctrl-C or
+SIGTERM comes; nothing new is started from then on.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agsfl.errors import ConfigError, StoppedError
+from experiments import stopping
+
+_POLL_SECONDS = 0.1
+
+
+def _start(arguments, workdir, cores=None):
+  """A process with its words at the end of workdir/log.txt."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / "log.txt").open("a") as log:
+    return subprocess.Popen(
+        arguments,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        # Out of the terminal's reach: Ctrl-C comes once, from the launcher.
+        start_new_session=True,
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+                "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
+            ),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        preexec_fn=(
+            (lambda: os.sched_setaffinity(0, cores)) if cores else None
+        ),
+    )
+
+
+def execute(arguments: list[str], workdir: Path) -> int:
+  """Runs a command to its end, with its words in workdir/log.txt.
+
+  Args:
+    arguments: the command.
+    workdir: of the run.
+
+  Returns:
+    Its exit code.
+  """
+  return _start(arguments, workdir).wait()
+
+
+def _why(workdir, code):
+  """What a process that ended so said last; None if all is well."""
+  if not code:
+    return None
+  last = (workdir / "log.txt").read_text(errors="replace").splitlines()[-1:]
+  return " ".join([f"({code})", *last])
+
+
+def _first_line(error):
+  """The beginning of a message of several lines."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """A list of each Ctrl-C and SIGTERM that came so far."""
+  came = []
+  note = lambda number, frame: came.append(number)
+  before = {
+      name: signal.signal(name, note)
+      for name in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield came
+  finally:
+    for name, handler in before.items():
+      signal.signal(name, handler)
+
+
+def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
+  """A launcher of processes here, each with its share of cores.
+
+  A signal goes on to them as SIGTERM; it ends when they have ended.
+
+  Args:
+    jobs: processes at once.
+    on_stop: called at the first signal.
+  """
+  shares = [None] * jobs
+  if jobs > 1 and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [set(cores[i::jobs]) or set(cores) for i in range(jobs)]
+
+  def launch(commands):
+    waiting, free, running = list(commands.items()), list(shares), {}
+    passed_on = 0
+    with _signals() as came:
+      while running or (waiting and not came):
+        while waiting and free and not came:
+          workdir, arguments = waiting.pop(0)
+          try:
+            running[workdir] = _start(arguments, workdir, free[-1]), free.pop()
+          except OSError as error:
+            yield workdir, str(error)
+        if len(came) > passed_on:
+          if not passed_on:
+            on_stop()
+          passed_on += 1
+          for process, _ in running.values():
+            process.terminate()
+        time.sleep(_POLL_SECONDS)
+        for workdir, (process, share) in list(running.items()):
+          if process.poll() is not None:
+            del running[workdir]
+            free.append(share)
+            # What a signal ended has not failed.
+            if not came or not process.returncode:
+              yield workdir, _why(workdir, process.returncode)
+      if came:
+        raise StoppedError("stopped")
+
+  return launch
+
+
+def _number(text):
+  """An option's value as int or float where it reads as one."""
+  for kind in (int, float):
+    with contextlib.suppress(ValueError):
+      return kind(text)
+  return text
+
+
+def slurm(folder: Path, options: list[str]) -> Callable:
+  """A launcher of jobs of Slurm; they go on where it is stopped.
+
+  A run's job.txt names its job: started again, it waits for a live one.
+
+  Args:
+    folder: of the sweep, which all nodes see.
+    options: name=value, of submitit's executor.
+
+  Raises:
+    ConfigError: submitit or Slurm is not there, or an option is none.
+  """
+  try:
+    import submitit
+  except ImportError as error:
+    raise ConfigError(
+        "--launcher=slurm: needs submitit: pip install 'agsfl[slurm]'"
+    ) from error
+  parsed = {}
+  for option in options:
+    name, equals, value = option.partition("=")
+    if not equals:
+      raise ConfigError(f"--slurm={option}: must be name=value")
+    parsed[name] = _number(value)
+  jobs_folder = folder / "jobs"
+  try:
+    executor = submitit.AutoExecutor(jobs_folder, cluster="slurm")
+  except RuntimeError as error:
+    raise ConfigError(
+        "--launcher=slurm: must be started where Slurm's srun is"
+    ) from error
+  try:
+    executor.update_parameters(**parsed)
+  except (AssertionError, NameError, TypeError, ValueError) as error:
+    raise ConfigError(
+        f"--slurm={','.join(options)}: must be options of submitit "
+        f"({_first_line(error)})"
+    ) from error
+
+  def job_of(arguments, workdir):
+    """The run's live job, or a new one."""
+    note = workdir / "job.txt"
+    if note.exists():
+      job = submitit.SlurmJob(jobs_folder, note.read_text().strip())
+      # Slurm forgets; what it does not know will not end.
+      if not job.done(force_check=True) and job.state != "UNKNOWN":
+        return job
+    workdir.mkdir(parents=True, exist_ok=True)
+    job = executor.submit(execute, arguments, workdir)
+    note.write_text(f"{job.job_id}\n")
+    return job
+
+  def launch(commands):
+    jobs = {}
+    with stopping.Signals() as signals:
+      for workdir, arguments in commands.items():
+        if signals.seen:
+          break
+        try:
+          jobs[workdir] = job_of(arguments, workdir)
+        except (OSError, RuntimeError) as error:
+          yield workdir, _first_line(error)
+      while jobs and not signals.seen:
+        time.sleep(_POLL_SECONDS)
+        for workdir, job in list(jobs.items()):
+          if job.done():
+            del jobs[workdir]
+            try:
+              yield workdir, _why(workdir, job.result())
+            except RuntimeError as error:  # killed, or out of time
+              yield workdir, re.sub(r"\s*\n\s*", " ", str(error).strip())
+      if signals.seen:
+        raise StoppedError("stopped waiting, Slurm's jobs go on")
+
+  return launch

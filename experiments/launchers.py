@@ -17,13 +17,32 @@ from pathlib import Path
 from agsfl.errors import ConfigError, StoppedError
 from experiments import stopping
 
-_POLL_SECONDS = 0.1
+# Between looks at processes, and at jobs, whose files may lie far away.
+_LOCAL_SECONDS = 0.1
+_SLURM_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def _bound_to(cores):
+  """What is started within may use these cores alone; None means all.
+
+  For `preexec_fn` would fork, which is unsafe where JAX has begun.
+  """
+  if cores is None:
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
 
 
 def _start(arguments, workdir, cores=None):
   """A process with its words at the end of workdir/log.txt."""
   workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "log.txt").open("a") as log:
+  with (workdir / "log.txt").open("a") as log, _bound_to(cores):
     return subprocess.Popen(
         arguments,
         stdout=log,
@@ -38,9 +57,6 @@ def _start(arguments, workdir, cores=None):
             ),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         },
-        preexec_fn=(
-            (lambda: os.sched_setaffinity(0, cores)) if cores else None
-        ),
     )
 
 
@@ -117,7 +133,7 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
           passed_on += 1
           for process, _ in running.values():
             process.terminate()
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_LOCAL_SECONDS)
         for workdir, (process, share) in list(running.items()):
           if process.poll() is not None:
             del running[workdir]
@@ -202,7 +218,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
         except (OSError, RuntimeError) as error:
           yield workdir, _first_line(error)
       while jobs and not signals.seen:
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_SLURM_SECONDS)
         for workdir, job in list(jobs.items()):
           if job.done():
             del jobs[workdir]

@@ -1,37 +1,68 @@
-"""Sweeps: combinations, processes, failures, second starts."""
+"""Sweeps: combinations, processes, failures, stops, second starts."""
 
 import collections
+import contextlib
 import csv
+import dataclasses
+import io
 import json
 import os
+import shlex
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import wandb
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from tensorboardX.proto import event_pb2
 
 from agsfl import lanes, records
-from agsfl.config import Config, ConfigError
-from experiments import results, sweep
+from agsfl.config import Config
+from agsfl.errors import ConfigError, DivergedError, StoppedError
+from experiments import (
+  dashboards,
+  export,
+  plot,
+  results,
+  run,
+  scripts,
+  sweep,
+)
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = (
     "--dataset=digits", "--model=mlp", "--num_clients=10", "--num_rounds=6",
     "--eval_every=3", "--controller=fixed", "--batch_size=4",
+    "--num_devices=1",
 )
+
+
+_OF_MODULE = contextlib.ExitStack()
 
 
 def setUpModule():
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+  _OF_MODULE.enter_context(mock.patch.dict(
+      os.environ,
+      WANDB_MODE="offline",
+      # What one process compiled serves the others.
+      JAX_COMPILATION_CACHE_DIR=_OF_MODULE.enter_context(
+          tempfile.TemporaryDirectory()
+      ),
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+  ))
 
 
-os.environ["WANDB_MODE"] = "offline"
+def tearDownModule():
+  _OF_MODULE.close()
 
 
 def events_of(path):
@@ -43,14 +74,44 @@ def events_of(path):
     content = content[16 + size :]
 
 
-def start(script, *arguments):
+def start(script, *arguments, **environment):
   return subprocess.run(
       [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
       capture_output=True,
       text=True,
       cwd=ROOT,
+      env={**os.environ, **environment},
       check=False,
   )
+
+
+@contextlib.contextmanager
+def given(*arguments):
+  """The flags as this command line sets them."""
+  with flagsaver.flagsaver():
+    flags.FLAGS(["sweep", *map(str, arguments)])
+    yield
+
+
+def main(script, *arguments):
+  """A script in this process, for its start takes seconds.
+
+  Returns:
+    (its exit code or last words, what it printed).
+  """
+  words = [str(argument) for argument in arguments]
+  names = [word for word in words if not word.startswith("--")]
+  printed = io.StringIO()
+  with (
+      given(*[word for word in words if word.startswith("--")]),
+      mock.patch.object(scripts, "start"),
+      contextlib.redirect_stdout(printed),
+  ):
+    try:
+      script.main(["script", *names])
+    except SystemExit as end:
+      return end.code, printed.getvalue()
+  return 0, printed.getvalue()
 
 
 class CombinationsTest(parameterized.TestCase):
@@ -60,13 +121,13 @@ class CombinationsTest(parameterized.TestCase):
       ("seed=0..3", "seed", ["0", "1", "2", "3"]),
       ("seed=5", "seed", ["5"]),
       ("method=fab_top_k,send_all", "method", ["fab_top_k", "send_all"]),
+      ("dataset=npz:../a,npz:../b", "dataset", ["npz:../a", "npz:../b"]),
   )
   def test_values(self, text, name, values):
     self.assertEqual(sweep.values_of(text), (name, values))
 
   @parameterized.parameters(
-      "k", "k=", "kk=1", "k=1,,2", "seed=1..", "seed=3..2", "seed=a..b",
-      "k=1,1",
+      "k", "k=", "kk=1", "k=1,,2", "seed=3..2", "k=1,1",
   )
   def test_no_values(self, text):
     with self.assertRaisesRegex(ConfigError, f"^--sweep={text}: must "):
@@ -87,15 +148,20 @@ class CombinationsTest(parameterized.TestCase):
     self.assertEqual(configs["k=20.5,seed=1"], want)
 
   @parameterized.parameters(
-      ([("k", ["x"])], "k=x"),
-      ([("seed", ["-1"])], "--seed=-1"),
-      ([("method", ["none"])], "method=none"),
-      ([("k", ["1"]), ("k", ["2"])], "--sweep=k"),
+      ([("k", ["x"])], "--sweep=k=x: must "),
+      ([("seed", ["1.."])], "--sweep=seed=1..: must "),
+      ([("seed", ["-1"])], "--seed=-1: must "),
+      ([("method", ["none"])], "--sweep=method=none: must "),
+      ([("k", ["1"]), ("k", ["2"])], "--sweep=k: must "),
+      ([("replay", ["a/b", "a_b"])], "--sweep=replay=a_b: must differ "),
+      ([("replay", ["ä" * 130])], "must have at most 255 bytes"),
   )
   def test_bad_values(self, sweeps, word):
+    base = Config(controller="replay", replay="run")
     with self.assertRaises(ConfigError) as caught:
-      sweep.configs_of(Config(), sweeps)
+      sweep.configs_of(base, sweeps)
     self.assertIn(word, str(caught.exception))
+    self.assertLen(str(caught.exception).splitlines(), 1)
 
   def test_command_says_it_all(self):
     """Law: the flags of a command make the same Config."""
@@ -109,6 +175,76 @@ class CombinationsTest(parameterized.TestCase):
       for name, text in told.items():
         flags.FLAGS[name].parse(text)
       self.assertEqual(sweep.run_flags.config_from_flags(), config)
+
+  def test_command_passes_on(self):
+    """Flags of a run that are no settings; those of the sweep stay."""
+    passed_on = [
+        "--checkpoint_every=7", "--checkpoints_kept=3", "--log_every=9",
+        "--quiet", "--tensorboard", "--wandb=project",
+    ]
+    own = ["--sweep=k=1", "--jobs=2", "--workdir=all", "--k=5"]
+    settings = len(sweep.command(Config(), Path("place")))
+    with given(*passed_on, *own):
+      told = sweep.command(Config(), Path("place"))
+    self.assertCountEqual(told[settings - 1 : -1], passed_on)
+
+
+class MistakesTest(parameterized.TestCase):
+  """One line each, before anything is written."""
+
+  @parameterized.parameters(
+      ("--sweep=", []),
+      ("--launcher=slurm", ["--lanes=2"]),
+      ("--jobs=2", ["--lanes=2"]),
+      ("--tensorboard=True", ["--lanes=2"]),
+      ("--wandb=project", ["--lanes=2"]),
+      ("--workdir=/dev/null/x", []),
+      (f"--workdir={ROOT / 'setup.py'}", []),
+      ("--batch_size=0", []),
+  )
+  def test_flags(self, wrong, others):
+    swept = [] if wrong == "--sweep=" else ["--sweep=seed=0..1", wrong]
+    with tempfile.TemporaryDirectory() as folder:
+      place = Path(folder) / "sweep"
+      told, _ = main(sweep, f"--workdir={place}", *swept, *others)
+      self.assertFalse(place.exists())
+    self.assertStartsWith(told, f"error: {wrong}: must be ")
+    self.assertLen(told.splitlines(), 1)
+
+
+class WandbTest(parameterized.TestCase):
+
+  @parameterized.parameters("me/project", "", "a" * 200)
+  def test_no_project(self, project):
+    with given(f"--wandb={project}"):
+      with self.assertRaisesRegex(ConfigError, f"^--wandb={project}: must be "):
+        with dashboards.opened(Config(), Path("run")):
+          self.fail()
+
+  def test_nobody_is_logged_in(self):
+    """Says so before there is anything of the run."""
+    with tempfile.TemporaryDirectory() as folder:
+      place = Path(folder) / "run"
+      wandb.teardown()
+      with mock.patch.dict(
+          os.environ, WANDB_MODE="online", WANDB_API_KEY="", NETRC=os.devnull,
+          WANDB_CONFIG_DIR=folder,
+      ):
+        told, _ = main(run, "--wandb=project", f"--workdir={place}")
+      wandb.teardown()
+      self.assertFalse(place.exists())
+    self.assertStartsWith(told, "error: --wandb=project: must be ")
+    self.assertIn("wandb login", told)
+    self.assertLen(told.splitlines(), 1)
+
+  def test_no_connection(self):
+    lost = wandb.errors.CommError("no route\nto the host")
+    with given("--wandb=project"), mock.patch.object(
+        wandb, "init", side_effect=lost
+    ):
+      with dashboards.opened(Config(), Path("run")) as tell:
+        with self.assertRaisesRegex(ConfigError, r"^--wandb=.*\(no route\);"):
+          tell({"round": 1})
 
 
 class TogetherTest(absltest.TestCase):
@@ -130,6 +266,82 @@ class TogetherTest(absltest.TestCase):
     )
 
 
+class LanesTest(absltest.TestCase):
+  """Which runs are lanes, and how they end; see SweepTest for the numbers."""
+
+  BASE = Config(dataset="digits", model="mlp", method="send_all", batch_size=4)
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def test_what_goes_by_itself(self):
+    """What has a checkpoint or a budget, and what is left over; before all."""
+    changes = {
+        "a": {}, "b": {"seed": 1}, "c": {"seed": 2}, "d": {"seed": 3},
+        "e": {"time_budget": 9.0}, "f": {"time_budget": 9.0, "seed": 1},
+    }
+    configs = {
+        self.folder / name: dataclasses.replace(self.BASE, **change)
+        for name, change in changes.items()
+    }
+    (self.folder / "b" / "checkpoints").mkdir(parents=True)
+    (self.folder / "c").mkdir()
+    started = []
+    launch = lambda commands: (
+        (place, started.append(place.name)) for place in commands
+    )
+    in_lanes = lambda group: started.append([place.name for place in group])
+    with (
+        given("--lanes=2"),
+        mock.patch.object(sweep, "run_lanes", lambda x: in_lanes(x) or {}),
+        sweep.tqdm(disable=True) as bar,
+    ):
+      sweep.run_all(configs, launch, bar)
+    self.assertEqual(started, ["b", "d", "e", "f", ["a", "c"]])
+
+  def test_no_lane_is_left(self):
+    """Rounds end with the last lane; none waits for what cannot be one.
+
+    Nothing of an earlier start stays.
+    """
+    changes = {
+        "a": {"learning_rate": 1e30},
+        "b": {"learning_rate": 1e30, "seed": 1},
+        "c": {"k": 20000.0},
+        "d": {"time_budget": 9.0},
+    }
+    configs = {
+        self.folder / name: dataclasses.replace(
+            self.BASE, num_rounds=10**8, **change
+        )
+        for name, change in changes.items()
+    }
+    first = self.folder / "a"
+    with records.RunFolder(first, dataclasses.asdict(configs[first])) as folder:
+      folder.begin({})
+      folder.row({"of": "an earlier start"})
+    folder.checkpoints.mkdir()
+    outcomes = lanes.simulate(configs)
+    self.assertEqual(
+        {place.name: type(outcome) for place, outcome in outcomes.items()},
+        {"a": DivergedError, "b": DivergedError, "c": ConfigError,
+         "d": ConfigError},
+    )
+    for name in "cd":
+      self.assertFalse((self.folder / name).exists())
+    self.assertFalse(folder.checkpoints.exists())
+    self.assertEqual(records.read_rows(first)[0]["round"], 1)
+
+  def test_stop(self):
+    configs = {
+        self.folder / str(seed): dataclasses.replace(self.BASE, seed=seed)
+        for seed in (0, 1)
+    }
+    with self.assertRaisesRegex(StoppedError, "round 1: stopped"):
+      lanes.simulate(configs, should_stop=lambda: True)
+
+
 class SweepTest(parameterized.TestCase):
 
   @classmethod
@@ -137,26 +349,17 @@ class SweepTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
     cls.arguments = (
-        *SETTINGS, "--sweep=k=50,20000", "--sweep=seed=0..1", "--jobs=2",
+        *SETTINGS, "--sweep=k=50", "--sweep=seed=0..1",
         f"--workdir={cls.folder / 'sweep'}",
     )
-    cls.first = start("sweep", *cls.arguments)
+    cls.code, cls.printed = main(sweep, *cls.arguments)
 
   def table(self):
     with (self.folder / "sweep" / "results.csv").open(newline="") as file:
       return list(csv.DictReader(file))
 
-  def test_a_failed_run_does_not_stop_the_others(self):
-    """k = 20,000 is more than the model's weights."""
-    self.assertEqual(self.first.returncode, 1)
-    self.assertNotIn("Traceback", self.first.stderr)
-    failed = [
-        line for line in self.first.stderr.splitlines() if "failed" in line
-    ]
-    self.assertLen(failed, 2)
-    for line in failed:
-      self.assertIn("k=20000,seed=", line)
-      self.assertIn("--k=20000.0: must be at most", line)
+  def test_tables(self):
+    self.assertEqual(self.code, 0)
     rows = self.table()
     self.assertEqual([(row["k"], row["seed"]) for row in rows],
                      [("50.0", "0"), ("50.0", "1")])
@@ -168,6 +371,7 @@ class SweepTest(parameterized.TestCase):
     self.assertNotEqual(*losses)
     text = (self.folder / "sweep" / "table.md").read_text()
     self.assertIn(f"{np.mean(losses):.4g} ±", text)
+    self.assertIn(text, self.printed)
     self.assertTrue((self.folder / "sweep" / "figure.png").exists())
 
   def test_a_run_of_the_sweep_is_a_run(self):
@@ -176,10 +380,8 @@ class SweepTest(parameterized.TestCase):
     It also goes to the dashboards and to a CSV file, and prints nothing.
     """
     alone = self.folder / "alone"
-    share = 1 if len(os.sched_getaffinity(0)) < 4 else 2
     result = start("run", *SETTINGS, "--k=50", "--seed=1", "--quiet",
-                   f"--num_devices={share}", "--tensorboard", "--wandb=agsfl",
-                   f"--workdir={alone}")
+                   "--tensorboard", "--wandb=agsfl", f"--workdir={alone}")
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout + result.stderr, "")
     other = self.folder / "sweep" / "k=50,seed=1"
@@ -198,8 +400,8 @@ class SweepTest(parameterized.TestCase):
     self.assertLen(list((alone / "wandb").glob("offline-run-*")), 1)
 
     out = self.folder / "rows.csv"
-    result = start("export", alone, self.folder / "sweep", f"--out={out}")
-    self.assertEqual(result.returncode, 0, result.stderr)
+    code, _ = main(export, alone, self.folder / "sweep", f"--out={out}")
+    self.assertEqual(code, 0)
     with out.open(newline="") as file:
       exported = list(csv.DictReader(file))
     self.assertLen(exported, 18)
@@ -211,24 +413,32 @@ class SweepTest(parameterized.TestCase):
   def test_lanes_are_runs(self):
     """Law: lanes of seeds and rates are, to rounding, the runs by themselves.
 
-    A lane that diverges ends alone.
+    A lane that diverges, or cannot be, ends alone.
     """
     place = self.folder / "lanes"
     result = start(
-        "sweep", *SETTINGS, "--sweep=k=50,70", "--lanes=8",
+        "sweep", *SETTINGS, "--sweep=k=50,20000", "--lanes=8",
         "--sweep=seed=0..1", "--sweep=learning_rate=0.01,1e30",
-        f"--workdir={place}",
+        f"--workdir={place}", "--quiet", JAX_LOG_COMPILES="1",
     )
     self.assertEqual(result.returncode, 1)
+    self.assertEqual(result.stdout, "")
+    # Of the training and the test samples; for all lanes together.
+    compiled = "Finished XLA compilation of jit(of_samples)"
+    self.assertEqual(result.stderr.count(compiled), 2)
     failed = [
         line for line in result.stderr.splitlines() if line.startswith("failed")
     ]
-    self.assertLen(failed, 4)
+    self.assertLen(failed, 6)
     for line in failed:
-      self.assertIn("learning_rate=1e30: round", line)
+      why = (
+          "--k=20000.0: must be" if "k=20000" in line else "a smaller --learn"
+      )
+      self.assertIn(why, line)
     for seed in (0, 1):
       lane = place / f"k=50,seed={seed},learning_rate=0.01"
       alone = self.folder / "sweep" / f"k=50,seed={seed}"
+      self.assertLen(list((lane / "figures").iterdir()), 4)
       for row, other in zip(
           records.read_rows(lane), records.read_rows(alone), strict=True
       ):
@@ -249,53 +459,94 @@ class SweepTest(parameterized.TestCase):
       ]
       self.assertEqual(*[one["asked"] for one in asked])
 
-  def test_started_again_it_goes_on(self):
-    place = self.folder / "sweep" / "k=50,seed=0"
-    before = (place / "metrics.jsonl").stat().st_mtime_ns
-    again = start("sweep", *self.arguments)
-    self.assertEqual(again.returncode, 1)
-    self.assertEqual((place / "metrics.jsonl").stat().st_mtime_ns, before)
-    other = start("sweep", *self.arguments, "--batch_size=5")
-    self.assertEqual(other.returncode, 1)
-    self.assertIn("batch_size=4, asked for 5", other.stderr)
+  def test_started_again(self):
+    """Finished runs are read, failed ones started; others are refused."""
+    started = []
+
+    def launch(commands):
+      started.extend(place.name for place in commands)
+      return ((place, "why") for place in commands)
+
+    place = self.folder / "sweep"
+    before = (place / "k=50,seed=0" / "metrics.jsonl").stat().st_mtime_ns
+    again = lambda: sweep.sweep(
+        sweep.run_flags.config_from_flags(), place, launch
+    )
+    more = (
+        *SETTINGS, "--sweep=k=50,20000", "--sweep=seed=0..1", "--quiet",
+        f"--workdir={place}",
+    )
+    with given(*more):
+      failed = again()
+    self.assertEqual(started, ["k=20000,seed=0", "k=20000,seed=1"])
+    self.assertEqual(failed, dict.fromkeys(started, "why"))
+    after = (place / "k=50,seed=0" / "metrics.jsonl").stat().st_mtime_ns
+    self.assertEqual(before, after)
+    with given(*more, "--batch_size=5"):
+      with self.assertRaisesRegex(ConfigError, "batch_size=4, asked for 5"):
+        again()
 
   def test_plot_of_folders(self):
     """Any folders of runs, grouped by any setting."""
     out = self.folder / "plot.png"
-    result = start("plot", self.folder / "sweep", "--group_by=seed",
-                   f"--out={out}")
-    self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertIn("| seed = 0 | 1 |", result.stdout)
-    self.assertIn("| seed = 1 | 1 |", result.stdout)
+    code, printed = main(
+        plot, self.folder / "sweep", "--group_by=seed", f"--out={out}"
+    )
+    self.assertEqual(code, 0)
+    self.assertIn("| seed = 0 | 1 |", printed)
+    self.assertIn("| seed = 1 | 1 |", printed)
     self.assertTrue(out.exists())
     for arguments, word in (
         ((self.folder / "sweep", "--group_by=none"), "--group_by=none"),
         ((self.folder / "nothing",), "nothing"),
         ((), "folders"),
     ):
-      result = start("plot", *arguments, f"--out={out}")
-      self.assertEqual(result.returncode, 1)
-      self.assertNotIn("Traceback", result.stderr)
-      self.assertIn(word, result.stderr)
+      told, _ = main(plot, *arguments, f"--out={out}")
+      self.assertStartsWith(told, "error: ")
+      self.assertIn(word, told)
 
-  def test_submitit(self):
-    """Slurm's launcher, by submitit's local executor."""
-    folder = self.folder / "cluster"
-    with flagsaver.flagsaver():
-      commands = {
-          folder / f"k={k}": sweep.command(
-              Config(dataset="digits", model="mlp", num_rounds=2, k=k,
-                     controller="fixed"),
-              folder / f"k={k}",
-          )
-          for k in (40.0, 20000.0)
-      }
-    launch = sweep.cluster("local", folder, ["timeout_min=5"])
-    codes = dict(launch(commands))
-    self.assertEqual(codes, dict(zip(commands, (0, 1), strict=True)))
-    self.assertLen(results.find(folder), 1)
-    with self.assertRaisesRegex(ConfigError, "--slurm=no_such=1"):
-      sweep.cluster("local", folder, ["no_such=1"])
+
+class StopTest(absltest.TestCase):
+
+  def test_ctrl_c(self):
+    """The run that is on keeps its checkpoint, the others do not begin."""
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    arguments = (
+        *SETTINGS, "--num_rounds=500", "--eval_every=500", "--k=50",
+        "--sweep=seed=0..1", f"--workdir={folder}",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *arguments],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )
+    self.addCleanup(process.kill)
+    rows = folder / "seed=0" / "metrics.jsonl"
+    while not (rows.exists() and rows.stat().st_size):
+      self.assertIsNone(process.poll())
+      time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    self.assertEqual(process.returncode, 130)
+    self.assertNotIn("Traceback", told)
+    self.assertIn("0 of 2 runs are finished; to go on: ", told)
+    _, command = told.strip().rsplit("to go on: ", 1)
+    self.assertEqual(
+        shlex.split(command), ["python", "-m", "experiments.sweep", *arguments]
+    )
+    self.assertTrue(list((folder / "seed=0" / "checkpoints").iterdir()))
+    self.assertFalse((folder / "seed=1").exists())
+    log = folder / "seed=0" / "log.txt"
+    self.assertIn("to go on", log.read_text())  # it has ended
+    done = len(records.read_rows(folder / "seed=0"))
+    self.assertLess(done, 500)
+
+    code, _ = main(sweep, *arguments)
+    self.assertEqual(code, 0)
+    for seed in (0, 1):
+      self.assertEqual(
+          [row["round"] for row in records.read_rows(folder / f"seed={seed}")],
+          list(range(1, 501)),
+      )
 
 
 class GroupsTest(absltest.TestCase):

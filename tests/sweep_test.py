@@ -512,15 +512,15 @@ class StopTest(absltest.TestCase):
     """The run that is on keeps its checkpoint, the others do not begin."""
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
     arguments = (
-        *SETTINGS, "--num_rounds=500", "--eval_every=500", "--k=50",
-        "--sweep=seed=0..1", f"--workdir={folder}",
+        *SETTINGS, "--num_rounds=500", "--eval_every=500",
+        "--sweep=k=50,20000", f"--workdir={folder}",
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "experiments.sweep", *arguments],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )
     self.addCleanup(process.kill)
-    rows = folder / "seed=0" / "metrics.jsonl"
+    rows = folder / "k=50" / "metrics.jsonl"
     while not (rows.exists() and rows.stat().st_size):
       self.assertIsNone(process.poll())
       time.sleep(0.02)
@@ -533,20 +533,25 @@ class StopTest(absltest.TestCase):
     self.assertEqual(
         shlex.split(command), ["python", "-m", "experiments.sweep", *arguments]
     )
-    self.assertTrue(list((folder / "seed=0" / "checkpoints").iterdir()))
-    self.assertFalse((folder / "seed=1").exists())
-    log = folder / "seed=0" / "log.txt"
+    self.assertTrue(list((folder / "k=50" / "checkpoints").iterdir()))
+    self.assertFalse((folder / "k=20000").exists())
+    log = folder / "k=50" / "log.txt"
     self.assertIn("to go on", log.read_text())  # it has ended
-    done = len(records.read_rows(folder / "seed=0"))
+    done = len(records.read_rows(folder / "k=50"))
     self.assertLess(done, 500)
 
-    code, _ = main(sweep, *arguments)
-    self.assertEqual(code, 0)
-    for seed in (0, 1):
-      self.assertEqual(
-          [row["round"] for row in records.read_rows(folder / f"seed={seed}")],
-          list(range(1, 501)),
-      )
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+      code, _ = main(sweep, *arguments)
+    self.assertEqual(code, 1)
+    self.assertEqual(
+        told.getvalue(),
+        "failed: k=20000: (1) error: --k=20000.0: must be at most the model's "
+        "9610 weights\n",
+    )
+    self.assertEqual(
+        [row["round"] for row in records.read_rows(folder / "k=50")],
+        list(range(1, 501)),
+    )
 
 
 class GroupsTest(absltest.TestCase):

@@ -64,7 +64,7 @@ def _tensorboard(workdir: Path) -> Iterator[Sink]:
 
 
 def _first_line(error):
-  return str(error).splitlines()[0]
+  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _no_account(project, why):

@@ -42,7 +42,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "dashboards": ["tensorboardX>=2.6", "wandb>=0.18"],
+        "dashboards": ["tensorboardX>=2.6", "wandb>=0.31"],
         "slurm": ["submitit>=1.5"],
         "tfds": ["tensorflow>=2.20"],
         "test": [
@@ -55,7 +55,7 @@ setup(
             "ruff>=0.9",
             "submitit>=1.5",
             "tensorboardX>=2.6",
-            "wandb>=0.18",
+            "wandb>=0.31",
         ],
     },
 )

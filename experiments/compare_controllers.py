@@ -1,5 +1,7 @@
 """All ways to move k: loss, accuracy and k against normalised time.
 
+Beside them a k that stays, for what learning it is worth; `fixed=1000` is one.
+
 Source: Han, Wang, Leung, ICDCS 2020, the comparison of online learning methods.
 """
 
@@ -18,8 +20,26 @@ from experiments import results, study
 flags.adopt_module_key_flags(study)
 _LEARNED = ("sign", "sign_interval", "value", "exp3", "bandit")
 flags.DEFINE_list(
-    "controllers", list(_LEARNED), "Controllers to compare."
+    "controllers",
+    [*_LEARNED, "fixed=1000", "fixed=10000"],
+    "Controllers to compare, and any number of fixed=K.",
 )
+
+
+def _config_of(base, label):
+  """The settings of one line.
+
+  Raises:
+    ConfigError: it is none.
+  """
+  name, _, k = label.partition("=")
+  if name == "fixed" and k.isdecimal():
+    return dataclasses.replace(base, controller=name, k=float(k))
+  if label in _LEARNED:
+    return dataclasses.replace(base, controller=name)
+  raise settings.ConfigError(
+      f"--controllers={label}: must be of {', '.join(_LEARNED)}, or fixed=K"
+  )
 
 
 def _settled(runs):
@@ -32,15 +52,11 @@ def _settled(runs):
 
 def compare(base: settings.Config):
   """Runs, draws and tabulates."""
-  names = study.items("controllers")
-  for name in names:
-    if name not in (*_LEARNED, "fixed"):
-      raise settings.ConfigError(
-          f"--controllers={name}: must be of fixed, {', '.join(_LEARNED)}"
-      )
+  configs = {
+      label: _config_of(base, label) for label in study.items("controllers")
+  }
   done = study.run_all({
-      name: study.seeded(dataclasses.replace(base, controller=name))
-      for name in names
+      label: study.seeded(config) for label, config in configs.items()
   })
   figure, (loss, accuracy, ks) = plt.subplots(
       1, 3, figsize=(17, 4.2), layout="constrained"
@@ -68,8 +84,8 @@ def compare(base: settings.Config):
       *loss.get_legend_handles_labels(), loc="outside right center"
   )
   header = [
-      "controller", "training loss", "test accuracy", "k at the end", "rounds",
-      "time",
+      "controller", "training loss", "test accuracy",
+      "k at the end ± its spread within a run", "rounds", "time",
   ]
   study.finish(figure, results.table(header, lines))
 

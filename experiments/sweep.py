@@ -323,9 +323,8 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
     names = [name for name, _ in sweeps]
     write_csv(configs, finished, names, folder / "results.csv")
     fields = [name for name in names if name != "seed"]
-    text = drawing.compare(
-        list(finished.values()), fields, folder / "figure.png"
-    )
+    with files.written_whole(folder / "figure.png") as path:
+      text = drawing.compare(list(finished.values()), fields, path)
     with files.written_whole(folder / "table.md") as path:
       path.write_text(text + "\n")
     if not run.QUIET.value:

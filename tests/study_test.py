@@ -1,5 +1,6 @@
 """The studies as real processes: what they leave, and a second start."""
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -29,11 +30,14 @@ STUDIES = {
         ("fab_top_k", "fedavg"),
     ),
     "compare_controllers": (
-        ["--controllers=value,exp3,bandit"],
-        ("value", "exp3", "bandit"),
+        ["--controllers=value,exp3,bandit,fixed=50"],
+        ("value", "exp3", "bandit", "fixed=50"),
     ),
     "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
-    "cross_replay": (["--comm_times=9"], ("beta9", "beta9_under_beta9")),
+    "cross_replay": (
+        ["--comm_times=9,1"],
+        ("beta9", "beta1", "beta9_under_beta1", "beta1_under_beta9"),
+    ),
 }
 BAD = {
     "compare_methods": ("--methods=fab", "fab_top_k"),
@@ -80,6 +84,31 @@ class StudyTest(parameterized.TestCase):
         self.assertEqual(rounds[:6], [1, 2, 3, 4, 5, 6])
         if "under" not in label:
           self.assertLen(rounds, 6)
+          continue
+        # Law: k is of the one run, beta and the time are of the other.
+        source, target = (
+            workdir / beta / run.name for beta in label.split("_under_")
+        )
+        rows, k_rows = records.read_rows(run), records.read_rows(source)
+        for row, k_row in zip(rows, k_rows, strict=False):
+          self.assertEqual(row["k"], k_row["k"])
+        own = records.read_rows(target)
+        self.assertGreaterEqual(rows[-1]["time"], own[-1]["time"])
+        self.assertLess(rows[-2]["time"], own[-1]["time"])
+        config = json.loads((run / "config.json").read_text())
+        self.assertEqual(f"beta{config['comm_time']:g}", target.parent.name)
+        # And its loss stands in the row of the one, the column of the other.
+        column = arguments[0].removeprefix("--comm_times=").split(",").index(
+            target.parent.name.removeprefix("beta")
+        )
+        beta = source.parent.name.removeprefix("beta")
+        (line,) = (
+            line.strip("| ").split(" | ")
+            for line in (workdir / "table.md").read_text().splitlines()
+            if line.startswith(f"| {beta} |")
+        )
+        loss = records.read_summary(run)["train_loss"]
+        self.assertEqual(line[1 + column], f"{loss:.4g}")
 
   @mock.patch.dict(os.environ)
   def test_a_second_start_does_what_is_missing(self):

@@ -18,7 +18,8 @@ class LocalResult(NamedTuple):
 
   Attributes:
     gradient: [D] f32, of the minibatch's mean loss at w(m-1); after several
-      local steps (w(m-1) - w_i) / eta, for plain SGD the sum of gradients.
+      local steps minus the sum of their updates over eta, which for plain SGD
+      is the sum of gradients.
     loss: [] f32, of the first minibatch at w(m-1).
     image: [...] f32, one sample h of that minibatch.
     label: [] i32, its label.
@@ -104,14 +105,16 @@ def _train(training, start, gradient, gradient_at):
   """The steps from `start`, whose gradient is known already."""
   optimizer = training.optimizer
 
-  def move(params, state, gradient):
-    updates, state = optimizer.update(gradient, state, params)
-    return optax.apply_updates(params, updates), state
-
+  # Not the weights but their way is carried: beside a large weight, steps
+  # below half its last place would be lost.
   def step(index, carry):
-    params, state = carry
-    return move(params, state, gradient_at(index, params))
+    way, state = carry
+    params = start + way
+    updates, state = optimizer.update(
+        gradient_at(index, params), state, params
+    )
+    return way + updates, state
 
-  carry = move(start, optimizer.init(start), gradient)
-  params, _ = lax.fori_loop(1, training.steps, step, carry)
-  return (start - params) / training.learning_rate
+  first = optimizer.update(gradient, optimizer.init(start), start)
+  way, _ = lax.fori_loop(1, training.steps, step, first)
+  return -way / training.learning_rate

@@ -79,6 +79,22 @@ class FedAvgTest(parameterized.TestCase):
     states, _ = play(build(optax.sgd(RATE), training), example(), 4)
     np.testing.assert_allclose(states[-1].params, plain[-1].params, rtol=1e-4)
 
+  def test_steps_far_below_the_weights_are_told(self):
+    """Law: tiny steps tell the sum of their gradients, however large w is.
+
+    A softmax takes no notice of 2^20 in all weights; floats there are 1/8
+    apart, and the steps some 1e-3.
+    """
+    model, rate = linear_model(), 1e-3
+    client = jax.jit(
+        build_client(model, BATCH, LocalTraining(4, optax.sgd(rate), rate))
+    )
+    data, far = example(), jnp.full(DIM, 2.0**20)
+    local = client(jax.random.key(0), far, data, data.starts[0], 1)
+    images, labels = one_sample_each()
+    _, gradients = losses_and_gradients(np.zeros(DIM), images, labels)
+    np.testing.assert_allclose(local.gradient, 4 * gradients[0], rtol=1e-3)
+
   def test_updates_can_be_sparsified(self):
     """FAB of the accumulated updates, against the oracle."""
     training = LocalTraining(3, optax.sgd(RATE), RATE)

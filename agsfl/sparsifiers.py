@@ -6,10 +6,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_batching import custom_vmap, sequential_vmap
 
-from agsfl import fab, fub, uplink
+from agsfl import fab, fub, topk, uplink
 from agsfl.types import Selection, Sparsifier
 
 # Numbers per element of a message: its index and its value, or the value alone
@@ -199,12 +198,10 @@ class PeriodState(NamedTuple):
   """State of `periodic_k`.
 
   Attributes:
-    place: [D] i32, each coordinate's place in the current permutation.
-    sent: [] i32, how many places of it are sent.
+    left: [D] bool, what the current period still has to send; never empty.
   """
 
-  place: jax.Array
-  sent: jax.Array
+  left: jax.Array
 
 
 def periodic_k(
@@ -212,9 +209,13 @@ def periodic_k(
 ) -> Sparsifier:
   """k random coordinates, the same at all clients, each once per period.
 
-  The last round of a period sends what is left, so it may be less than k; the
-  next one begins a new permutation. Indices follow from a seed that is known
-  to all, so an element is one number, its value; the authors' code counts two.
+  Every round sends exactly k different ones. They are drawn from what the
+  period has left; where that is less than k, all of it goes, and the rest are
+  drawn from the others and begin the next period. So a coordinate is sent once
+  in each period, and a period is a random permutation but for that one draw.
+  (In the authors' code the last coordinates of a period count for the next one
+  too.) Indices follow from a seed that is known to all, so an element is one
+  number, its value; the authors' code counts two.
 
   Args:
     axes, client_chunk: see `fab_top_k`.
@@ -227,25 +228,22 @@ def periodic_k(
 
   def init(num_clients, dim):
     del num_clients
-    return PeriodState(jnp.zeros(dim, jnp.int32), jnp.int32(dim))
+    return PeriodState(jnp.ones(dim, bool))
 
   def select(key, accumulated, weights, k, state):
     check_arguments(accumulated, weights, k)
     dim = accumulated.shape[1]
-    # Not k but the state alone decides this, so that it stays a branch when
-    # several k are tried.
-    begins = state.sent >= dim
-    place = lax.cond(
-        begins,
-        lambda: jax.random.permutation(key, jnp.arange(dim, dtype=jnp.int32)),
-        lambda: state.place,
+    k = jnp.minimum(k, dim)
+    # The period's own come first, each group in random order.
+    order = (jax.random.bits(key, dim) >> 2).astype(jnp.int32)
+    order += state.left.astype(jnp.int32) << 30
+    mask = topk.at_or_above(
+        order, topk.nth_largest(order, topk.count(order), k)
     )
-    sent = jnp.where(begins, 0, state.sent)
-    k = jnp.minimum(k, dim - sent)
-    mask = (place >= sent) & (place < sent + k)
+    left = state.left & ~mask
+    left = jnp.where(jnp.any(left), left, ~(mask & ~state.left))
     choice = _common(accumulated, weights, mask, axes, client_chunk)
-    selection = _selection(choice, k, _PLAIN)
-    return selection, PeriodState(place, sent + k)
+    return _selection(choice, k, _PLAIN), PeriodState(left)
 
   return Sparsifier(init, select, uplink.split)
 

@@ -215,12 +215,20 @@ def top(values: jax.Array, width: int) -> jax.Array:
   if num_blocks <= width:
     return lax.top_k(values, width)[1]
   end = num_blocks * _BLOCK
-  maxima = jnp.max(values[:end].reshape(num_blocks, _BLOCK), axis=1)
+  # As integers: a maximum of floats may take denormals for zeros.
+  bits = lax.bitcast_convert_type(values[:end], jnp.int32)
+  maxima = jnp.max(_ordered(bits).reshape(num_blocks, _BLOCK), axis=1)
+  maxima = lax.bitcast_convert_type(_ordered(maxima), jnp.float32)
   chosen = jnp.sort(lax.top_k(maxima, width)[1])
   index = chosen[:, None] * _BLOCK + lax.iota(jnp.int32, _BLOCK)[None]
   rest = jnp.arange(end, values.size, dtype=jnp.int32)
   index = jnp.concatenate([index.reshape(-1), rest])
   return index[lax.top_k(values[index], width)[1]]
+
+
+def _ordered(bits):
+  """Bits of floats to integers in the same order; and back."""
+  return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def above_all() -> Entry:

@@ -48,21 +48,29 @@ def select(name, accumulated, counts, k, width=1024):
   return jax.tree.map(np.asarray, got)
 
 
-def whole_numbers(case):
-  """A case whose sums are exact, so that no two roundings can swap entries."""
-  accumulated, _, k = case
+@st.composite
+def whole_numbers(draw):
+  """A case whose sums are exact, so that no two roundings can swap entries.
+
+  Counts are powers of two, and so is their sum: 1024 is halved here and there.
+  """
+  shapes = ((2, 12), (3, 12), (5, 40), (8, 40))
+  accumulated, _, k = draw(cases(shapes))
   accumulated = np.rint(np.clip(accumulated, -1e3, 1e3)).astype(np.float32)
-  return accumulated, np.ones(len(accumulated), np.int64), k
+  counts = [1024]
+  while len(counts) < len(accumulated):
+    at = draw(st.integers(0, len(counts) - 1))
+    counts[at : at + 1] = [counts[at] // 2] * 2
+  return accumulated, np.array(counts), k
 
 
 class OracleTest(parameterized.TestCase):
 
   @parameterized.product(name=tuple(ORACLES), width=(5, 64))
   @hypothesis.settings(max_examples=40, deadline=None)
-  @hypothesis.given(case=cases(((2, 12), (8, 40))))
+  @hypothesis.given(case=whole_numbers())
   def test_equals_the_oracle(self, name, width, case):
-    """Power-of-two clients of one size: weights and sums are exact."""
-    accumulated, counts, k = whole_numbers(case)
+    accumulated, counts, k = case
     got = select(name, accumulated, counts, k, width)
     want = ORACLES[name](accumulated, counts, k)
     np.testing.assert_array_equal(got.mask, want.mask)
@@ -120,6 +128,14 @@ class OracleTest(parameterized.TestCase):
     np.testing.assert_array_equal(tree.residual[:3], accumulated[:3])
     np.testing.assert_array_equal(tree.residual[3], 0)
 
+  @parameterized.parameters("fub_top_k", "fub_top_k_tree")
+  def test_sums_go_by_data_size(self, name):
+    """Client 1's 3 weighs 7/8, more than client 0's 8 that weighs 1/8."""
+    accumulated = np.zeros((2, 12), np.float32)
+    accumulated[0, 0], accumulated[1, 1] = 8, 3
+    got = select(name, accumulated, np.array([1, 7]), 1, 64)
+    np.testing.assert_array_equal(np.flatnonzero(got.mask), [1])
+
   def test_fub_starves_a_quiet_client(self):
     """The field's point: FUB takes nothing of client 1, FAB half."""
     accumulated = np.float32([[9, 8, 7, 6, 0, 0], [0, 0, 0, 0, 2, 1]])
@@ -143,27 +159,49 @@ class PeriodicTest(absltest.TestCase):
     for m, k in enumerate(ks):
       key = jax.random.fold_in(jax.random.key(seed), m)
       selection, state = _periodic(key, accumulated, weights, k, state)
-      left = 40 - seen.sum() % 40
-      self.assertEqual(selection.k_up, min(k, left))
-      self.assertEqual(selection.volume_up, selection.k_up)
+      # Law: exactly k different ones, past the period's end too.
+      self.assertEqual(selection.k_up, k)
+      self.assertEqual(selection.k_down, k)
+      self.assertEqual(selection.volume_up, k)
       seen += np.asarray(selection.mask)
       # Law: within a period no index twice; at its end each once more.
       self.assertLessEqual(seen.max() - seen.min(), 1)
+      np.testing.assert_array_equal(state.left, seen == seen.min())
+
+  def test_every_index_is_as_likely(self):
+    """Law: k / D in every round; over 4,000 runs of four, to 6 deviations."""
+    ks = jnp.array([3, 6, 3, 2])  # of 10: the second period is begun by two
+
+    def run(key):
+      def one(state, key_and_k):
+        key, k = key_and_k
+        selection, state = sparsifiers.periodic_k().select(
+            key, jnp.ones((1, 10)), jnp.ones(1), k, state
+        )
+        return state, selection.mask
+
+      state = sparsifiers.periodic_k().init(1, 10)
+      return jax.lax.scan(one, state, (jax.random.split(key, 4), ks))[1]
+
+    keys = jax.random.split(jax.random.key(0), 4000)
+    masks = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    share = np.mean(masks, 0)  # [4, 10]
+    np.testing.assert_allclose(
+        share, np.repeat(ks[:, None] / 10, 10, axis=1), atol=6 * 0.5 / 4000**0.5
+    )
 
   def test_periods_differ_and_trials_share_one(self):
     sparsifier = sparsifiers.periodic_k()
     accumulated, weights = jnp.ones((2, 40)), jnp.full(2, 0.5)
-    key = jax.random.key(0)
-    select = lambda k, state: sparsifier.select(
-        key, accumulated, weights, k, state
-    )
     state = sparsifier.init(2, 40)
-    tried, _ = jax.vmap(select, (0, None))(jnp.array([20, 7]), state)
+    ks = jnp.array([20, 7])
+    of_ks = jax.vmap(sparsifier.select, (None, None, None, 0, None))
+    tried, _ = jax.jit(of_ks)(
+        jax.random.key(0), accumulated, weights, ks, state
+    )
     # Law: the smaller k's coordinates are among the larger one's.
     self.assertFalse(np.any(tried.mask[1] & ~tried.mask[0]))
-    other, _ = sparsifier.select(
-        jax.random.key(1), accumulated, weights, jnp.int32(20), state
-    )
+    other, _ = _periodic(jax.random.key(1), accumulated, weights, 20, state)
     self.assertTrue(np.any(other.mask != tried.mask[0]))
 
 
@@ -175,40 +213,70 @@ class PerLayerTest(absltest.TestCase):
   @hypothesis.settings(max_examples=60, deadline=None)
   @hypothesis.given(st.integers(0, 40), st.integers(0, 2**32 - 1))
   def test_is_the_method_on_each_layer(self, k, seed):
+    """Its share of one u for all layers: floor(k c / D + u), u = v / D."""
     rng = np.random.default_rng(seed)
     accumulated = rng.normal(size=(3, 40)).astype(np.float32)
     counts = np.array([2, 1, 5])
     weights = jnp.asarray(counts / 8, jnp.float32)
     split, mask = jax.device_get(
-        _by_layer(jnp.asarray(accumulated), weights, jnp.int32(k))
+        _by_layer(
+            jax.random.key(seed),
+            jnp.asarray(accumulated),
+            weights,
+            jnp.int32(k),
+        )
     )
-    self.assertEqual(mask.sum(), k)
     ends = np.cumsum((0, *SIZES))
-    for start, end in itertools.pairwise(ends):
-      share = k * end // 40 - k * start // 40
+    got = [mask[start:end].sum() for start, end in itertools.pairwise(ends)]
+    allowed = [np.diff((k * ends + v) // 40).tolist() for v in range(40)]
+    self.assertIn(got, allowed)
+    for share, (start, end) in zip(got, itertools.pairwise(ends), strict=True):
       want = reference.fab(accumulated[:, start:end], counts, share)
       np.testing.assert_array_equal(mask[start:end], want.mask)
       np.testing.assert_array_equal(
           split.residual[:, start:end], want.residual
       )
 
+  def test_every_layer_has_its_turns(self):
+    """Law: k D_l / D elements on average, k in all, 0 to D_l; at fixed k."""
+    sizes = 20, 1, 0, 300, 7, 72  # 400
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for k in (0, 1, 50, 399, 400):
+      got = np.asarray(_shares(keys, jnp.int32(k), sizes))  # [4000, 6]
+      np.testing.assert_array_equal(got.sum(1), k)
+      self.assertTrue(np.all((got >= 0) & (got <= sizes)))
+      exact = k * np.array(sizes) / 400
+      # Law: a whole number next to the mean.
+      np.testing.assert_array_less(np.abs(got - exact), 1)
+      np.testing.assert_allclose(got.mean(0), exact, atol=6 * 0.5 / 4000**0.5)
+
   def test_shares_are_exact_for_large_models(self):
     """Where k D needs 48 bits: all of D, and shares that Python agrees with."""
     rng = np.random.default_rng(0)
-    for whole in (5, 444_062, 2**24 - 1, 10**8):
-      for k, part in rng.integers(0, whole, (50, 2), endpoint=True).tolist():
-        share = layerwise.share(jnp.int32(k), part, whole)
-        self.assertEqual(share, k * part // whole)
-      self.assertEqual(layerwise.share(jnp.int32(whole), whole, whole), whole)
+    for whole in (5, 444_062, 10**8, 2**30 - 1):
+      for part in (*rng.integers(0, whole, 2).tolist(), whole):
+        share = lambda k, v, part=part, whole=whole: layerwise.share(
+            k, part, whole, v
+        )
+        k, v = rng.integers(0, whole, (2, 50))
+        # The ends too: all of it, with the least and the largest offset.
+        k, v = np.append(k, [whole, whole]), np.append(v, [0, whole - 1])
+        got = jax.jit(jax.vmap(share))(np.int32(k), np.uint32(v))
+        want = (k.astype(object) * part + v) // whole
+        np.testing.assert_array_equal(got, want)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _shares(keys, k, sizes):
+  of_key = lambda key: jnp.stack(layerwise.shares(key, k, sizes))
+  return jax.vmap(of_key)(keys)
 
 
 @jax.jit
-def _by_layer(accumulated, weights, k):
+def _by_layer(key, accumulated, weights, k):
   sparsifier = layerwise.per_layer(sparsifiers.fab_top_k(), SIZES)
   state = sparsifier.init(3, 40)
-  selection, _ = sparsifier.select(
-      jax.random.key(0), accumulated, weights, k, state
-  )
+  selection, _ = sparsifier.select(key, accumulated, weights, k, state)
   return jax.vmap(sparsifier.split, (0, None, 0))(
       accumulated, selection.mask, selection.clients
   ), selection.mask
@@ -375,6 +443,14 @@ class TopTest(parameterized.TestCase):
       np.testing.assert_array_equal(
           topk.top(values, width), jax.lax.top_k(values, width)[1]
       )
+
+
+  def test_denormals_among_zeros(self):
+    """Law: order is by bits, though floats on CPU flush denormals to 0."""
+    values = np.zeros(8192, np.float32)
+    values[5000], values[7000] = 1e-41, 3e-41
+    got = jax.jit(topk.top, static_argnums=1)(values, 64)
+    np.testing.assert_array_equal(got[:3], [7000, 5000, 0])
 
 
 class ManyZerosTest(parameterized.TestCase):

@@ -10,7 +10,7 @@ from jax import lax
 
 from agsfl import topk
 from agsfl.client import LocalTraining, build_client
-from agsfl.cost import cost_slope, round_time
+from agsfl.cost import add_time, cost_slope, round_time
 from agsfl.data import ClientData
 from agsfl.models import sample_losses
 from agsfl.over_clients import map_clients, update_clients
@@ -104,6 +104,7 @@ def build_round(
         proposal=proposal,
         round_index=jnp.int32(0),
         elapsed=jnp.float32(0.0),
+        elapsed_rest=jnp.float32(0.0),
     )
 
   def accumulate_all(key, data, state):
@@ -200,6 +201,9 @@ def build_round(
     )
     selection, sparsifier_state = chosen[0]
     params, server_state = moved[0]
+    elapsed, rest = add_time(
+        state.elapsed, state.elapsed_rest, theta(selection)
+    )
     new_state = RoundState(
         params=params,
         residual=residuals(accumulated, selection),
@@ -208,11 +212,12 @@ def build_round(
         controller=controller_state,
         proposal=proposal,
         round_index=round_index,
-        elapsed=state.elapsed + theta(selection),
+        elapsed=elapsed,
+        elapsed_rest=rest,
     )
     info = RoundInfo(
         round_index=round_index,
-        elapsed=new_state.elapsed,
+        elapsed=elapsed,
         k=state.proposal.k,
         k_probe=state.proposal.k_probe,
         k_up=selection.k_up,

@@ -148,6 +148,7 @@ class RoundState:
     proposal: k for the next round.
     round_index: [] i32, rounds done, m.
     elapsed: [] f32, normalised time; the unit is one round's computation.
+    elapsed_rest: [] f32, what rounding left out of it, see `cost.add_time`.
   """
 
   params: jax.Array
@@ -158,6 +159,7 @@ class RoundState:
   proposal: KProposal
   round_index: jax.Array
   elapsed: jax.Array
+  elapsed_rest: jax.Array
 
 
 class RoundInfo(NamedTuple):

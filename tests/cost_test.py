@@ -1,5 +1,6 @@
 """Normalised time and the cost's slope against the NumPy oracle."""
 
+import collections
 import doctest
 import math
 
@@ -124,6 +125,27 @@ class RoundTimeTest(parameterized.TestCase):
     self.assertGreater(attempted, 0)
 
 
+class AddTimeTest(parameterized.TestCase):
+
+  @parameterized.parameters(1.1, 6.7, 1.0312500238418579)
+  def test_after_many_rounds(self, duration):
+    """Law: of 1e5 rounds the sum is right to float32's last place, jitted."""
+    count = 10**5
+    rng = np.random.default_rng(0)
+    durations = duration * rng.uniform(1, 1 + 1e-3, count).astype(np.float32)
+
+    def add(carry, duration):
+      time, plain = carry
+      return (cost.add_time(*time, duration), plain + duration), None
+
+    zero = jnp.float32(0.0)
+    scan = jax.jit(lambda x: jax.lax.scan(add, ((zero, zero), zero), x)[0])
+    (elapsed, _), plain = scan(durations)
+    want = math.fsum(durations.tolist())
+    np.testing.assert_allclose(elapsed, want, rtol=2**-23)
+    self.assertGreater(abs(plain - want), 1e-5 * want, "an easy sum")
+
+
 class CostSlopeTest(parameterized.TestCase):
 
   def assert_equals_oracle(self, observed):
@@ -184,6 +206,14 @@ class CostSlopeTest(parameterized.TestCase):
     for x in NOT_FINITE:
       with self.subTest(x=x):
         self.assert_equals_oracle(WORKED | {field: x})
+
+  def test_what_it_does_not_need_may_be_nan(self):
+    """Law: the slope is a matter of losses, times and k alone."""
+    fields = (*Observation._fields, "gradient_norm")
+    wider = collections.namedtuple("Wider", fields)
+    got = cost_slope(wider(**WORKED, gradient_norm=jnp.nan))
+    self.assertTrue(got.valid)
+    self.assertEqual(got.value, -0.25)
 
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(

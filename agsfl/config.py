@@ -41,6 +41,8 @@ class Config:
       with `DENSE_METHODS`.
     k: elements per message; where k is learned, its first value.
     k_min, k_max: where k may move; None means 0.002 D, and D.
+    stuck_rounds: of "sign" and "sign_interval", rounds in a row without a sign
+      after which k rises by one step; None means never.
     exp3_arms: of "exp3", evenly spaced; None means every integer k.
     bandit_radius, bandit_step: of "bandit", in halves of the interval; None
       means T^(-1/4) and T^(-3/4), with T = num_rounds.
@@ -84,6 +86,7 @@ class Config:
   k: float = 1000.0
   k_min: float | None = None
   k_max: float | None = None
+  stuck_rounds: int | None = None
   exp3_arms: int | None = None
   bandit_radius: float | None = None
   bandit_step: float | None = None
@@ -131,6 +134,7 @@ class Config:
         ("k_max", 2),
         ("comm_time", 0),
         ("batch_size", 1),
+        ("stuck_rounds", 1),
         ("exp3_arms", 1),
         ("local_steps", 1),
         ("num_rounds", 1),

@@ -27,6 +27,24 @@ def fixed(k: float) -> KController:
   return KController(init, update, observes=False, probes=False)
 
 
+def _count_without(valid, without, stuck_rounds):
+  """Rounds in a row without a slope, and whether k is stuck by now.
+
+  Args:
+    valid: [] bool, whether this round has a slope.
+    without: [] i32, rounds in a row before it that had none.
+    stuck_rounds: so many are too many and counting begins anew; None: never.
+
+  Returns:
+    (the new `without`, stuck [] bool).
+  """
+  without = jnp.where(valid, 0, without + 1)
+  if stuck_rounds is None:
+    return without, jnp.bool_(False)
+  stuck = without >= stuck_rounds
+  return jnp.where(stuck, 0, without), stuck
+
+
 def _propose(k, step_length, k_min):
   """k beside its probe k' = k - delta / 2.
 
@@ -43,13 +61,15 @@ class DescentState(NamedTuple):
   Attributes:
     k: [] f32.
     rounds: [] i32, rounds done.
+    without: [] i32, rounds in a row without a slope.
   """
 
   k: jax.Array
   rounds: jax.Array
+  without: jax.Array
 
 
-def _descent(k_init, k_min, k_max, slope_of):
+def _descent(k_init, k_min, k_max, slope_of, stuck_rounds=None):
   """k_{m+1} = P_K(k_m - delta_m slope_of(CostSlope)), as a KController."""
   width = k_max - k_min  # B
 
@@ -58,20 +78,27 @@ def _descent(k_init, k_min, k_max, slope_of):
 
   def init(key):
     del key
-    state = DescentState(jnp.float32(k_init), jnp.int32(0))
+    state = DescentState(jnp.float32(k_init), jnp.int32(0), jnp.int32(0))
     return _propose(state.k, step_length(state.rounds), k_min), state
 
   def update(key, observed, state):
     del key
-    slope = slope_of(cost_slope(observed))
-    k = jnp.clip(state.k - step_length(state.rounds) * slope, k_min, k_max)
-    state = DescentState(k, state.rounds + 1)
+    slope = cost_slope(observed)
+    without, stuck = _count_without(slope.valid, state.without, stuck_rounds)
+    towards = jnp.where(stuck, -1.0, slope_of(slope))
+    k = jnp.clip(state.k - step_length(state.rounds) * towards, k_min, k_max)
+    state = DescentState(k, state.rounds + 1, without)
     return _propose(k, step_length(state.rounds), k_min), state
 
   return KController(init, update, observes=True, probes=True)
 
 
-def sign_descent(k_init: float, k_min: float, k_max: float) -> KController:
+def sign_descent(
+    k_init: float,
+    k_min: float,
+    k_max: float,
+    stuck_rounds: int | None = None,
+) -> KController:
   """Descent on k by the sign of the estimated slope of the cost.
 
   k_{m+1} = P_K(k_m - delta_m s_m) with delta_m = B / sqrt(2 m). A round
@@ -80,13 +107,17 @@ def sign_descent(k_init: float, k_min: float, k_max: float) -> KController:
   Args:
     k_init: k_1, elements.
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+    stuck_rounds: the last of so many rounds in a row without a sign raises k
+      by delta_m, where the losses perhaps do fall. None: k stays, as in the
+      paper; in the authors' code it is the twelfth such round.
 
   Returns:
     A controller that probes.
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 2.
   """
-  return _descent(k_init, k_min, k_max, lambda slope: slope.sign)
+  sign_of = lambda slope: slope.sign
+  return _descent(k_init, k_min, k_max, sign_of, stuck_rounds)
 
 
 def value_descent(k_init: float, k_min: float, k_max: float) -> KController:
@@ -119,6 +150,7 @@ class IntervalState(NamedTuple):
     k: [] f32.
     k_low, k_high: [] f32, the current instance's interval.
     rounds: [] i32, rounds done in this instance, m - m0.
+    without: [] i32, rounds in a row without a sign.
     previous_rounds: [] i32, length of the instance before it.
     window_low, window_high: [] f32, range of k in the current window.
     window_count: [] i32, updates in the current window.
@@ -128,6 +160,7 @@ class IntervalState(NamedTuple):
   k_low: jax.Array
   k_high: jax.Array
   rounds: jax.Array
+  without: jax.Array
   previous_rounds: jax.Array
   window_low: jax.Array
   window_high: jax.Array
@@ -140,6 +173,7 @@ def sign_interval(
     k_max: float,
     growth: float = 1.5,
     window: int = 20,
+    stuck_rounds: int | None = None,
 ) -> KController:
   """Sign descent that begins anew on smaller intervals as k settles.
 
@@ -153,6 +187,7 @@ def sign_interval(
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
     growth: alpha > 1.
     window: M_u, updates between reviews.
+    stuck_rounds: see `sign_descent`; such a rise is an update.
 
   Returns:
     A controller that probes.
@@ -172,6 +207,7 @@ def sign_interval(
         k_low=jnp.float32(k_min),
         k_high=jnp.float32(k_max),
         rounds=jnp.int32(0),
+        without=jnp.int32(0),
         previous_rounds=jnp.int32(0),
         window_low=jnp.float32(jnp.inf),
         window_high=jnp.float32(-jnp.inf),
@@ -182,16 +218,17 @@ def sign_interval(
   def update(key, observed, state):
     del key
     slope = cost_slope(observed)
-    k = state.k - step_length(state) * slope.sign
+    without, stuck = _count_without(slope.valid, state.without, stuck_rounds)
+    sign = jnp.where(stuck, -1.0, slope.sign)
+    moves = slope.valid | stuck
+    k = state.k - step_length(state) * sign
     k = jnp.clip(k, state.k_low, state.k_high)
     rounds = state.rounds + 1
-    low = jnp.where(
-        slope.valid, jnp.minimum(state.window_low, k), state.window_low
-    )
+    low = jnp.where(moves, jnp.minimum(state.window_low, k), state.window_low)
     high = jnp.where(
-        slope.valid, jnp.maximum(state.window_high, k), state.window_high
+        moves, jnp.maximum(state.window_high, k), state.window_high
     )
-    count = state.window_count + slope.valid
+    count = state.window_count + moves
     review = count == window
     new_low = jnp.maximum(low / growth, k_min)
     new_high = jnp.minimum(high * growth, k_max)
@@ -207,6 +244,7 @@ def sign_interval(
         k_low=jnp.where(restart, new_low, state.k_low),
         k_high=jnp.where(restart, new_high, state.k_high),
         rounds=jnp.where(restart, 0, rounds),
+        without=without,
         previous_rounds=jnp.where(restart, rounds, state.previous_rounds),
         window_low=jnp.where(review, jnp.inf, low),
         window_high=jnp.where(review, -jnp.inf, high),

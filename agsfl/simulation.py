@@ -94,11 +94,13 @@ def build_controller(
       replay is none.
   """
   interval = config.k_interval(dim)
-  horizon = config.num_rounds
+  horizon, stuck = config.num_rounds, config.stuck_rounds
   return {
       "fixed": lambda: controllers.fixed(k),
-      "sign": lambda: controllers.sign_descent(k, *interval),
-      "sign_interval": lambda: controllers.sign_interval(k, *interval),
+      "sign": lambda: controllers.sign_descent(k, *interval, stuck),
+      "sign_interval": lambda: controllers.sign_interval(
+          k, *interval, stuck_rounds=stuck
+      ),
       "value": lambda: controllers.value_descent(k, *interval),
       "exp3": lambda: bandits.exp3(*interval, horizon, config.exp3_arms),
       "bandit": lambda: bandits.bandit(

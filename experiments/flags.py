@@ -29,6 +29,8 @@ _HELP = {
     "k": "Elements per message; its first value where k is learned.",
     "k_min": "Least k where it is learned. Default: 0.002 D.",
     "k_max": "Largest k where it is learned. Default: D.",
+    "stuck_rounds": "Rounds in a row without a sign after which sign and "
+    "sign_interval raise k by one step. Default: never.",
     "exp3_arms": "Values of k that exp3 plays. Default: every integer.",
     "bandit_radius": "How far bandit explores, in halves of the interval. "
     "Default: num_rounds^(-1/4).",

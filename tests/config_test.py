@@ -1,12 +1,19 @@
 """What settings are refused, and that the message says what is allowed."""
 
 import dataclasses
+import re
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 from absl.testing import absltest, parameterized
 
+from agsfl import bandits, controllers, layerwise, simulation, sparsifiers
 from agsfl.config import Config, ConfigError
+from agsfl.types import Model, Observation
 
 # Field, a value out of range, what is allowed.
 OUT_OF_RANGE = (
@@ -22,6 +29,7 @@ OUT_OF_RANGE = (
     ("server_learning_rate", 0.0, ("above 0",)),
     ("local_steps", 0, ("at least 1",)),
     ("local_steps", 2**20 + 1, ("at most 2^20",)),
+    ("stuck_rounds", 0, ("at least 1",)),
     ("exp3_arms", 0, ("at least 1",)),
     ("bandit_radius", 1.5, ("at most 1",)),
     ("bandit_radius", 0.0, ("above 0",)),
@@ -68,6 +76,7 @@ IN_RANGE = (
     ("method", "fedavg"),
     ("local_steps", 1),
     ("server_optimizer", "adam"),
+    ("stuck_rounds", 1),
     ("exp3_arms", 1),
     ("num_clients", 1),
     ("num_clients", None),
@@ -250,6 +259,127 @@ class IntervalTest(parameterized.TestCase):
     else:
       with self.assertRaises(ConfigError):
         interval(dim, **settings)
+
+
+# Settings beside K = [4, 90], k = 33 and T = 50, and the controller they mean.
+CONTROLLERS = (
+    (dict(controller="fixed"), lambda: controllers.fixed(33)),
+    (dict(controller="sign"), lambda: controllers.sign_descent(33, 4, 90)),
+    (
+        dict(controller="sign", stuck_rounds=2),
+        lambda: controllers.sign_descent(33, 4, 90, 2),
+    ),
+    ({}, lambda: controllers.sign_interval(33, 4, 90)),
+    (
+        dict(stuck_rounds=2),
+        lambda: controllers.sign_interval(33, 4, 90, stuck_rounds=2),
+    ),
+    (dict(controller="value"), lambda: controllers.value_descent(33, 4, 90)),
+    (dict(controller="exp3"), lambda: bandits.exp3(4, 90, 50)),
+    (
+        dict(controller="exp3", exp3_arms=7),
+        lambda: bandits.exp3(4, 90, 50, num_arms=7),
+    ),
+    (dict(controller="bandit"), lambda: bandits.bandit(33, 4, 90, 50)),
+    (
+        dict(controller="bandit", bandit_radius=0.25),
+        lambda: bandits.bandit(33, 4, 90, 50, radius=0.25),
+    ),
+    (
+        dict(controller="bandit", bandit_step=0.125),
+        lambda: bandits.bandit(33, 4, 90, 50, step=0.125),
+    ),
+    (
+        dict(controller="bandit", bandit_radius=0.25, bandit_step=0.125),
+        lambda: bandits.bandit(33, 4, 90, 50, radius=0.25, step=0.125),
+    ),
+)
+SIZES = (7, 1, 32)
+SPARSIFIERS = (
+    (dict(method="unidirectional_top_k"), sparsifiers.unidirectional_top_k),
+    (
+        dict(method="unidirectional_top_k", per_layer=True),
+        lambda: layerwise.per_layer(sparsifiers.unidirectional_top_k(), SIZES),
+    ),
+    (dict(method="periodic_k"), sparsifiers.periodic_k),
+    (dict(method="fedavg"), sparsifiers.send_all),
+)
+SERVERS = (
+    (dict(learning_rate=0.5), lambda: optax.sgd(0.5)),
+    (
+        dict(learning_rate=0.5, server_learning_rate=0.25),
+        lambda: optax.sgd(0.25),
+    ),
+    (
+        dict(server_optimizer="momentum", server_learning_rate=0.25),
+        lambda: optax.sgd(0.25, momentum=0.9),
+    ),
+)
+
+
+def program(function, *arguments):
+  """What a function computes, as text: numbers and arrays in it too."""
+  traced = jax.make_jaxpr(function)(*arguments)
+  consts = [np.asarray(x).tolist() for x in traced.consts]
+  return re.sub("0x[0-9a-f]+", "", f"{traced} {consts}")
+
+
+class WiringTest(absltest.TestCase):
+  """Law: what is built of settings is the program of parts made directly.
+
+  No two rows of a table are the same program, so a setting that is lost, or
+  taken for another, shows.
+  """
+
+  def assert_built(self, table, build, program_of):
+    seen = set()
+    for settings, directly in table:
+      got = program_of(build(settings))
+      self.assertTrue(got == program_of(directly()), settings)
+      seen.add(got)
+    self.assertEqual(len(seen), len(table))
+
+  def test_controllers(self):
+
+    def build(settings):
+      config = Config(k=33, k_min=4, k_max=90, num_rounds=50, **settings)
+      return simulation.build_controller(config, 100, config.k)
+
+    def program_of(controller):
+      key, observed = jax.random.key(0), Observation(*jnp.ones(7))
+      _, state = controller.init(key)
+      first = program(controller.init, key)
+      return first + program(controller.update, key, observed, state)
+
+    self.assert_built(CONTROLLERS, build, program_of)
+
+  def test_sparsifiers(self):
+
+    def program_of(sparsifier):
+      key, weights = jax.random.key(0), jnp.ones(3)
+      accumulated = jnp.ones((3, 40))
+      state = sparsifier.init(3, 40)
+      return program(
+          sparsifier.select, key, accumulated, weights, jnp.int32(9), state
+      )
+
+    model = Model(None, None, SIZES)
+    build = lambda settings: simulation.build_sparsifier(
+        Config(**settings), model, (), None
+    )
+    self.assert_built(SPARSIFIERS, build, program_of)
+
+  def test_servers(self):
+
+    def build(settings):
+      config = Config(**settings)
+      return simulation.build_server(config, config.learning_rate)
+
+    def program_of(server):
+      params = jnp.ones(2)
+      return program(server.update, params, server.init(params), params)
+
+    self.assert_built(SERVERS, build, program_of)
 
 
 if __name__ == "__main__":

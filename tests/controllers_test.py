@@ -22,9 +22,9 @@ BROKEN = 3  # The loss is NaN.
 
 ROUNDS = 300
 # (k_init, k_min, k_max, growth, window), the last two for the moving
-# interval. The first is FEMNIST's, k_min = 0.002 D, the rest left to default.
+# interval. The first is FEMNIST's, k_min = 0.002 D, with the defaults.
 SETTINGS = (
-    (444062, 888.124, 444062),
+    (444062, 888.124, 444062, 1.5, 20),
     (60, 10, 110, 1.25, 2),
     (2, 2, 500, 2.0, 1),
     (90.5, 20, 90.5, 1.05, 3),
@@ -38,7 +38,7 @@ SETTINGS = (
 CONTROLLERS = (
     ("fixed", controllers.fixed(40)),
     ("sign_descent", controllers.sign_descent(60, 10, 110)),
-    ("sign_interval", controllers.sign_interval(60, 10, 110, 1.25, 2)),
+    ("sign_interval", controllers.sign_interval(60, 10, 110, 1.25, 2, 2)),
     ("value_descent", controllers.value_descent(60, 10, 110)),
     ("replay", controllers.replay([40, 12.5, 90])),
     ("exp3", bandits.exp3(10, 110, 100, num_arms=7)),
@@ -107,8 +107,9 @@ def play(rule, settings, signs):
 
 @st.composite
 def games(draw):
-  """Settings, and chances that lead k somewhere, now and then."""
-  return draw(st.sampled_from(SETTINGS)), dict(
+  """Settings, stuck_rounds, and chances that lead k somewhere, now and then."""
+  settings = draw(st.sampled_from(SETTINGS))
+  return settings, draw(st.sampled_from((None, 2))), dict(
       goal=draw(st.floats(0, 1)),
       wrong=draw(st.sampled_from((0.0, 0.1, 0.3))),
       none=draw(st.sampled_from((0.0, 0.2, 0.6))),
@@ -144,11 +145,11 @@ def drive(oracle, goal, wrong, none, seed):
   return np.array(signs), np.array(rows)
 
 
-def near_tie(settings, signs, restarts):
+def near_tie(settings, stuck, signs, restarts):
   """Whether a new width is so near its limit that float32 may err on it."""
-  growth, window = settings[3:] or (1.5, 20)
+  *interval, growth, window = settings
   for off in (1 - 1e-4, 1 + 1e-4):
-    oracle = reference.SignInterval(*settings[:3], growth * off, window)
+    oracle = reference.SignInterval(*interval, growth * off, window, stuck)
     for sign in signs:
       oracle.update(sign, sign in (-1, 0, 1))
     if oracle.restarts != restarts:
@@ -190,7 +191,7 @@ def show(rule, settings, rounds):
 
 class OracleTest(parameterized.TestCase):
 
-  def assert_laws(self, rule, settings, signs, rows):
+  def assert_laws(self, rule, settings, signs, rows, rises):
     _, k_min, k_max, *_ = settings
     k, k_probe, states = play(rule, settings, signs)
     low = getattr(states, "k_low", np.full(ROUNDS, k_min))
@@ -205,28 +206,32 @@ class OracleTest(parameterized.TestCase):
     # Law: max(1, k_min / 10) <= k' <= k - 1.
     floor = np.float32(max(1.0, 0.1 * k_min))
     self.assertTrue(np.all((k_probe >= floor) & (k_probe <= k - 1)))
-    # Law: a round without a sign leaves k.
-    without = signs > 1
+    # Law: a round without a sign leaves k, but where it is stuck.
+    without = (signs > 1) & ~np.isin(np.arange(ROUNDS) + 1, rises)
     np.testing.assert_array_equal(k[1:][without], k[:-1][without])
     return states
 
   @hypothesis.settings(max_examples=60, deadline=None)
   @hypothesis.given(games())
   def test_sign_descent(self, game):
-    settings, chance = game
-    settings = settings[:3]
-    signs, rows = drive(reference.SignDescent(*settings), **chance)
-    self.assert_laws(controllers.sign_descent, settings, signs, rows)
+    settings, stuck, chance = game
+    settings = *settings[:3], stuck
+    oracle = reference.SignDescent(*settings)
+    signs, rows = drive(oracle, **chance)
+    rule = controllers.sign_descent
+    self.assert_laws(rule, settings, signs, rows, oracle.rises)
 
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(games())
   def test_sign_interval(self, game):
-    settings, chance = game
-    oracle = reference.SignInterval(*settings)
+    settings, stuck, chance = game
+    oracle = reference.SignInterval(*settings, stuck)
     signs, rows = drive(oracle, **chance)
-    hypothesis.assume(not near_tie(settings, signs, oracle.restarts))
+    hypothesis.assume(not near_tie(settings, stuck, signs, oracle.restarts))
     rule = controllers.sign_interval
-    states = self.assert_laws(rule, settings, signs, rows)
+    states = self.assert_laws(
+        rule, (*settings, stuck), signs, rows, oracle.rises
+    )
     # Law: new instances begin after the same rounds.
     restarts = 1 + np.flatnonzero(states.rounds == 0)
     np.testing.assert_array_equal(restarts, oracle.restarts)
@@ -297,6 +302,33 @@ class ScriptTest(absltest.TestCase):
     )
     # The first step is 100 / sqrt(2).
     self.assertAlmostEqual(k_probe[0], 60 - 50 / math.sqrt(2), places=4)
+
+  def test_stuck(self):
+    """K = [10, 110], two rounds: a sign of 0 ends a row, a rise begins one."""
+    none, nan = STAYED, BROKEN
+    signs = [
+        *[none, nan],  # m = 2: 20 + 50.
+        *[none, 0, none, 0],
+        *[none, none],  # m = 8: 70 + 25.
+        *[none, 0] * 4,
+        *[none, none],  # m = 18: 95 + 100 / 6, cut to 110.
+        none,
+    ]
+    settings = 20, 10, 110, 2
+    k, _, states = play(controllers.sign_descent, settings, signs)
+    expected = [20] * 2 + [70] * 6 + [95] * 10 + [110] * 2
+    np.testing.assert_allclose(k, expected, rtol=1e-6)
+    np.testing.assert_array_equal(states.without[:4], [1, 0, 1, 0])
+
+  def test_a_rise_is_an_update_of_its_instance(self):
+    """K = [10, 110], growth 1.25, reviews of 2 updates, two rounds, k = 55."""
+    # m = 2: 55 + 50. With the 0 that makes {105, 105}: [84, 110], a new
+    # instance, whose m = 2 rises by 26 / 2, cut to 110.
+    signs = [STAYED, STAYED, 0, STAYED, STAYED]
+    settings = 55, 10, 110, 1.25, 2, 2
+    k, _, states = play(controllers.sign_interval, settings, signs)
+    np.testing.assert_allclose(k, [55, 55, 105, 105, 105, 110], rtol=1e-6)
+    np.testing.assert_array_equal(states.rounds, [1, 2, 0, 1, 2])
 
   def test_value_descent(self):
     """K = [10, 110], so delta is 50, 25, 100 / 6 and 12.5 in four rounds."""

@@ -317,15 +317,28 @@ class SignDescent:
   Attributes:
     k: real, number of elements of the round to come.
     m: that round's number, from 1.
+    rises: the rounds after which k rose for want of a sign.
   """
 
-  def __init__(self, k_init, k_min, k_max):
-    """Starts at round 1 with k_init, in [k_min, k_max]; all real, elements."""
+  def __init__(self, k_init, k_min, k_max, stuck_rounds=None):
+    """Starts at round 1 with k_init.
+
+    Args:
+      k_init: real, in [k_min, k_max], in elements.
+      k_min: real, in elements.
+      k_max: real, in elements.
+      stuck_rounds: the authors' code's addition, off with None: after so many
+        rounds in a row without an estimate k rises by one step, and they are
+        counted from 0 again.
+    """
     _check(k_init, k_min, k_max)
     self.k = float(k_init)
     self.k_min = float(k_min)
     self.k_max = float(k_max)
     self.m = 1
+    self.stuck_rounds = stuck_rounds
+    self.without = 0  # Rounds in a row without an estimate.
+    self.rises = []
 
   def delta(self):
     """Step of the round to come, B / sqrt(2 m); real, in elements (Alg. 2)."""
@@ -346,6 +359,10 @@ class SignDescent:
     Returns:
       The new k; real, in elements.
     """
+    self.without = 0 if valid else self.without + 1
+    if self.without == self.stuck_rounds:
+      sign, valid, self.without = -1, True, 0
+      self.rises.append(self.m)
     if valid:
       assert sign in (-1, 0, 1), sign
       step = self.delta() * float(sign)
@@ -364,9 +381,12 @@ class SignInterval:
     k_low, k_high: real, the current instance's interval, in elements.
     restarts: the rounds, numbered from 1 over all instances, after which a new
       instance began.
+    rises: those after which k rose for want of a sign.
   """
 
-  def __init__(self, k_init, k_min, k_max, growth=1.5, window=20):
+  def __init__(
+      self, k_init, k_min, k_max, growth=1.5, window=20, stuck_rounds=None
+  ):
     """Starts the first instance, on the whole interval.
 
     Args:
@@ -376,6 +396,7 @@ class SignInterval:
       growth: alpha, how far beyond what it saw a new interval reaches; a
         factor.
       window: M_u, how many updates with a sign are judged together.
+      stuck_rounds: see `SignDescent`; a rise is judged with them.
     """
     _check(k_init, k_min, k_max)
     self.k = float(k_init)
@@ -386,6 +407,9 @@ class SignInterval:
     self.growth = float(growth)
     self.window = window
     self.restarts = []
+    self.stuck_rounds = stuck_rounds
+    self.without = 0  # Rounds in a row without an estimate.
+    self.rises = []
     self.rounds = 0  # Rounds that have ended, in all instances.
     self.length = 0  # Rounds that have ended in this instance.
     self.previous_length = 0  # Rounds of the instance before this one.
@@ -422,6 +446,10 @@ class SignInterval:
     delta = self.delta()
     self.rounds += 1
     self.length += 1
+    self.without = 0 if valid else self.without + 1
+    if self.without == self.stuck_rounds:
+      sign, valid, self.without = -1, True, 0
+      self.rises.append(self.rounds)
     if valid:
       assert sign in (-1, 0, 1), sign
       self.k = _project(

@@ -396,6 +396,32 @@ class SignDescentTest(absltest.TestCase):
       reference.SignInterval(21, 10, 20)
 
 
+class StuckTest(absltest.TestCase):
+
+  def test_script(self):
+    # B = 96, delta_2 = 48, delta_3 = 96 / sqrt(6) = 39.191836.
+    control = reference.SignDescent(10, 4, 100, stuck_rounds=2)
+    ks = [control.update(0, False) for _ in range(2)]
+    self.assertEqual(ks, [10, 58])
+    # One round without, one with a sign of 0, one without: not in a row; the
+    # one after it is the second, m = 6: 58 + 96 / sqrt(12) = 85.712813.
+    ks = [control.update(0, valid) for valid in (False, True, False, False)]
+    self.assertEqual(ks[:3], [58] * 3)
+    self.assertAlmostEqual(ks[3], 85.712813, 5)
+    self.assertEqual(control.rises, [2, 6])
+
+  def test_a_rise_is_judged(self):
+    # B = 96, delta_2 = 48: 10 + 48, which fills a window of 1: [38.67, 87] is
+    # 48.33 long, more than 39.76. Again in round 4, delta 96 / sqrt(8): 91.94,
+    # and [61.29, 100] is 38.71 long.
+    control = reference.SignInterval(10, 4, 100, window=1, stuck_rounds=2)
+    ks = [control.update(0, False) for _ in range(4)]
+    self.assertAlmostEqual(ks[-1], 91.941125, 5)
+    self.assertEqual(control.rises, [2, 4])
+    self.assertEqual(control.restarts, [4])
+    self.assertAlmostEqual(control.k_low, 61.294083, 5)
+
+
 class SignIntervalTest(absltest.TestCase):
 
   def _run(self, control, rounds):

@@ -16,8 +16,8 @@ from PIL import Image
 from agsfl.errors import ConfigError
 from experiments import out, scripts
 
-_TRAIN = flags.DEFINE_string("train", None, "Training images.", required=True)
-_TEST = flags.DEFINE_string("test", None, "Test images.", required=True)
+_TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
+_TEST = flags.DEFINE_string("test", "", "File of the test images.")
 flags.adopt_module_key_flags(out)
 
 

@@ -25,6 +25,7 @@ from tensorboardX.proto import event_pb2
 
 from agsfl import lanes, records
 from agsfl.config import Config
+from agsfl.data import fingerprint, load
 from agsfl.errors import ConfigError, DivergedError, StoppedError
 from experiments import (
   dashboards,
@@ -50,15 +51,7 @@ _OF_MODULE = contextlib.ExitStack()
 def setUpModule():
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
-  _OF_MODULE.enter_context(mock.patch.dict(
-      os.environ,
-      WANDB_MODE="offline",
-      # What one process compiled serves the others.
-      JAX_COMPILATION_CACHE_DIR=_OF_MODULE.enter_context(
-          tempfile.TemporaryDirectory()
-      ),
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-  ))
+  _OF_MODULE.enter_context(mock.patch.dict(os.environ, WANDB_MODE="offline"))
 
 
 def tearDownModule():
@@ -318,8 +311,9 @@ class LanesTest(absltest.TestCase):
         for name, change in changes.items()
     }
     first = self.folder / "a"
+    data = load(self.BASE.dataset, self.BASE.as_partition())
     with records.RunFolder(first, dataclasses.asdict(configs[first])) as folder:
-      folder.begin({})
+      folder.begin({"data": fingerprint(data)})
       folder.row({"of": "an earlier start"})
     folder.checkpoints.mkdir()
     outcomes = lanes.simulate(configs)

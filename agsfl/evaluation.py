@@ -1,5 +1,6 @@
 """Losses and accuracy of the global model on all data."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,16 +44,12 @@ def _in_batches(rows, mesh):
   return jax.device_put(batches, NamedSharding(mesh, devices.PER_CLIENT))
 
 
-def build_of_samples(model: Model, mesh: Mesh) -> Callable:
-  """The compiled part of an evaluation, which several may share.
+@functools.lru_cache(maxsize=16)
+def _build_of_samples(model, mesh):
+  """The compiled part of an evaluation, which all of a model share.
 
-  Args:
-    model: the network.
-    mesh: the devices that share the work.
-
-  Returns:
-    (params [D], ClientData, rows [batches, size]) -> each row's loss, and
-    whether it is classified right.
+  It is (params [D], ClientData, rows [batches, size]) -> each row's loss, and
+  whether it is classified right.
   """
 
   def of_samples(params, clients, batches):
@@ -81,7 +78,6 @@ def build_evaluate(
     data: FederatedData,
     clients: ClientData,
     mesh: Mesh,
-    of_samples: Callable | None = None,
 ) -> Callable[[jax.Array], Evaluation]:
   """The evaluation of a weight vector on all data.
 
@@ -90,13 +86,11 @@ def build_evaluate(
     data: which samples are tested.
     clients: `data.clients` as `devices.split_clients` placed it.
     mesh: the devices that share the work.
-    of_samples: from `build_of_samples`, of the same model and devices; None
-      means its own.
 
   Returns:
     params [D] -> Evaluation.
   """
-  of_samples = of_samples or build_of_samples(model, mesh)
+  of_samples = _build_of_samples(model, mesh)
   num_clients = len(data.client_names)
   train = _in_batches(data.clients.order, mesh)
   test = _in_batches(data.test_rows, mesh)

@@ -16,13 +16,10 @@ from agsfl import devices, records, runs, simulation
 from agsfl.config import Config
 from agsfl.data import load
 from agsfl.errors import ConfigError, DivergedError, StoppedError
-from agsfl.evaluation import build_evaluate, build_of_samples
+from agsfl.evaluation import build_evaluate
 from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK
 from agsfl.programs import build_sweep
 from agsfl.types import RoundInfo
-
-# What lanes may differ in: nothing of it decides a shape.
-SETTINGS = ("seed", *simulation.Numbers._fields)
 
 
 def together(
@@ -40,13 +37,8 @@ def together(
   """
   groups = {}
   for label, config in configs.items():
-    common = dataclasses.asdict(config)
-    # FedAvg's steps are a loop whose length follows from k.
-    kept = {"k"} if config.method == "fedavg" else set()
-    for name in set(SETTINGS) - kept:
-      del common[name]
     alone = label if config.time_budget is not None else None
-    groups.setdefault((str(common), alone), []).append(label)
+    groups.setdefault((simulation.alike(config), alone), []).append(label)
   return [
       labels[start : start + most]
       for labels in groups.values()
@@ -143,9 +135,8 @@ def _run(lanes, model, on_row, should_stop):
   )
   placed = devices.split_lanes([lane.data.clients for lane in lanes], mesh)
   state = sweep.init(keys, numbers, placed.starts.shape[1])
-  of_samples = build_of_samples(model, mesh)
   for lane in lanes:
-    lane.place(model, placed, mesh, of_samples)
+    lane.place(model, placed, mesh)
   for done in range(1, first.num_rounds + 1):
     start = time.perf_counter()
     state, infos = sweep.step(keys, numbers, placed, state)
@@ -201,7 +192,7 @@ class _Lane:
     else:
       self.folder.restart()
 
-  def place(self, model, placed, mesh, of_samples):
+  def place(self, model, placed, mesh):
     """Makes the evaluation ready, on samples that `split_lanes` placed."""
     # The rows of the placed samples are all that an evaluation looks up.
     own = placed.replace(
@@ -209,7 +200,7 @@ class _Lane:
         starts=np.zeros(mesh.size, np.int32),
         counts=np.zeros(mesh.size, np.int32),
     )
-    self._evaluate = build_evaluate(model, self.data, own, mesh, of_samples)
+    self._evaluate = build_evaluate(model, self.data, own, mesh)
 
   def round(self, done, info, params, seconds, on_row):
     """Records a round, and the run's end with the last."""

@@ -1,5 +1,6 @@
 """Networks, as pure functions of one flat weight vector."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -132,6 +133,7 @@ def standardized(images: jax.Array) -> jax.Array:
   return centred / jnp.maximum(deviation, images[0].size**-0.5)
 
 
+@functools.lru_cache(maxsize=16)
 def build(
     name: str,
     image_shape: tuple[int, ...],

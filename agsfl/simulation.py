@@ -1,5 +1,6 @@
 """A whole run: from settings and data to a stream of rows."""
 
+import dataclasses
 import functools
 import math
 import time
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from agsfl import bandits, controllers, devices, models, sparsifiers
 from agsfl.client import LocalTraining
@@ -213,8 +215,66 @@ class Simulation(NamedTuple):
   unpack: Callable[[RoundState], RoundState]
 
 
+def alike(config: Config) -> tuple:
+  """What runs must have in common to share a compiled program.
+
+  Args:
+    config: the settings.
+
+  Returns:
+    All but the seed and the `Numbers`; hashable.
+  """
+  # FedAvg's steps are a loop whose length follows from k.
+  kept = {"k"} if config.method == "fedavg" else set()
+  differ = {"seed", *Numbers._fields} - kept
+  settings = dataclasses.asdict(config).items()
+  return tuple(item for item in settings if item[0] not in differ)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """What decides a compiled program: equal ones are built once.
+
+  Attributes:
+    common: from `alike`, and a replayed sequence of k.
+    config: any run of them.
+    model, mesh, client_chunk, length: as the functions take them.
+  """
+
+  common: tuple
+  config: Config = dataclasses.field(compare=False)
+  model: Model
+  mesh: Mesh
+  client_chunk: int | None
+  length: int
+
+
+@functools.lru_cache(maxsize=16)
+def _split_round(program):
+  """The compiled rounds; runs in a row that are alike trace them once."""
+  config = program.config
+  build_one = functools.partial(
+      compose, config, program.model, program.client_chunk
+  )
+  # The key and the numbers go together to where a round takes its key.
+  simulated = Round(
+      init=lambda root, size: build_one(root[1]).init(root[0], size),
+      step=lambda root, *rest: build_one(root[1]).step(root[0], *rest),
+  )
+  return devices.split_round(
+      simulated, program.length, program.mesh, root_of(config)
+  )
+
+
+def root_of(config: Config) -> tuple[jax.Array, Numbers]:
+  """All that a compiled program takes of the settings."""
+  return jax.random.key(config.seed), numbers_of(config)
+
+
 def build(config: Config, data: FederatedData) -> Simulation:
   """Puts a run together.
+
+  Runs of one process whose settings are `alike` share compiled programs.
 
   Args:
     config: the settings.
@@ -228,20 +288,26 @@ def build(config: Config, data: FederatedData) -> Simulation:
       devices.
   """
   model = build_model(config, data)
+  config.k_interval(model.dim)
   platform = jax.default_backend()
   num_clients = len(data.clients.counts)
   mesh = devices.client_mesh(num_devices(config, num_clients))
-  client_chunk = config.client_chunk or CLIENT_CHUNK.get(platform)
-  build_one = functools.partial(compose, config, model, client_chunk)
-  # The key and the numbers go together to where a round takes its key.
-  simulated = Round(
-      init=lambda root, size: build_one(root[1]).init(root[0], size),
-      step=lambda root, *rest: build_one(root[1]).step(root[0], *rest),
-  )
-  root = jax.random.key(config.seed), numbers_of(config)
   length = config.rounds_per_call or ROUNDS_PER_CALL.get(platform, math.inf)
   length = min(length, config.eval_every, config.num_rounds)
-  split = devices.split_round(simulated, length, mesh, root)
+  replayed = ()
+  if config.replay is not None:
+    replayed = tuple(_recorded_ks(config.replay, model.dim))
+  split = _split_round(
+      _Program(
+          common=(*alike(config), replayed),
+          config=config,
+          model=model,
+          mesh=mesh,
+          client_chunk=config.client_chunk or CLIENT_CHUNK.get(platform),
+          length=length,
+      )
+  )
+  root = root_of(config)
   clients = devices.split_clients(data.clients, mesh)
   budget = jnp.float32(config.time_budget or math.inf)
 

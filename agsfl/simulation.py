@@ -232,7 +232,7 @@ def alike(config: Config) -> tuple:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Program:
+class Program:
   """What decides a compiled program: equal ones are built once.
 
   Attributes:
@@ -250,8 +250,8 @@ class _Program:
 
 
 @functools.lru_cache(maxsize=16)
-def _split_round(program):
-  """The compiled rounds; runs in a row that are alike trace them once."""
+def split_round(program: Program) -> devices.SplitRound:
+  """The compiled rounds of a program; the newest ones are kept."""
   config = program.config
   build_one = functools.partial(
       compose, config, program.model, program.client_chunk
@@ -297,8 +297,8 @@ def build(config: Config, data: FederatedData) -> Simulation:
   replayed = ()
   if config.replay is not None:
     replayed = tuple(_recorded_ks(config.replay, model.dim))
-  split = _split_round(
-      _Program(
+  split = split_round(
+      Program(
           common=(*alike(config), replayed),
           config=config,
           model=model,

@@ -54,7 +54,7 @@ def whole_numbers(draw):
 
   Counts are powers of two, and so is their sum: 1024 is halved here and there.
   """
-  shapes = ((2, 12), (3, 12), (5, 40), (8, 40))
+  shapes = ((3, 12), (8, 40))
   accumulated, _, k = draw(cases(shapes))
   accumulated = np.rint(np.clip(accumulated, -1e3, 1e3)).astype(np.float32)
   counts = [1024]
@@ -184,7 +184,7 @@ class PeriodicTest(absltest.TestCase):
       return jax.lax.scan(one, state, (jax.random.split(key, 4), ks))[1]
 
     keys = jax.random.split(jax.random.key(0), 4000)
-    masks = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
+    masks = jax.jit(lambda keys: jax.lax.map(run, keys, batch_size=200))(keys)
     share = np.mean(masks, 0)  # [4, 10]
     np.testing.assert_allclose(
         share, np.repeat(ks[:, None] / 10, 10, axis=1), atol=6 * 0.5 / 4000**0.5

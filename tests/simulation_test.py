@@ -1,13 +1,19 @@
 """The loop over rounds, on a simulation that only counts."""
 
+import dataclasses
 import math
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
+import agsfl
 from agsfl import simulation
 from agsfl.config import Config
+from agsfl.errors import ConfigError
 from agsfl.evaluation import Evaluation
 from agsfl.types import RoundInfo
 
@@ -93,6 +99,63 @@ class RunTest(parameterized.TestCase):
         rows -= 1
         self.assertIsNone(step.evaluation)
     self.assertEqual(rows, 0)
+
+
+class SharedTest(parameterized.TestCase):
+  """Runs of one process that are alike trace their rounds once."""
+
+  TINY = Config(
+      dataset="digits", partition="iid", num_clients=4, model="mlp",
+      controller="fixed", batch_size=3, num_rounds=3,
+  )
+
+  def counted(self, *configs):
+    """The runs, and how often a round was composed for them."""
+    with mock.patch.object(
+        simulation, "compose", side_effect=simulation.compose
+    ) as compose:
+      runs = [agsfl.simulate(config) for config in configs]
+      return runs, compose.call_count
+
+  def test_numbers_and_seeds_share(self):
+    """Law: a run is bit for bit what it is in a process of its own."""
+    changes = (
+        {}, {"seed": 1}, {"k": 40.0}, {"learning_rate": 0.2, "comm_time": 3.0}
+    )
+    configs = [dataclasses.replace(self.TINY, **change) for change in changes]
+    simulation.split_round.cache_clear()
+    runs, count = self.counted(*configs)
+    self.assertGreater(count, 0)
+    self.assertEqual(self.counted(*configs)[1], 0)
+    self.assertEqual(self.counted(configs[0])[1], 0)
+    for config, run in zip(configs, runs, strict=True):
+      simulation.split_round.cache_clear()
+      (alone,), again = self.counted(config)
+      self.assertEqual(again, count)
+      self.assertEqual(alone.rows, run.rows)
+      np.testing.assert_array_equal(alone.params, run.params)
+
+  @parameterized.parameters({"batch_size": 4}, {"num_devices": 1})
+  def test_others_do_not(self, **change):
+    agsfl.simulate(self.TINY)
+    other = dataclasses.replace(self.TINY, **change)
+    self.assertGreater(self.counted(other)[1], 0)
+
+  def test_each_k_is_checked(self):
+    agsfl.simulate(self.TINY)
+    with self.assertRaisesRegex(ConfigError, "--k=1000000.0: must be at most"):
+      agsfl.simulate(dataclasses.replace(self.TINY, k=1e6))
+
+  def test_a_record_that_changed_is_read_again(self):
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    record = Path(folder) / "metrics.jsonl"
+    replay = dataclasses.replace(
+        self.TINY, controller="replay", replay=folder
+    )
+    for k in (50.0, 70.0):
+      record.write_text(f'{{"k": {k}}}\n')
+      rows = agsfl.simulate(replay).rows
+      self.assertEqual([row["k"] for row in rows], [k] * 3)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,12 @@ class StudyTest(parameterized.TestCase):
         if path.is_file() and "compiled" not in path.parts
     }
 
-  @parameterized.parameters(*STUDIES)
+  @parameterized.parameters(*sorted(set(STUDIES) - {"compare_methods"}))
   def test_leaves_runs_a_figure_and_a_table(self, name):
+    self.check(name, self.start(name, *STUDIES[name][0]))
+
+  def check(self, name, result):
     arguments, labels = STUDIES[name]
-    result = self.start(name, *arguments)
     self.assertEqual(result.returncode, 0, result.stderr)
     workdir = self.folder / name
     image = matplotlib.image.imread(workdir / "figure.png")
@@ -112,14 +114,13 @@ class StudyTest(parameterized.TestCase):
 
   @mock.patch.dict(os.environ)
   def test_a_second_start_does_what_is_missing(self):
+    """Of a study that leaves what the others do."""
     del os.environ["JAX_COMPILATION_CACHE_DIR"]
     name = "compare_methods"
     arguments, labels = STUDIES[name]
-    workdir = self.folder / "twice"
-    start = lambda *more: self.start(
-        name, *arguments, f"--workdir={workdir}", *more
-    )
-    start()
+    workdir = self.folder / name
+    start = lambda *more: self.start(name, *arguments, *more)
+    self.check(name, start())
     # Law: seeds of one setting share a program.
     programs = list((workdir / "compiled").glob("jit_chunk*"))
     self.assertLen(programs, len(labels))

@@ -32,7 +32,7 @@ CASES = {
         method="unidirectional_top_k", controller="bandit", per_layer=True
     ),
     "dense": dict(
-        method="send_all", server_optimizer="momentum", time_budget=60.0
+        method="send_all", server_optimizer="momentum", time_budget=130.0
     ),
 }
 

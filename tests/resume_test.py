@@ -324,7 +324,7 @@ class SignalTest(absltest.TestCase):
       (Path(folder) / "my run.flags").write_text("--eval_every=100")
       arguments = (
           "--dataset=digits", "--model=mlp", "--num_clients=10",
-          "--num_rounds=400", "--flagfile=my run.flags",
+          "--num_rounds=200", "--flagfile=my run.flags",
       )
       start = lambda command: subprocess.Popen(
           command,
@@ -357,11 +357,11 @@ class SignalTest(absltest.TestCase):
       process = start([sys.executable, *shlex.split(again)])
       shown, told = process.communicate()
       self.assertEqual(process.returncode, 0, told)
-      self.assertLen(records.read_rows(workdir), 400)
+      self.assertLen(records.read_rows(workdir), 200)
       # The table of the whole run, of both parts.
       self.assertIn("\n  100  ", shown)
       # Lines in the log, as standard error is no terminal.
-      self.assertRegex(told, r"round 400, time .* round/s, 00:00 left")
+      self.assertRegex(told, r"round 200, time .* round/s, 00:00 left")
 
 
 EVERY = 25

@@ -184,7 +184,7 @@ class PeriodicTest(absltest.TestCase):
       return jax.lax.scan(one, state, (jax.random.split(key, 4), ks))[1]
 
     keys = jax.random.split(jax.random.key(0), 4000)
-    masks = jax.jit(lambda keys: jax.lax.map(run, keys, batch_size=200))(keys)
+    masks = jax.jit(lambda keys: jax.lax.map(run, keys))(keys)
     share = np.mean(masks, 0)  # [4, 10]
     np.testing.assert_allclose(
         share, np.repeat(ks[:, None] / 10, 10, axis=1), atol=6 * 0.5 / 4000**0.5

@@ -150,6 +150,9 @@ class ScriptsTest(parameterized.TestCase):
         "--out=/tmp",
     )
     self.assert_one_line(
+        start("decode_images", f"--out={self.folder / 'all.npz'}"), "--train"
+    )
+    self.assert_one_line(
         start("prepare_femnist", f"--leaf_dir={self.folder}"), "train/*.json"
     )
 

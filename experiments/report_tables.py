@@ -186,7 +186,8 @@ def _settings_of_many(groups):
   every = [config for group in configs for config in group]
   names = list(dict.fromkeys(name for config in every for name in config))
   differs = lambda name: len({repr(config.get(name)) for config in every}) > 1
-  differing = [name for name in names if differs(name)]
+  # The data's fingerprint follows from the others, and tells a reader nothing.
+  differing = [name for name in names if name != "data" and differs(name)]
   common = [name for name in names if not differs(name)]
   text = "<p>All settings are the same.</p>\n"
   if differing:

@@ -376,7 +376,7 @@ from jax._src import xla_bridge
 
 EVERY = {EVERY}
 folder = sys.argv[1]
-asked = config(controller="fixed", num_devices=1)
+asked = config(method="periodic_k", controller="fixed", num_devices=1)
 asked = agsfl.Config(**dict(vars(asked), num_rounds=900, eval_every=300))
 
 def live(name):

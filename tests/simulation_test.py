@@ -106,7 +106,7 @@ class SharedTest(parameterized.TestCase):
 
   TINY = Config(
       dataset="digits", partition="iid", num_clients=4, model="mlp",
-      controller="fixed", batch_size=3, num_rounds=3,
+      method="periodic_k", controller="fixed", batch_size=3, num_rounds=3,
   )
 
   def counted(self, *configs):

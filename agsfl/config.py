@@ -9,9 +9,12 @@ from agsfl.models import MODELS
 from agsfl.optimizers import OPTIMIZERS
 from agsfl.partitions import Partition
 
-# Methods with no k to set or learn.
-DENSE_METHODS = ("send_all", "fedavg")
 METHODS = (*sparsifiers.METHODS, "fedavg")
+# There is no k to learn.
+METHODS_WITHOUT_K = (
+    *(name for name, one in sparsifiers.METHODS.items() if not one.takes_k),
+    "fedavg",
+)
 CONTROLLERS = (
     "fixed", "sign", "sign_interval", "value", "exp3", "bandit", "replay"
 )
@@ -38,7 +41,7 @@ class Config:
       of training.
     per_layer: whether the method works on each array of weights by itself.
     controller: one of `CONTROLLERS`; None means "sign_interval", or "fixed"
-      with `DENSE_METHODS`.
+      with `METHODS_WITHOUT_K`.
     k: elements per message; where k is learned, its first value.
     k_min, k_max: where k may move; None means 0.002 D, and D.
     stuck_rounds: of "sign" and "sign_interval", rounds in a row without a sign
@@ -172,7 +175,7 @@ class Config:
       )
 
   def _check_combinations(self):
-    if self.method in DENSE_METHODS:
+    if self.method in METHODS_WITHOUT_K:
       _require(
           self.controller in (None, "fixed"),
           "controller",
@@ -183,7 +186,7 @@ class Config:
           not self.per_layer,
           "per_layer",
           self.per_layer,
-          f"false with --method={self.method}, which sends all layers whole",
+          f"false with --method={self.method}, which has no k to share out",
       )
     _require(
         (self.replay is not None) == (self.controller == "replay"),
@@ -202,7 +205,7 @@ class Config:
     """The controller, where None is settled."""
     if self.controller is not None:
       return self.controller
-    return "fixed" if self.method in DENSE_METHODS else "sign_interval"
+    return "fixed" if self.method in METHODS_WITHOUT_K else "sign_interval"
 
   def used_local_steps(self, dim: int) -> int:
     """tau, where None is settled, for a model of D = `dim` weights."""

@@ -56,7 +56,7 @@ def build_sparsifier(
 ) -> Sparsifier:
   """The sparsifier that the settings name, for clients split over `axes`."""
   name = "send_all" if config.method == "fedavg" else config.method
-  sparsifier = sparsifiers.METHODS[name](axes, client_chunk)
+  sparsifier = sparsifiers.METHODS[name].build(axes, client_chunk)
   return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
 
 
@@ -163,14 +163,16 @@ def compose(
     model: Model,
     client_chunk: int | None,
     numbers: Numbers,
+    axes: tuple[str, ...] = (devices.AXIS,),
 ) -> Round:
-  """The round that the settings name, clients split over `devices.AXIS`.
+  """The round that the settings name.
 
   Args:
     config: the settings, but for the numbers.
     model: the network.
     client_chunk: see `over_clients.map_clients`.
     numbers: perhaps traced.
+    axes: mesh axes over which clients are split; () for none.
 
   Returns:
     The round.
@@ -178,7 +180,7 @@ def compose(
   Raises:
     ConfigError: k or its interval does not fit the model.
   """
-  axes, rate = (devices.AXIS,), numbers.learning_rate
+  rate = numbers.learning_rate
   return build_round(
       model,
       build_sparsifier(config, model, axes, client_chunk),

@@ -1,6 +1,7 @@
 """Which gradient elements travel: the methods, as (init, select, split)."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -274,12 +275,23 @@ def send_all(
   return Sparsifier(_stateless, select, uplink.split)
 
 
-# Every method by name: (axes, client_chunk) -> Sparsifier.
+class Method(NamedTuple):
+  """An entry of `METHODS`.
+
+  Attributes:
+    build: (axes, client_chunk) -> Sparsifier.
+    takes_k: whether k decides what is sent, so that it can be learned.
+  """
+
+  build: Callable[..., Sparsifier]
+  takes_k: bool = True
+
+
 METHODS = {
-    "fab_top_k": fab_top_k,
-    "fub_top_k": fub_top_k,
-    "fub_top_k_tree": fub_top_k_tree,
-    "unidirectional_top_k": unidirectional_top_k,
-    "periodic_k": periodic_k,
-    "send_all": send_all,
+    "fab_top_k": Method(fab_top_k),
+    "fub_top_k": Method(fub_top_k),
+    "fub_top_k_tree": Method(fub_top_k_tree),
+    "unidirectional_top_k": Method(unidirectional_top_k),
+    "periodic_k": Method(periodic_k),
+    "send_all": Method(send_all, takes_k=False),
 }

@@ -34,7 +34,8 @@ class Selection(NamedTuple):
   Attributes:
     mask: [D] bool, the downlink set J.
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
-    k_up: [] i32, elements that each client sends.
+    k_up: [] i32, elements that each client sends; where they differ, the most
+      of any, for the round waits for it.
     k_down: [] i32, elements that the server sends, |J|.
     volume_up, volume_down: [] f32, what those cost, in numbers: an element of
       a sparse message is two, its index and its value.

@@ -30,9 +30,13 @@ def _draw_cdf(axes, runs, label):
 
 def _with_method(base, name):
   """Dense methods have few rounds, long ones: each is evaluated."""
-  every = 1 if name in settings.DENSE_METHODS else base.eval_every
+  dense = name in settings.METHODS_WITHOUT_K
   return dataclasses.replace(
-      base, method=name, controller="fixed", eval_every=every
+      base,
+      method=name,
+      controller="fixed",
+      per_layer=base.per_layer and not dense,
+      eval_every=1 if dense else base.eval_every,
   )
 
 

@@ -17,7 +17,7 @@ from agsfl.errors import ConfigError
 from experiments import results
 
 # Both sides know the indices of what these send: an element is its value.
-PLAIN_METHODS = ("periodic_k", *settings.DENSE_METHODS)
+PLAIN_METHODS = ("periodic_k", *settings.METHODS_WITHOUT_K)
 _INDEX_BYTES = _VALUE_BYTES = 4
 
 _NUMBERS = ("round", "time", "k", "k_probe", "k_up", "k_down")
@@ -76,7 +76,7 @@ class Run(NamedTuple):
   @property
   def has_k(self) -> bool:
     """Whether the method takes k."""
-    return self.config["method"] not in settings.DENSE_METHODS
+    return self.config["method"] not in settings.METHODS_WITHOUT_K
 
   @property
   def senders(self) -> int:

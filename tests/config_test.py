@@ -317,6 +317,21 @@ SERVERS = (
 )
 
 
+TRAININGS = (
+    (dict(learning_rate=0.5, local_steps=3), lambda: (optax.sgd(0.5), 3)),
+    (dict(learning_rate=0.25, local_steps=3), lambda: (optax.sgd(0.25), 3)),
+    (dict(learning_rate=0.5, local_steps=2), lambda: (optax.sgd(0.5), 2)),
+    (
+        dict(learning_rate=0.5, local_optimizer="momentum"),
+        lambda: (optax.sgd(0.5, momentum=0.9), 1),
+    ),
+    (
+        dict(learning_rate=0.5, local_optimizer="adam", server_optimizer="sgd"),
+        lambda: (optax.adam(0.5, b2=0.99, eps=1e-3), 1),
+    ),
+)
+
+
 def program(function, *arguments):
   """What a function computes, as text: numbers and arrays in it too."""
   traced = jax.make_jaxpr(function)(*arguments)
@@ -380,6 +395,22 @@ class WiringTest(absltest.TestCase):
       return program(server.update, params, server.init(params), params)
 
     self.assert_built(SERVERS, build, program_of)
+
+  def test_trainings(self):
+
+    def build(settings):
+      config = Config(**settings)
+      training = simulation.build_training(config, 40, config.learning_rate)
+      self.assertEqual(training.learning_rate, config.learning_rate)
+      return training.optimizer, training.steps
+
+    def program_of(training):
+      optimizer, steps = training
+      params = jnp.ones(2)
+      state = optimizer.init(params)
+      return program(optimizer.update, params, state, params) + str(steps)
+
+    self.assert_built(TRAININGS, build, program_of)
 
 
 if __name__ == "__main__":

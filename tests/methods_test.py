@@ -28,7 +28,7 @@ def build(name, client_chunk=None, axes=()):
   if name == "per_layer":
     one = sparsifiers.unidirectional_top_k(axes, client_chunk)
     return layerwise.per_layer(one, SIZES)
-  return sparsifiers.METHODS[name](axes, client_chunk)
+  return sparsifiers.METHODS[name].build(axes, client_chunk)
 
 
 ALL = (*sparsifiers.METHODS, "per_layer")
@@ -38,7 +38,7 @@ ALL = (*sparsifiers.METHODS, "per_layer")
 def jitted(name, width=1024):
   # One client after another, or all at once: both ways are used.
   client_chunk = 1 if width > 1 else None
-  sparsifier = sparsifiers.METHODS[name]((), client_chunk, window=width)
+  sparsifier = sparsifiers.METHODS[name].build((), client_chunk, window=width)
   return jax.jit(functools.partial(both, sparsifier))
 
 
@@ -115,9 +115,9 @@ class OracleTest(parameterized.TestCase):
   def test_a_merge_drops_what_the_sum_would_keep(self):
     """k = 1, four clients: 0 and 1 merge to {0}, 2 and 3 to {2}.
 
-    Messages 3@0, 2@1 | 2@1 ... : clients 1 and 2 send 2@1 both. The flat sum
-    has 4 at 1, the largest. In the tree 0 and 1 keep 3@0, 2 and 3 keep 5@2
-    over 2@1, the root keeps 5@2; all else goes back.
+    The clients send 3@0, 2@1, 2@1 and 3.5@2. The flat sum has 4@1, the largest.
+    In the tree 0 and 1 keep 3@0, 2 and 3 keep 3.5@2, and of these the root
+    keeps 3.5@2; all else goes back.
     """
     accumulated = np.float32([[3, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 3.5]])
     ones = np.ones(4)

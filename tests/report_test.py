@@ -582,7 +582,7 @@ class CountsTest(parameterized.TestCase):
   @parameterized.parameters(*sparsifiers.METHODS)
   def test_elements_cost_what_the_method_says(self, method):
     """Numbers of 4 bytes, as the normalised time counts them."""
-    sparsifier = sparsifiers.METHODS[method]()
+    sparsifier = sparsifiers.METHODS[method].build()
     accumulated = jnp.arange(12.0).reshape(2, 6) + 1
     selection, _ = sparsifier.select(
         jax.random.key(0), accumulated, jnp.full(2, 0.5), jnp.int32(2),

@@ -1,6 +1,7 @@
 """Whole rounds against the NumPy oracle, on every path they can take."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -19,7 +20,9 @@ from agsfl import (
     sparsifiers,
 )
 from agsfl.client import as_float, build_client
+from agsfl.config import CONTROLLERS
 from agsfl.data import ClientData
+from agsfl.sparsifiers import METHODS
 from agsfl.types import KController, KProposal
 from tests import reference
 
@@ -399,22 +402,33 @@ class TracesTest(absltest.TestCase):
     self.assertFalse(np.allclose(both.params[0], both.params[1]))
 
 
+LOW, HIGH = 4.0, 20.0
+MOVING = {
+    "sign": controllers.sign_descent(9.0, LOW, HIGH),
+    "sign_interval": controllers.sign_interval(9.0, LOW, HIGH),
+    # Slopes of so small a model are small too: K as wide as they are.
+    "value": controllers.value_descent(9.0, LOW, HIGH),
+    "exp3": bandits.exp3(LOW, HIGH, 50, num_arms=5),
+    "bandit": bandits.bandit(9.0, LOW, HIGH, 50),
+    "replay": controllers.replay([9.5, 7.0, 4.25, 18.0]),
+}
+
+
 class EveryPairTest(parameterized.TestCase):
   """Every controller works with every method that takes k."""
 
+  def test_no_controller_is_left_out(self):
+    self.assertEqual({"fixed", *MOVING}, set(CONTROLLERS))
+
   @parameterized.product(
-      method=sorted(set(sparsifiers.METHODS) - {"send_all"}),
-      rule=("sign_interval", "exp3"),  # one that tries k', one that does not
+      method=[name for name, one in METHODS.items() if one.takes_k],
+      rule=tuple(MOVING),
   )
   def test_rounds(self, method, rule):
-    low, high = 4.0, 20.0
-    controller = {
-        "sign_interval": lambda: controllers.sign_interval(9.0, low, high),
-        "exp3": lambda: bandits.exp3(low, high, 50, num_arms=5),
-    }[rule]()
+    controller = MOVING[rule]
     simulated = rounds.build_round(
         linear_model(),
-        sparsifiers.METHODS[method]((), None),
+        METHODS[method].build((), None),
         controller,
         server=optax.sgd(RATE),
         batch_size=BATCH,
@@ -428,7 +442,7 @@ class EveryPairTest(parameterized.TestCase):
         key, example(), start, jnp.int32(12), jnp.float32(jnp.inf)
     )
     self.assertTrue(infos.finite.all())
-    self.assertTrue(((infos.k >= low) & (infos.k <= high)).all())
+    self.assertTrue(((infos.k >= LOW) & (infos.k <= HIGH)).all())
     self.assertGreater(len(np.unique(infos.k)), 1)
     self.assertTrue((jnp.abs(infos.k_up - infos.k) < 1).all())
     each = 1 if method == "periodic_k" else 2
@@ -437,6 +451,50 @@ class EveryPairTest(parameterized.TestCase):
     theta = compute + BETA * volumes / (2 * DIM)
     np.testing.assert_allclose(infos.elapsed, np.cumsum(theta), rtol=1e-5)
     self.assertFalse(np.allclose(state.params, start.params))
+
+
+class DrawsTest(absltest.TestCase):
+  """Two clients hold the same 500 samples, so only draws tell them apart."""
+
+  def play(self, controller, sparsifier, num_rounds):
+    """Rounds in which the weights stay as they were."""
+    rng = np.random.default_rng(0)
+    data = ClientData.of(
+        rng.normal(size=(500, FEATURES)).astype(np.float32),
+        rng.integers(0, CLASSES, 500),
+        [np.arange(500)] * 2,
+    )
+    still = rounds.build_round(
+        linear_model(),
+        sparsifier,
+        controller,
+        server=optax.sgd(0.0),
+        batch_size=BATCH,
+        comm_time=BETA,
+        client_chunk=None,
+    )
+    return play(still, data, num_rounds)
+
+  def test_clients_and_rounds_draw_anew(self):
+    """Law: a draw comes from the round, and then from the client."""
+    controller, sparsifier = controllers.fixed(1), sparsifiers.periodic_k()
+    states, infos = self.play(controller, sparsifier, 4)
+    one, two = states[1].residual
+    self.assertGreater(np.count_nonzero(one != two), DIM // 2)
+    self.assertLen({float(info.minibatch_loss) for info in infos}, 4)
+    lefts = [state.sparsifier.left for state in states]
+    sent = [np.flatnonzero(a & ~b) for a, b in itertools.pairwise(lefts)]
+    self.assertLen(np.unique(sent), 4)
+
+  def test_a_trial_of_k_leaves_the_method_alone(self):
+    """Law: with a probe, the sparsifier's state is that of the k used."""
+    periodic = sparsifiers.periodic_k()
+    probed, _ = self.play(Script([(6.0, 2.0)]), periodic, 3)
+    plain, _ = self.play(controllers.fixed(6), periodic, 3)
+    for one, other in zip(probed, plain, strict=True):
+      chex.assert_trees_all_equal(one.sparsifier, other.sparsifier)
+      np.testing.assert_array_equal(one.residual, other.residual)
+    self.assertEqual(probed[-1].sparsifier.left.sum(), DIM - 3 * 6)
 
 
 class FiniteTest(absltest.TestCase):
@@ -484,6 +542,19 @@ class ClientTest(absltest.TestCase):
     ]
     want = np.mean(np.log1p(np.exp(np.arange(5.0))))
     np.testing.assert_allclose(np.mean(losses), want, rtol=0.03)
+
+  def test_a_sample_has_its_own_label(self):
+    """Sample j shows j and is of class j, also the h of the estimate."""
+    model = models.flatten(
+        lambda key: jnp.zeros(1), lambda w, x: 99.0 * jax.nn.one_hot(x[:, 0], 8)
+    )
+    client = jax.jit(build_client(model, 5))
+    own = np.arange(8)
+    data = ClientData.of(own.astype(np.float32)[:, None], own, [own])
+    for seed in range(8):
+      local = client(jax.random.key(seed), jnp.zeros(1), data, 0, 8)
+      self.assertEqual(local.image[0], local.label)
+      np.testing.assert_allclose(local.loss, 0, atol=1e-6)
 
   def test_bytes_are_scaled_to_one(self):
     images = np.array([0, 51, 255], np.uint8)

@@ -15,7 +15,6 @@ Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
 """
 
 import dataclasses
-import json
 
 import matplotlib
 
@@ -25,7 +24,7 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from agsfl import data, files, records, simulation
+from agsfl import data, simulation
 from experiments import results, study
 
 flags.adopt_module_key_flags(study)
@@ -119,18 +118,14 @@ def _recorded(base, first_k, path):
   }
   for name in ("controller", "k"):  # They have no part in it.
     del asked[name]
-  if path.exists():
-    held = json.loads(path.read_text())
-    records.refuse_other(held["asked"], asked, path)
-    return held["rows"]
-  study.say(f"first k {first_k:g}, seed {base.seed}")
-  rows = switched_run(
-      before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
-  )
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.written_whole(path) as temporary:
-    temporary.write_text(json.dumps({"asked": asked, "rows": rows}) + "\n")
-  return rows
+
+  def make():
+    study.say(f"first k {first_k:g}, seed {base.seed}")
+    return switched_run(
+        before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
+    )
+
+  return study.kept(path, asked, make)
 
 
 def _as_run(rows, path):

@@ -19,20 +19,22 @@ favours k that always work.
 Source: Han, Wang, Leung, ICDCS 2020, the cost tau_m(k) of Sec. IV.
 """
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
-from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import data, simulation
-from agsfl.client import build_client
-from agsfl.cost import round_time
-from agsfl.over_clients import CLIENT_CHUNK, map_clients
+from agsfl.errors import DivergedError
+from agsfl.over_clients import CLIENT_CHUNK
+from agsfl.types import KProposal
+from experiments import study
 
 
 def costs_of(
@@ -67,85 +69,50 @@ class Recorded(NamedTuple):
   left_out: int
 
 
-def build_recorder(config, model):
-  """A round with k fixed in which other k are tried beside it.
+def build_recorder(step: Callable, batch_size: int) -> Callable:
+  """A round in which other k are tried beside the one that is played.
+
+  Args:
+    step: of a `Round` whose k is fixed.
+    batch_size: samples per minibatch.
 
   Returns:
-    init: (key, N) -> carry; step: (key, ClientData, carry, ks [K] i32) ->
-    (carry, times [K], falls [K]), of which carry goes on with ks[0].
+    (root_key, ClientData, RoundState, ks [K] f32) -> (RoundState, RoundInfo,
+    times [1 + K], falls [1 + K]). The state is that of the round's own k, whose
+    time and fall come first.
   """
-  chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
-  sparsifier = simulation.build_sparsifier(config, model, (), chunk)
-  server = simulation.build_server(config, config.learning_rate)
-  training = simulation.build_training(
-      config, model.dim, config.learning_rate
-  )
-  local_result = build_client(model, config.batch_size, training)
-  # As in online learning: one more sample per client.
-  compute = config.used_local_steps(model.dim) + 1.0 / config.batch_size
 
-  def init(key, num_clients):
-    params = model.init(key)
-    residual = jnp.zeros((num_clients, model.dim))
-    state = sparsifier.init(num_clients, model.dim)
-    return params, residual, state, server.init(params)
-
-  def step(key, clients, carry, ks):
-    params, residual, state, server_state = carry
-    weights = clients.counts / clients.counts.sum()
-    num_clients = len(clients.counts)
-    keys = jax.random.split(key, num_clients + 1)
-    samples = (keys[1:], clients.starts, clients.counts)
-
-    def over_clients(function, *arguments):
-      return map_clients(function, (*arguments, *samples), chunk)
-
-    def accumulate(residual, key, *own):
-      return residual + local_result(key, params, clients, *own).gradient
+  def recorded(root_key, data, state, ks):
 
     def loss_at(params):
-      """On the same minibatches: their draw depends on the key alone."""
-      loss = lambda key, *own: local_result(key, params, clients, *own).loss
-      return jnp.sum(weights * over_clients(loss))
-
-    accumulated = over_clients(accumulate, residual)
-    loss_before = loss_at(params)
-
-    def attempt(k):
-      chosen, new_state = sparsifier.select(
-          keys[0], accumulated, weights, k, state
-      )
-      updates, new_server = server.update(
-          chosen.aggregate, server_state, params
-      )
-      moved = optax.apply_updates(params, updates)
-      return chosen, (moved, new_state, new_server)
+      """On the round's minibatches: their draw does not depend on weights."""
+      there = state.replace(params=params)
+      return step(root_key, data, there)[1].minibatch_loss
 
     def measure(k):
-      chosen, (moved, *_) = attempt(k)
-      theta = round_time(
-          chosen.volume_up,
-          chosen.volume_down,
-          dim=model.dim,
-          comm_time=config.comm_time,
-          compute=compute,
+      tried = state.replace(
+          proposal=KProposal(k, k),
+          elapsed=jnp.float32(0.0),
+          elapsed_rest=jnp.float32(0.0),
       )
-      return theta, loss_before - loss_at(moved)
+      moved, info = step(root_key, data, tried)
+      # As in online learning: one more sample per client.
+      theta = info.elapsed + 1.0 / batch_size
+      return theta, loss_before - loss_at(moved.params)
 
-    times, falls = lax.map(measure, ks)
-    chosen, (params, state, server_state) = attempt(ks[0])
-    residual = map_clients(
-        lambda *one: sparsifier.split(one[0], chosen.mask, one[1]).residual,
-        (accumulated, chosen.clients),
-        chunk,
-    )
-    return (params, residual, state, server_state), times, falls
+    after, info = step(root_key, data, state)
+    loss_before = info.minibatch_loss
+    times, falls = lax.map(measure, jnp.append(state.proposal.k, ks))
+    return after, info, times, falls
 
-  return init, step
+  return recorded
 
 
 def record(config: settings.Config, grid_size: int) -> Recorded:
   """Trains with k fixed and measures the costs of a grid of k in each round.
+
+  The rounds are those of the run of these settings with the controller
+  `fixed`, to the order of sums.
 
   Args:
     config: `k` is played; the grid is spaced evenly in log k over its interval.
@@ -167,21 +134,19 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
     raise settings.ConfigError(
         f"--k_max={config.k_max}: must leave room for three k from k_min on"
     )
-  init, step = build_recorder(config, model)
-  root = jax.random.key(config.seed)
-  carry = init(jax.random.fold_in(root, 0), len(clients.counts))
-  step = jax.jit(step)
-  ks = jnp.asarray([round(config.k), *grid], jnp.int32)
+  config = dataclasses.replace(config, controller="fixed")
+  root, numbers = simulation.root_of(config)
+  chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
+  played = simulation.compose(config, model, chunk, numbers, axes=())
+  state = played.init(root, len(clients.counts))
+  recorder = jax.jit(build_recorder(played.step, config.batch_size))
   costs = []
-  rounds = range(1, config.num_rounds + 1)
-  for index in tqdm(rounds, unit="round", disable=None):
-    key = jax.random.fold_in(root, index)
-    carry, *measured = step(key, clients, carry, ks)
+  for _ in study.progress(range(config.num_rounds)):
+    state, info, *measured = recorder(root, clients, state, jnp.float32(grid))
     times, falls = np.asarray(measured, float)
     if not np.all(np.isfinite(falls)):
-      raise simulation.DivergedError(
-          f"round {index}: the loss is not finite; a smaller --learning_rate "
-          f"than {config.learning_rate} may help"
+      raise DivergedError(
+          simulation.diverged(int(info.round_index), "the loss", config)
       )
     if np.all(falls > 0):
       costs.append(costs_of(times[1:], falls[1:], falls[0]))
@@ -192,6 +157,34 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
     )
   left_out = config.num_rounds - len(costs)
   return Recorded(interval, grid, np.array(costs), left_out)
+
+
+def kept(config: settings.Config, grid_size: int, path: Path) -> Recorded:
+  """`record`, or what it gave before, from a file.
+
+  Args:
+    config, grid_size: see `record`.
+    path: of the file; written if it is not there.
+
+  Raises:
+    ConfigError: it is of other settings; see also `record`.
+    DivergedError: a loss was not finite.
+  """
+  asked = {**dataclasses.asdict(config), "grid_size": grid_size}
+  held = study.kept(
+      path,
+      asked,
+      lambda: {
+          name: np.asarray(value).tolist()
+          for name, value in record(config, grid_size)._asdict().items()
+      },
+  )
+  return Recorded(
+      interval=tuple(held["interval"]),
+      grid=np.array(held["grid"]),
+      costs=np.array(held["costs"]),
+      left_out=held["left_out"],
+  )
 
 
 class Averaged(NamedTuple):

@@ -312,7 +312,9 @@ def _draw_synthetic(axes, signs, accuracy, seeds):
 def _draw_recorded(regrets, means, config, color):
   """Lines of one seed in both panels and the table, and what its costs are."""
   config = dataclasses.replace(config, controller="sign", replay=None)
-  recorded = recorded_costs.record(config, GRID_SIZE.value)
+  recorded = recorded_costs.kept(
+      config, GRID_SIZE.value, study.folder() / f"seed{config.seed}.json"
+  )
   averaged = recorded_costs.average(recorded, AVERAGE_OVER.value)
   grid, costs, mean = averaged.grid, averaged.costs, recorded.costs.mean(axis=0)
   k_min, k_max = recorded.interval
@@ -349,7 +351,7 @@ def _draw_recorded(regrets, means, config, color):
 
 def compare(base: settings.Config):
   """Plays, records, draws and tabulates."""
-  if base.method in settings.DENSE_METHODS:
+  if base.method in settings.METHODS_WITHOUT_K:
     raise settings.ConfigError(
         f"--method={base.method}: must have a k to learn"
     )
@@ -363,6 +365,7 @@ def compare(base: settings.Config):
       noisy, f"{accuracy:.0%} right", accuracy, NOISE_SEEDS.value
   )
   limit, notes = bound(PLAY_ROUNDS.value), []
+  study.share_compiled_code()
   _draw(
       regrets,
       np.arange(1, len(limit) + 1),

@@ -5,16 +5,19 @@ A study is a folder: one folder per setting, in it one per seed, each as
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
 from tqdm import tqdm
 
-from agsfl import files, runs
+from agsfl import files, records, runs
 from agsfl.config import Config, ConfigError
+from agsfl.types import PyTree
 from experiments import drawing, results, run, scripts, stopping
 from experiments import flags as run_flags
 
@@ -117,6 +120,39 @@ def run_all(
         run.run(config, workdir)
       done[label].append(results.read(workdir))
   return done
+
+
+def kept(
+    path: Path, asked: dict[str, Any], make: Callable[[], PyTree]
+) -> PyTree:
+  """What an earlier start made and wrote to a file, or makes and writes it.
+
+  Args:
+    path: of the file, whole or not there.
+    asked: the settings that decide the outcome.
+    make: gives something that JSON can hold.
+
+  Returns:
+    The outcome, as JSON has it.
+
+  Raises:
+    ConfigError: the file is of other settings, or none of a study.
+  """
+  if path.exists():
+    try:
+      held = json.loads(path.read_text())
+      theirs, made = dict(held["asked"]), held["made"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise ConfigError(
+          f"{path}: must be a file of this study ({error!r})"
+      ) from error
+    records.refuse_other(theirs, asked, path)
+    return made
+  made = make()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.written_whole(path) as temporary:
+    temporary.write_text(json.dumps({"asked": asked, "made": made}) + "\n")
+  return made
 
 
 def finish(figure, text: str):

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import chex
 import jax
 import numpy as np
 from absl import flags
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from agsfl import controllers
 from agsfl.config import Config, ConfigError
 from experiments import independence, recorded_costs, regret, study
+from tests import reference, rounds_test
 
 DIM = 36 * 128 + 128 + 128 * 3 + 3  # 6 x 6 images, 3 classes
 
@@ -91,6 +93,40 @@ class RegretTest(parameterized.TestCase):
     played = regret.play_recorded(controllers.fixed(3.0), averaged, 3)
     np.testing.assert_allclose(played.regret, [1.5, 2.5, 4], rtol=1e-6)
     self.assertEqual((played.best, played.least), (4, 4))
+
+  def test_falls_are_of_the_weights_that_each_k_gives(self):
+    """Each k as if it were played: its time, and its fall by data size."""
+    step = rounds_test.steady().step
+    recorder = recorded_costs.build_recorder(step, rounds_test.BATCH)
+    key, clients = jax.random.key(0), rounds_test.example()
+    state = rounds_test.steady().init(key, rounds_test.NUM_CLIENTS)
+    # In the second round there are residuals.
+    state, _ = jax.jit(step)(key, clients, state)
+    after, info, times, falls = jax.jit(recorder)(
+        key, clients, state, np.float32([1, 24])
+    )
+    samples = rounds_test.one_sample_each()
+    loss = lambda params: np.average(
+        rounds_test.losses_and_gradients(params, *samples)[0],
+        weights=rounds_test.COUNTS,
+    )
+    before = loss(state.params)
+    for k, time, fall in zip((6, 1, 24), times, falls, strict=True):
+      played = rounds_test.build(controllers.fixed(k))
+      # k of a round is in the state already.
+      proposal = played.init(key, rounds_test.NUM_CLIENTS).proposal
+      there = state.replace(proposal=proposal)
+      want, _ = jax.jit(played.step)(key, clients, there)
+      if k == 6:
+        chex.assert_trees_all_close(after, want, rtol=1e-5)
+      np.testing.assert_allclose(
+          fall, before - loss(want.params), rtol=1e-3
+      )
+      theta = reference.round_time(
+          k, k, rounds_test.DIM, rounds_test.BETA, 1 + 1 / rounds_test.BATCH
+      )
+      np.testing.assert_allclose(time, theta, rtol=1e-6)
+    np.testing.assert_allclose(info.minibatch_loss, before, rtol=1e-5)
 
   @parameterized.parameters(1.0, 0.75)
   def test_synthetic_regret_within_the_bound(self, accuracy):
@@ -196,6 +232,15 @@ class ScriptsTest(absltest.TestCase):
         f"{recorded.left_out} are left out.",
         text,
     )
+    with self.subTest("started again, it reads what is there"):
+      with mock.patch.object(recorded_costs, "record", None):
+        regret.compare(base)
+      self.assertEqual(self.lines()[1], text)
+    with self.subTest("other settings are refused"):
+      other = dataclasses.replace(base, learning_rate=0.5)
+      wrong = "seed0.json.*it has learning_rate=0.05, asked for 0.5$"
+      with self.assertRaisesRegex(ConfigError, wrong):
+        regret.compare(other)
 
   def test_regret_refuses_a_method_without_k(self):
     base = dataclasses.replace(self.base, method="send_all")
@@ -213,7 +258,7 @@ class ScriptsTest(absltest.TestCase):
     self.assertEqual([line[0] for line in first], ["40", "400"])
     paths = sorted(study.folder().glob("k*/seed0.json"))
     self.assertLen(paths, 2)
-    held = [json.loads(path.read_text())["rows"] for path in paths]
+    held = [json.loads(path.read_text())["made"] for path in paths]
     for rows in held:
       self.assertEqual([row["since"] for row in rows], [0, 4, 8])
       self.assertLessEqual(rows[0]["train_loss"], 1.05)

@@ -309,7 +309,8 @@ class KilledTest(absltest.TestCase):
     self.assertLen(told["lost"], 20)
     # Deaths came at all times: some with much done, some with little.
     self.assertGreater(len(set(told["at"])), 5)
-    self.assertLess(max(told["lost"]), 2 * EVERY)
+    # The next save waits for the one before, after its round's row is written.
+    self.assertLessEqual(max(told["lost"]), 2 * EVERY)
 
 
 class SignalTest(absltest.TestCase):

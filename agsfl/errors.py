@@ -1,5 +1,7 @@
 """What a user can put right; scripts print these as one line."""
 
+from typing import NoReturn
+
 
 class ConfigError(ValueError):
   """A setting that cannot be used; the text names it and what is allowed."""
@@ -11,3 +13,8 @@ class DivergedError(RuntimeError):
 
 class StoppedError(RuntimeError):
   """A run was asked to stop, and can be taken up; the text names the round."""
+
+
+def refuse(setting: str, problem: str) -> NoReturn:
+  """Refuses a setting, such as "--dataset=npz:a", in one line."""
+  raise ConfigError(f"{setting}: {' '.join(problem.split())}")

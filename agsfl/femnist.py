@@ -14,12 +14,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from agsfl.errors import ConfigError
-from agsfl.samples import fail
+from agsfl.errors import ConfigError, refuse
 from agsfl.sources import leaf
 
 CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
 _SIDE = 28
+_STAMP = "leaf_files"
 
 
 class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
@@ -40,6 +40,8 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
             "writer": tfds.features.Text(),
         }),
         supervised_keys=("image", "label"),
+        # Of what files the set was made, by `_split_generators`.
+        metadata=tfds.core.MetadataDict(),
         homepage="https://github.com/TalwalkarLab/leaf",
         citation=(
             "@article{leaf2018, title={LEAF: A Benchmark for Federated "
@@ -50,24 +52,30 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     folder = Path(dl_manager.manual_dir)
-    files = leaf.files_of(f"leaf:{folder}", folder)
+    setting = _setting(folder)
+    files = leaf.files_of(setting, folder)
+    self.info.metadata[_STAMP] = leaf.stamp_of(setting, files)
     return {
         split: self._generate_examples(
-            f"leaf:{folder}", [path for path, of in files if of == split]
+            setting, [path for path, of in files if of == split]
         )
         for split in leaf.SPLITS
     }
 
-  def _generate_examples(self, dataset, files):
+  def _generate_examples(self, setting, files):
     count = 0
     for path in files:
-      for name, pixels, labels in leaf.users_of(dataset, path):
+      sizes = leaf.sizes_of(setting, path)
+      for name, pixels, labels in leaf.users_of(
+          setting, path, sizes, len(CLASSES)
+      ):
         images = leaf.as_bytes(pixels)
-        where = f"{path}: user_data of {name!r}"
         if images is None or pixels.shape[1] != _SIDE**2:
-          fail(dataset, f"{where}, x: must be 784 multiples of 1/255 each")
-        if labels.min() < 0 or labels.max() >= len(CLASSES):
-          fail(dataset, f"{where}, y: must lie in 0 to {len(CLASSES) - 1}")
+          refuse(
+              setting,
+              f"{path}: user_data of {name!r}, x: must be 784 multiples of "
+              "1/255 each",
+          )
         for image, label in zip(images, labels, strict=True):
           count += 1
           yield count, {
@@ -76,7 +84,12 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
               "writer": name,
           }
     if not count:
-      fail(dataset, f"{files[0].parent}: holds no samples")
+      refuse(setting, f"{files[0].parent}: holds no samples")
+
+
+def _setting(folder):
+  """What messages begin with."""
+  return f"--leaf_dir={folder}"
 
 
 def _png(image: np.ndarray) -> bytes:
@@ -87,7 +100,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
-  """Converts LEAF's folders; what is prepared already is left as it is.
+  """Converts LEAF's folders; what is made of them already is left as it is.
 
   Args:
     leaf_dir: the folder that holds `train` and `test`.
@@ -97,9 +110,11 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
     Where the data set lies.
 
   Raises:
-    ConfigError: the text names the file and the key.
+    ConfigError: the text names the file and the key, or the folder that holds
+      a set made of other files.
   """
-  leaf.files_of(f"leaf:{leaf_dir}", Path(leaf_dir))
+  setting = _setting(leaf_dir)
+  stamp = leaf.stamp_of(setting, leaf.files_of(setting, Path(leaf_dir)))
   try:
     builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(
@@ -110,4 +125,10 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
         f"--data_dir={data_dir}: must be a folder that can be written "
         f"({error.strerror})"
     ) from error
+  if builder.info.metadata.get(_STAMP) != stamp:
+    refuse(
+        setting,
+        f"{builder.data_dir} was prepared from other files; remove that "
+        "folder, or give another --data_dir",
+    )
   return Path(builder.data_dir)

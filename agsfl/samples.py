@@ -4,13 +4,10 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from agsfl.errors import ConfigError
+from agsfl.errors import refuse
 
 # Where a source brings no test samples, this share is held out.
 TEST_SHARE = 0.2
-
-# The model has an output for each class up to the largest label.
-_MOST_CLASSES = 1_000_000
 
 _KINDS = {"iu": "integer", "b": "bool", "iuU": "integer or string"}
 
@@ -40,6 +37,15 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
   return np.random.default_rng([seed, *purpose.encode()])
 
 
+def most_classes(count: int) -> int:
+  """How many classes `count` samples may have.
+
+  The model has an output for each class up to the largest label: a label far
+  above the number of samples is a mistake that would take all memory.
+  """
+  return min(max(1000, count), 1_000_000)
+
+
 def hold_out(count: int, seed: int) -> np.ndarray:
   """[C] bool: which of `count` samples are for training."""
   is_train = np.ones(count, bool)
@@ -50,8 +56,7 @@ def hold_out(count: int, seed: int) -> np.ndarray:
 
 def fail(dataset: str, problem: str) -> NoReturn:
   """Refuses a data set in one line."""
-  problem = " ".join(problem.split())
-  raise ConfigError(f"--dataset={dataset}: {problem}")
+  refuse(f"--dataset={dataset}", problem)
 
 
 def require_finite(dataset: str, images: np.ndarray):
@@ -99,12 +104,10 @@ def checked(samples: Samples) -> Samples:
       )
   if not is_train.any() or is_train.all():
     fail(dataset, "is_train must mark both training and test samples")
+  largest = most_classes(len(labels)) - 1
   for label in (labels.min(), labels.max()):
-    if not 0 <= label < _MOST_CLASSES:
-      fail(
-          dataset,
-          f"labels must lie in 0 to {_MOST_CLASSES - 1}, found {label}",
-      )
+    if not 0 <= label <= largest:
+      fail(dataset, f"labels must lie in 0 to {largest}, found {label}")
   if owners is not None and owners.dtype.kind == "U":
     try:
       "".join(np.unique(owners)).encode()

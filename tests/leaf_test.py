@@ -22,7 +22,7 @@ def user(*rows, labels=None):
   return {"x": [list(row) for row in rows], "y": labels}
 
 
-def document(users, **changes):
+def document(users, /, **changes):
   """A LEAF file of these users."""
   return {
       "users": list(users),
@@ -209,6 +209,29 @@ class LeafTest(parameterized.TestCase):
           "negative_size", document({"cy": CY}, num_samples=[-2]), "b.json",
           "num_samples",
       ),
+      (
+          "sizes_swapped",
+          document({"cy": CY, "dan": BOB}, num_samples=[1, 2]),
+          "b.json", "'cy'", "num_samples says 1",
+      ),
+      (
+          "sizes_in_sum",
+          document(dict.fromkeys("abc", CY), num_samples=[300] * 3),
+          "b.json", "num_samples: must be at most", "900",
+      ),
+      ("sizes_few", document({"cy": CY}, num_samples=[]), "num_samples: must"),
+      ("users_twice", document({"cy": CY}, users=["cy"] * 2), "num_samples: "),
+      (
+          "users_of_numbers", document({"cy": CY}, users=[5]), "b.json",
+          "users: must be names", "'5'",
+      ),
+      ("users_others", document({"cy": CY}, users=["dan"]), "'cy'", "'users'"),
+      (
+          "user_twice", json.dumps(document({"cy": CY, "di": CY})).replace(
+              '"di": {', '"cy": {'
+          ), "b.json", "'cy'", "once",
+      ),
+      ("nul", document({"cy": CY, "cy\0": CY}), "b.json", "NUL", r"'cy\x00'"),
       ("no_data", document({"cy": CY}, user_data={}), "b.json", "num_samples"),
       (
           "no_x", document({"cy": {"y": [1]}}), "b.json", "'cy'", "x",
@@ -242,11 +265,16 @@ class LeafTest(parameterized.TestCase):
       ),
       (
           "negative_label", document({"cy": user([0, 0, 0, 0], labels=[-1])}),
-          "labels", "-1",
+          "b.json", "'cy'", "y: must lie in 0 to 999, not -1",
       ),
       (
-          "large_label", document({"cy": user([0, 0, 0, 0], labels=[10**7])}),
-          "labels", "10000000",
+          "large_label", document({"cy": user([0, 0, 0, 0], labels=[1000])}),
+          "b.json", "'cy'", "y: must lie in 0 to 999, not 1000",
+      ),
+      (
+          "endless_label", json.dumps(document({"cy": CY})).replace(
+              "[3, 3]", f"[3, 1{'0' * 5000}]"
+          ), "b.json",
       ),
       (
           "huge_label", document({"cy": user([0, 0, 0, 0], labels=[10**30])}),

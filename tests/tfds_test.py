@@ -91,7 +91,7 @@ class PreparedTest(parameterized.TestCase):
 
   def write_leaf(self, **users):
     for split, rows in (("train", 3), ("test", 1)):
-      (self.leaf / split).mkdir(parents=True)
+      (self.leaf / split).mkdir(parents=True, exist_ok=True)
       content = {
           name: user(
               *[ink(*(start + i + np.arange(784)) % 256) for i in range(rows)],
@@ -149,6 +149,33 @@ class PreparedTest(parameterized.TestCase):
             for i in offsets
         )
         self.assertEqual(got, want)
+
+  def test_femnist_of_other_files(self):
+    """What was made of others is not taken for these."""
+    self.write_leaf(f0=0)
+    place = femnist.prepare(self.leaf, self.place)
+    self.write_leaf(f0=0, f1=100)
+    with self.assertRaises(ConfigError) as caught:
+      femnist.prepare(self.leaf, self.place)
+    problem = str(caught.exception)
+    self.assertStartsWith(problem, f"--leaf_dir={self.leaf}: {place} was ")
+    self.assertIn("remove that folder", problem)
+    self.assertEqual(
+        femnist.prepare(self.leaf, self.place / "other").parent.parent,
+        self.place / "other",
+    )
+
+  def test_num_samples_count_for_femnist(self):
+    self.write_leaf(f0=0)
+    path = self.leaf / "train" / "all.json"
+    told = femnist.leaf.json.loads(path.read_text())
+    path.write_text(femnist.leaf.json.dumps({**told, "num_samples": [2]}))
+    with self.assertRaises(ConfigError) as caught:
+      femnist.prepare(self.leaf, self.place)
+    problem = str(caught.exception)
+    self.assertStartsWith(problem, f"--leaf_dir={self.leaf}: {path}: ")
+    self.assertIn("num_samples says 2", problem)
+    self.assertNotIn("\n", problem)
 
   @parameterized.parameters("cut", "short", "gone")
   def test_damaged(self, how):

@@ -3,6 +3,8 @@
 Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 """
 
+import contextlib
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -14,8 +16,8 @@ import numpy as np
 from absl import logging
 
 from agsfl import aligned, files
-from agsfl.errors import ConfigError
-from agsfl.samples import Samples, checked, fail
+from agsfl.errors import ConfigError, refuse
+from agsfl.samples import Samples, checked, most_classes
 from agsfl.sources import npz
 
 SPLITS = ("train", "test")
@@ -59,20 +61,25 @@ def read(dataset: str, place: str, seed: int) -> Samples:
     ConfigError: the text names the file and the key.
   """
   del seed
-  found = files_of(dataset, Path(place))
+  setting = f"--dataset={dataset}"
+  found = files_of(setting, Path(place))
   cache = Path(place) / _CACHE
-  stamp = np.array(_stamp(dataset, found))
+  stamp = np.array(f"{_VERSION} {stamp_of(setting, found)}")
   if cache.exists():
     samples = _cached(dataset, cache, stamp)
     if samples is not None:
       return samples
-  samples = checked(_converted(dataset, found))
+  samples = checked(_converted(dataset, setting, found))
   _keep(cache, samples, stamp)
   return samples
 
 
-def files_of(dataset: str, place: Path) -> list[tuple[Path, str]]:
+def files_of(setting: str, place: Path) -> list[tuple[Path, str]]:
   """The JSON files, each with "train" or "test".
+
+  Args:
+    setting: that names the folder, for messages, such as "--dataset=leaf:DIR".
+    place: the folder.
 
   Raises:
     ConfigError: there are none of one kind.
@@ -81,21 +88,23 @@ def files_of(dataset: str, place: Path) -> list[tuple[Path, str]]:
   for split in SPLITS:
     paths = sorted((place / split).glob("*.json"))
     if not paths:
-      fail(dataset, f"must be a folder with {split}/*.json, as LEAF writes it")
+      refuse(
+          setting, f"must be a folder with {split}/*.json, as LEAF writes it"
+      )
     found += [(path, split) for path in paths]
   return found
 
 
-def _stamp(dataset, found):
-  """What a cache was made from, as text."""
+def stamp_of(setting: str, found: list[tuple[Path, str]]) -> str:
+  """What the files' sizes and times tell of them, as text."""
   facts = []
   for path, split in found:
     try:
       state = path.stat()
     except OSError as error:
-      fail(dataset, f"{path}: cannot be read: {error.strerror}")
+      refuse(setting, f"{path}: cannot be read: {error.strerror}")
     facts.append((f"{split}/{path.name}", state.st_size, state.st_mtime_ns))
-  return json.dumps([_VERSION, facts])
+  return json.dumps(facts)
 
 
 def _cached(dataset, cache, stamp):
@@ -130,36 +139,110 @@ def _keep(cache, samples, stamp):
     logging.warning("%s is not kept: %s", cache, error.strerror)
 
 
-def users_of(dataset: str, path: Path) -> Iterator[User]:
+def sizes_of(setting: str, path: Path) -> dict[str, int]:
+  """How many samples of each user a file says that it holds.
+
+  Args:
+    setting: see `files_of`.
+    path: a JSON file.
+
+  Returns:
+    The numbers by user, as `users` and `num_samples` have them.
+
+  Raises:
+    ConfigError: the text names the file and the key.
+  """
+  lists = {"users": [], "num_samples": []}
+  missing = set(lists)
+  with _readable(setting, path) as file:
+    for prefix, event, value in ijson.parse(file, use_float=True):
+      key = prefix.removesuffix(".item")
+      if key in missing and key != prefix:
+        lists[key].append(value)
+      elif event == "end_array":
+        missing.discard(prefix)
+        if not missing:
+          break
+    most = path.stat().st_size
+  if missing:
+    refuse(setting, f"{path}: must have the lists 'users' and 'num_samples'")
+  users, counts = lists.values()
+  for name in users:
+    if not isinstance(name, str) or len(name) > _LONGEST_NAME or "\0" in name:
+      refuse(
+          setting,
+          f"{path}: users: must be names of at most {_LONGEST_NAME} letters, "
+          f"none of them NUL, not {str(name)[:_LONGEST_NAME]!r}",
+      )
+  if len(set(users)) != len(counts) or len(users) != len(counts):
+    refuse(
+        setting,
+        f"{path}: num_samples: must be one for each of 'users', which differ",
+    )
+  for count in counts:
+    if type(count) is not int or count < 0:
+      refuse(
+          setting, f"{path}: num_samples: must be counts, not {count!r}"
+      )
+  # A sample takes more than one byte of the file.
+  if sum(counts) > most:
+    refuse(
+        setting,
+        f"{path}: num_samples: must be at most {most}, the bytes of the file, "
+        f"in sum, not {sum(counts)}",
+    )
+  return dict(zip(users, counts, strict=True))
+
+
+def users_of(
+    setting: str, path: Path, sizes: dict[str, int], num_classes: int
+) -> Iterator[User]:
   """The users of one file, one after another: never the whole file at once.
 
   Args:
-    dataset: for messages.
+    setting: see `files_of`.
     path: a JSON file.
+    sizes: see `sizes_of`.
+    num_classes: labels must lie below.
 
   Yields:
-    The users with at least one sample.
+    The users with at least one sample, each as many as `sizes` says.
 
   Raises:
     ConfigError: the text names the file, the user and the key.
   """
+  tell = functools.partial(refuse, setting)
+  left = dict(sizes)
+  with _readable(setting, path) as file:
+    for name, held in ijson.kvitems(file, "user_data", use_float=True):
+      where = f"{path}: user_data of {name[:_LONGEST_NAME]!r}"
+      user = _user(tell, where, name, held, num_classes)
+      if name not in left:
+        tell(f"{where}: must be one of 'users', and be there once")
+      size, held = left.pop(name), len(user.labels)
+      if size != held:
+        tell(f"{where}: holds {held} samples, num_samples says {size}")
+      if size:
+        yield user
+  for name, size in left.items():
+    if size:
+      tell(f"{path}: user_data lacks {name!r}, num_samples says {size}")
+
+
+@contextlib.contextmanager
+def _readable(setting, path):
+  """The open file; what ails its JSON is refused."""
   try:
     with path.open("rb") as file:
-      for name, held in ijson.kvitems(file, "user_data", use_float=True):
-        user = _user(lambda problem: fail(dataset, problem), path, name, held)
-        if len(user.labels):
-          yield user
+      yield file
   except OSError as error:
-    fail(dataset, f"{path}: cannot be read: {error.strerror}")
+    refuse(setting, f"{path}: cannot be read: {error.strerror}")
   except (ijson.JSONError, UnicodeError, RecursionError) as error:
-    fail(dataset, f"{path}: cannot be read as JSON ({error})")
+    refuse(setting, f"{path}: cannot be read as JSON ({error})")
 
 
-def _user(refuse, path, name, held):
+def _user(refuse, where, name, held, num_classes):
   """A user's object as arrays."""
-  where = f"{path}: user_data of {name[:_LONGEST_NAME]!r}"
-  if len(name) > _LONGEST_NAME:
-    refuse(f"{where}: its name must have at most {_LONGEST_NAME} letters")
   if not isinstance(held, dict):
     refuse(f"{where}: must be an object with x and y")
   arrays = []
@@ -186,6 +269,9 @@ def _user(refuse, path, name, held):
     )
   if len(pixels) != len(labels):
     refuse(f"{where}: x has {len(pixels)} samples, y {len(labels)}")
+  if labels.min() < 0 or labels.max() >= num_classes:
+    wrong = next(y for y in labels.tolist() if not 0 <= y < num_classes)
+    refuse(f"{where}, y: must lie in 0 to {num_classes - 1}, not {wrong}")
   with np.errstate(over="ignore"):
     pixels = pixels.astype(np.float32)
   if not np.isfinite(pixels).all():
@@ -193,45 +279,22 @@ def _user(refuse, path, name, held):
   return User(name, pixels, labels)
 
 
-def _sizes(dataset, path):
-  """How many samples the file says that it holds, before they are read."""
-  total = 0
-  try:
-    with path.open("rb") as file:
-      for prefix, event, value in ijson.parse(file, use_float=True):
-        if prefix == "num_samples.item":
-          # A sample takes more than one byte of the file.
-          if type(value) is not int or not 0 <= value <= path.stat().st_size:
-            fail(
-                dataset,
-                f"{path}: num_samples: must be counts of samples, not {value}",
-            )
-          total += value
-        if prefix == "num_samples" and event == "end_array":
-          return total
-  except OSError as error:
-    fail(dataset, f"{path}: cannot be read: {error.strerror}")
-  except (ijson.JSONError, UnicodeError) as error:
-    fail(dataset, f"{path}: cannot be read as JSON ({error})")
-  fail(dataset, f"{path}: lacks the key 'num_samples'")
-
-
-def _converted(dataset, found):
+def _converted(dataset, setting, found):
   """All files' samples in one array, which is made before they are read."""
-  sizes = [_sizes(dataset, path) for path, _ in found]
+  sizes = [sizes_of(setting, path) for path, _ in found]
+  counts = [sum(of_file.values()) for of_file in sizes]
+  total = sum(counts)
   images, filled = None, 0
-  labels, owners = np.zeros(sum(sizes), np.int64), []
-  for (path, _), size in zip(found, sizes, strict=True):
-    end = filled + size
-    for name, pixels, own in users_of(dataset, path):
-      stop = filled + len(own)
-      if stop > end:
-        break
+  labels, owners = np.zeros(total, np.int64), []
+  for (path, _), of_file in zip(found, sizes, strict=True):
+    for name, pixels, own in users_of(
+        setting, path, of_file, most_classes(total)
+    ):
       if images is None:
-        images = aligned.empty((sum(sizes), pixels.shape[1]), np.uint8)
+        images = aligned.empty((total, pixels.shape[1]), np.uint8)
       if pixels.shape[1] != images.shape[1]:
-        fail(
-            dataset,
+        refuse(
+            setting,
             f"{path}: user_data of {name!r}, x: images of {pixels.shape[1]} "
             f"numbers, others have {images.shape[1]}",
         )
@@ -241,18 +304,15 @@ def _converted(dataset, found):
           images = _as_floats(images, filled)
         else:
           pixels = levels
-      images[filled:stop] = pixels
-      labels[filled:stop] = own
+      rows = slice(filled, filled + len(own))
+      images[rows] = pixels
+      labels[rows] = own
       owners += [name] * len(own)
-      filled = stop
-    else:
-      stop = filled
-    if stop != end:
-      fail(dataset, f"{path}: num_samples says {size}, user_data holds others")
+      filled = rows.stop
   if images is None:
-    fail(dataset, "holds no samples")
+    refuse(setting, "holds no samples")
   side = math.isqrt(images.shape[1])
-  is_train = np.repeat([split == "train" for _, split in found], sizes)
+  is_train = np.repeat([split == "train" for _, split in found], counts)
   return Samples(
       dataset,
       images.reshape(-1, side, side, 1),

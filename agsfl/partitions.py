@@ -102,10 +102,11 @@ def deal(samples: Samples, settings: Partition) -> Dealt:
       np.flatnonzero(rows) for rows in (samples.is_train, ~samples.is_train)
   )
   if settings.partition == "natural":
-    names = _natural_clients(samples, settings)
+    owners = _natural_clients(samples, settings)
     mine, tested = (
-        _of_owners(samples.owners[rows], names) for rows in (train, test)
+        _of_owners(samples.owners[rows], owners) for rows in (train, test)
     )
+    names = samples.owner_names[owners]
   else:
     labels = samples.labels[train]
     rng = generator(settings.seed, settings.partition)
@@ -161,41 +162,45 @@ def _num_clients(labels, settings):
 
 
 def _natural_clients(samples, settings):
-  """The data's own clients; the first `num_clients` of them in id order."""
+  """Places of the data's own clients; the first `num_clients` of them."""
   if samples.owners is None:
     raise ConfigError(
         f"--partition=natural: {samples.dataset} carries no client ids; use "
         "another partition, or an npz file with the key 'client'"
     )
-  ids, sizes = np.unique(samples.owners[samples.is_train], return_counts=True)
-  strangers = np.setdiff1d(samples.owners, ids)
+  names = samples.owner_names
+  sizes, tests = (
+      np.bincount(samples.owners[rows], minlength=len(names))
+      for rows in (samples.is_train, ~samples.is_train)
+  )
+  strangers = names[(sizes == 0) & (tests > 0)]
   if len(strangers):
     fail(
         samples.dataset,
         f"{samples.owner_key} {strangers[0]} has test samples but no training "
         "samples, as --partition=natural needs",
     )
-  names = ids[sizes >= settings.min_samples]
-  if not len(names):
+  large = np.flatnonzero(sizes >= settings.min_samples)
+  if not len(large):
     raise ConfigError(
         f"--min_samples={settings.min_samples}: must be at most {sizes.max()}, "
         "the most training samples of a client, with --partition=natural"
     )
-  count = settings.num_clients or len(names)
-  if count > len(names):
+  count = settings.num_clients or len(large)
+  if count > len(large):
     raise ConfigError(
-        f"--num_clients={count}: must be at most {len(names)}, the clients "
+        f"--num_clients={count}: must be at most {len(large)}, the clients "
         f"with {settings.min_samples} training samples or more (min_samples), "
         "with --partition=natural"
     )
-  return names[:count]
+  return large[:count]
 
 
-def _of_owners(owners, names):
+def _of_owners(owners, wanted):
   """The positions that each of these owners has."""
   order = np.argsort(owners, kind="stable")
-  starts = np.searchsorted(owners[order], names, "left")
-  ends = np.searchsorted(owners[order], names, "right")
+  starts = np.searchsorted(owners[order], wanted, "left")
+  ends = np.searchsorted(owners[order], wanted, "right")
   return [order[a:b] for a, b in zip(starts, ends, strict=True)]
 
 

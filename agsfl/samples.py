@@ -9,7 +9,8 @@ from agsfl.errors import refuse
 # Where a source brings no test samples, this share is held out.
 TEST_SHARE = 0.2
 
-_KINDS = {"iu": "integer", "b": "bool", "iuU": "integer or string"}
+_KINDS = {"iu": "integer", "b": "bool", "i": "id"}
+_BLOCK = 1 << 16
 
 
 class Samples(NamedTuple):
@@ -20,7 +21,8 @@ class Samples(NamedTuple):
     images: [C, H, W, C'], uint8 (read as v / 255) or float32.
     labels: [C] i32.
     is_train: [C] bool.
-    owners: [C] ids of clients, integers or strings, or None.
+    owners: [C] i32, whose each is, as a place in `owner_names`; or None.
+    owner_names: [U] ids of clients, integers or strings, rising; or None.
     owner_key: what the source calls them, for messages.
   """
 
@@ -29,6 +31,7 @@ class Samples(NamedTuple):
   labels: np.ndarray
   is_train: np.ndarray
   owners: np.ndarray | None = None
+  owner_names: np.ndarray | None = None
   owner_key: str = "client"
 
 
@@ -59,6 +62,33 @@ def fail(dataset: str, problem: str) -> NoReturn:
   refuse(f"--dataset={dataset}", problem)
 
 
+def coded(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """`owners` and `owner_names` of samples with these ids, [C].
+
+  Strings may take more memory than images, so few are looked at at once.
+  """
+  blocks = [
+      slice(start, start + _BLOCK) for start in range(0, len(ids), _BLOCK)
+  ]
+  names, owners = ids[:0], np.empty(len(ids), np.int32)
+  for block in blocks:
+    names = np.union1d(names, ids[block])
+  for block in blocks:
+    owners[block] = np.searchsorted(names, ids[block])
+  return owners, names
+
+
+def in_order(owners: np.ndarray, places: dict) -> tuple[np.ndarray, np.ndarray]:
+  """`owners` and `owner_names` of ids that had their places as they came.
+
+  Args:
+    owners: [C] i32, places.
+    places: the place of each id, from 0.
+  """
+  names, order = np.unique(np.array(list(places)), return_inverse=True)
+  return order.astype(np.int32)[owners], names
+
+
 def require_finite(dataset: str, images: np.ndarray):
   """Refuses NaN and infinity; looks at few images at once."""
   if images.dtype == np.float32:
@@ -79,7 +109,7 @@ def checked(samples: Samples) -> Samples:
   Raises:
     ConfigError: the text names the data set and the array.
   """
-  dataset, images, labels, is_train, owners, owner_key = samples
+  dataset, images, labels, is_train, owners, names, owner_key = samples
   if images.ndim == 3:
     images = images[..., None]
   kinds = (np.uint8, np.float32)
@@ -93,7 +123,7 @@ def checked(samples: Samples) -> Samples:
   for name, array, kinds in (
       ("labels", labels, "iu"),
       ("is_train", is_train, "b"),
-      *(() if owners is None else ((owner_key, owners, "iuU"),)),
+      *(() if owners is None else ((owner_key, owners, "i"),)),
   ):
     if array.shape != images.shape[:1] or array.dtype.kind not in kinds:
       fail(
@@ -108,9 +138,18 @@ def checked(samples: Samples) -> Samples:
   for label in (labels.min(), labels.max()):
     if not 0 <= label <= largest:
       fail(dataset, f"labels must lie in 0 to {largest}, found {label}")
-  if owners is not None and owners.dtype.kind == "U":
-    try:
-      "".join(np.unique(owners)).encode()
-    except UnicodeEncodeError:
+  if owners is not None:
+    if owners.min() < 0 or owners.max() >= len(names):
+      fail(dataset, f"{owner_key} must be among the {len(names)} names")
+    if not _is_text(names):
       fail(dataset, f"{owner_key} must be text that can be written as UTF-8")
   return samples._replace(images=images, labels=labels.astype(np.int32))
+
+
+def _is_text(names):
+  """Whether strings hold characters alone: NumPy takes any 32 bits for one."""
+  if names.dtype.kind != "U":
+    return True
+  points = names.astype(names.dtype.newbyteorder("=")).view(np.uint32)
+  surrogate = (points >= 0xD800) & (points <= 0xDFFF)
+  return not (surrogate | (points > 0x10FFFF)).any()

@@ -293,6 +293,18 @@ MALFORMED = {
     "client_short": (lambda: npz(client=np.ones(19, int)), "client", "20"),
     "client_two_axes": (lambda: npz(client=np.ones((20, 1), int)), "client"),
     "client_objects": (lambda: npz(client=objects()), "client"),
+    # NumPy holds four bytes of any kind in a string, Python none such.
+    "client_no_text": (
+        lambda: npz(client=np.full(20, 0x7FFFFFFF, "<u4").view("<U1")),
+        "client", "UTF-8",
+    ),
+    "client_no_text_turned": (
+        lambda: npz(client=np.full(20, 0x7FFFFFFF, ">u4").view(">U1")),
+        "client", "UTF-8",
+    ),
+    "client_surrogates": (
+        lambda: npz(client=np.array(["\ud800"] * 20)), "client", "UTF-8",
+    ),
     "writer_float": (
         lambda: npz(client=None, writer=np.ones(20)), "writer",
     ),
@@ -359,10 +371,10 @@ class MalformedTest(parameterized.TestCase):
     np.testing.assert_array_equal(noted.clients.images, plain.clients.images)
 
   @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(st.booleans(), st.data())
-  def test_damage_gives_a_config_error_or_none(self, compressed, draws):
+  @hypothesis.given(st.booleans(), st.booleans(), st.data())
+  def test_damage_gives_a_config_error_or_none(self, compressed, text, draws):
     """Any byte changed, or any end cut off."""
-    content = bytearray(whole(compressed))
+    content = bytearray(whole(compressed, text))
     at = draws.draw(st.integers(0, len(content) - 1))
     if draws.draw(st.booleans()):
       content[at] ^= draws.draw(st.integers(1, 255))
@@ -372,7 +384,7 @@ class MalformedTest(parameterized.TestCase):
       path = Path(folder) / "set.npz"
       path.write_bytes(content)
       try:
-        data.load(f"npz:{path}", Partition(num_clients=2))
+        data.load(f"npz:{path}", Partition("natural"))
       except ConfigError as error:
         self.assertLen(str(error).splitlines(), 1)
 
@@ -388,8 +400,9 @@ class Trap:
 
 
 @functools.cache
-def whole(compressed):
-  return npz(compressed)
+def whole(compressed, text):
+  owners = np.arange(20) % 3
+  return npz(compressed, client=owners.astype("<U3") if text else owners)
 
 
 class EmbeddedTest(parameterized.TestCase):

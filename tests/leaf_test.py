@@ -157,7 +157,7 @@ class LeafTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, "z.json: cannot be read"):
       self.load()
 
-  @parameterized.parameters("user", "users", "labels")
+  @parameterized.parameters("user", "users", "labels", "no_text")
   def test_a_cache_with_other_content_is_made_anew(self, key):
     """The stamp alone does not make it whole."""
     self.load()
@@ -166,10 +166,17 @@ class LeafTest(parameterized.TestCase):
       held = dict(file)
     if key == "labels":
       held[key] = held[key] - 9
+    elif key == "no_text":
+      held["users"] = np.full(3, 0x7FFFFFFF, "<u4").view("<U1")
     else:
       held[key] = held[key][:1]
     np.savez(path, **held)
     self.assertEqual(self.held(), WANTED)
+
+  def test_a_cache_may_ail_in_any_way(self):
+    self.load()
+    with mock.patch.object(leaf.npz, "read_arrays", side_effect=SystemError):
+      self.assertEqual(self.held(), WANTED)
 
   @parameterized.parameters(b"", b"no archive", None)
   def test_a_broken_cache_is_made_anew(self, content):

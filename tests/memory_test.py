@@ -1,13 +1,20 @@
 """Large sets are not held twice in memory."""
 
+import json
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
+
+from agsfl import data, samples
+from agsfl.partitions import Partition
+from agsfl.sources import npz
 
 _NUM_IMAGES = 600_000
 _SHAPE = (28, 28)  # of a small network, whose own memory is little
@@ -44,14 +51,17 @@ print(data.clients.images.nbytes, loaded - before, trained - before)
 """
 
 
-def write(path, count):
+def write(path, count, order="C", **more):
   """Random images, of bytes that are no zeros."""
-  rng = np.random.default_rng(0)
+  images = np.random.default_rng(0).integers(
+      1, 256, (count, *_SHAPE), np.uint8
+  )
   np.savez(
       path,
-      images=rng.integers(1, 256, (count, *_SHAPE), np.uint8),
+      images=np.asarray(images, order=order),
       labels=np.arange(count) % 10,
       is_train=np.arange(count) % 7 > 0,
+      **more,
   )
 
 
@@ -74,6 +84,54 @@ class MemoryTest(absltest.TestCase):
     self.assertEqual(held, _NUM_IMAGES * 784)
     self.assertLess(loaded, 1.5 * held)
     self.assertLess(trained, 1.5 * held)
+
+
+class SourcesTest(absltest.TestCase):
+  """Small sets, of which few bytes at once are small, too."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+    self.enter_context(mock.patch.object(npz, "_PIECE", 1 << 14))
+    self.enter_context(mock.patch.object(samples, "_BLOCK", 100))
+    data.load("digits", Partition("iid"))  # imports what it needs
+
+  def peak(self, dataset):
+    tracemalloc.start()
+    try:
+      data.load(dataset, Partition("natural"))
+      return tracemalloc.get_traced_memory()[1]
+    finally:
+      tracemalloc.stop()
+
+  def test_columns_first(self):
+    path, count = self.folder / "set.npz", 5000
+    write(path, count, order="F", client=np.arange(count) % 10)
+    self.assertLess(self.peak(f"npz:{path}"), 1.5 * 784 * count)
+
+  def test_long_ids(self):
+    """Of 1,600 bytes for each image of 784."""
+    path, count = self.folder / "set.npz", 5000
+    ids = np.array([f"{i:0400}" for i in range(10)])
+    write(path, count, client=ids[np.arange(count) % 10])
+    self.assertLess(self.peak(f"npz:{path}"), 1.5 * (784 + 1600) * count)
+
+  def leaf_peak(self, name):
+    """Of a folder with a user of this name, and forty others."""
+    users = [name, *map(str, range(40))]
+    held = {"x": [[1.0] * 100] * 50, "y": [1] * 50}
+    for split in ("train", "test"):
+      (self.folder / split).mkdir(exist_ok=True)
+      (self.folder / split / "a.json").write_text(json.dumps({
+          "users": users,
+          "num_samples": [50] * len(users),
+          "user_data": {user: held for user in users},
+      }))
+    return self.peak(f"leaf:{self.folder}")
+
+  def test_one_long_name(self):
+    """Its bytes count once for each user, not for each sample."""
+    self.assertLess(self.leaf_peak("c" * 1000), 1.5 * self.leaf_peak("c"))
 
 
 if __name__ == "__main__":

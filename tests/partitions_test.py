@@ -9,15 +9,15 @@ from absl.testing import absltest, parameterized
 
 from agsfl.errors import ConfigError
 from agsfl.partitions import PARTITIONS, Partition, deal
-from agsfl.samples import Samples
+from agsfl.samples import Samples, coded
 
 
 def samples_of(labels, is_train, owners=None):
   """A data set whose images are not looked at."""
   labels = np.asarray(labels, np.int32)
   images = np.zeros((len(labels), 1, 1, 1), np.uint8)
-  owners = None if owners is None else np.asarray(owners)
-  return Samples("set", images, labels, np.asarray(is_train, bool), owners)
+  codes = () if owners is None else coded(np.asarray(owners))
+  return Samples("set", images, labels, np.asarray(is_train, bool), *codes)
 
 
 def example(num_train=4000, num_test=1000, num_classes=10, num_owners=60):

@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 
 from agsfl import aligned, files
-from agsfl.errors import ConfigError, refuse
-from agsfl.samples import Samples, checked, most_classes
+from agsfl.errors import refuse
+from agsfl.samples import Samples, checked, in_order, most_classes
 from agsfl.sources import npz
 
 SPLITS = ("train", "test")
@@ -113,17 +113,14 @@ def _cached(dataset, cache, stamp):
     held = npz.read_arrays(dataset, cache, ("stamp",))
     if not np.array_equal(held["stamp"], stamp):
       return None
-    keys = ("images", "labels", "is_train", "users", "user")
+    keys = ("images", "labels", "is_train", "user", "users")
     held = npz.read_arrays(dataset, cache, keys)
-    owners = held["users"][held["user"]]
-    arrays = (held[key] for key in keys[:3])
-    return checked(Samples(dataset, *arrays, owners, "user"))
-  except (ConfigError, KeyError, IndexError):
+    return checked(Samples(dataset, *(held[key] for key in keys), "user"))
+  except Exception:  # the JSON files are there, whatever ails the cache
     return None
 
 
 def _keep(cache, samples, stamp):
-  users, user = np.unique(samples.owners, return_inverse=True)
   try:
     with files.written_whole(cache) as path, path.open("wb") as file:
       np.savez(
@@ -132,8 +129,8 @@ def _keep(cache, samples, stamp):
           images=samples.images,
           labels=samples.labels,
           is_train=samples.is_train,
-          users=users,
-          user=user.astype(np.int32),
+          user=samples.owners,
+          users=samples.owner_names,
       )
   except OSError as error:
     logging.warning("%s is not kept: %s", cache, error.strerror)
@@ -285,7 +282,8 @@ def _converted(dataset, setting, found):
   counts = [sum(of_file.values()) for of_file in sizes]
   total = sum(counts)
   images, filled = None, 0
-  labels, owners = np.zeros(total, np.int64), []
+  labels, owners = np.zeros(total, np.int64), np.zeros(total, np.int32)
+  places = {}
   for (path, _), of_file in zip(found, sizes, strict=True):
     for name, pixels, own in users_of(
         setting, path, of_file, most_classes(total)
@@ -307,7 +305,7 @@ def _converted(dataset, setting, found):
       rows = slice(filled, filled + len(own))
       images[rows] = pixels
       labels[rows] = own
-      owners += [name] * len(own)
+      owners[rows] = places.setdefault(name, len(places))
       filled = rows.stop
   if images is None:
     refuse(setting, "holds no samples")
@@ -318,7 +316,7 @@ def _converted(dataset, setting, found):
       images.reshape(-1, side, side, 1),
       labels,
       is_train,
-      np.array(owners),
+      *in_order(owners, places),
       "user",
   )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from agsfl import aligned
-from agsfl.samples import Samples, checked, fail
+from agsfl.samples import Samples, checked, coded, fail
 
 _KEYS = ("images", "labels", "is_train", "client", "writer")
 _PIECE = 1 << 24
@@ -21,8 +21,18 @@ def read(dataset: str, place: str, seed: int) -> Samples:
       fail(dataset, f"lacks the key {key!r}")
   images, labels, is_train = (arrays[key] for key in _KEYS[:3])
   key = next((key for key in _KEYS[3:] if key in arrays), "client")
+  owners = names = None
+  if key in arrays:
+    ids = arrays[key]
+    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+      fail(
+          dataset,
+          f"{key} must be one integer or string for each of the {len(images)} "
+          f"images, not {ids.dtype}{list(ids.shape)}",
+      )
+    owners, names = coded(ids)
   return checked(
-      Samples(dataset, images, labels, is_train, arrays.get(key), key)
+      Samples(dataset, images, labels, is_train, owners, names, key)
   )
 
 
@@ -72,7 +82,22 @@ def _array(member):
   shape, by_columns, dtype = header(member)
   if dtype.hasobject:
     raise ValueError("it holds Python objects")
-  array = aligned.empty(shape[::-1] if by_columns else shape, dtype)
+  array = aligned.empty(shape, dtype)
+  if by_columns and array.size:
+    # One number of every sample, and so on: never the whole array twice.
+    column = np.empty(shape[0], dtype)
+    for index in np.ndindex(shape[:0:-1]):
+      _fill(column, member)
+      array[:, *index[::-1]] = column
+  else:
+    _fill(array, member)
+  # zipfile compares the checksum at the end.
+  member.read(1)
+  return array
+
+
+def _fill(array, member):
+  """Reads as many bytes as the array has."""
   place = memoryview(array.reshape(-1).view(np.uint8))
   while len(place):
     piece = member.read(min(len(place), _PIECE))
@@ -80,7 +105,3 @@ def _array(member):
       raise ValueError(f"it ends {len(place)} bytes early")
     place[: len(piece)] = piece
     place = place[len(piece) :]
-  # zipfile compares the checksum at the end.
-  member.read(1)
-  # A copy, but not one more for each device.
-  return aligned.aligned(array.T) if by_columns else array

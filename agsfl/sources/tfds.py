@@ -8,7 +8,7 @@ import numpy as np
 
 from agsfl import aligned
 from agsfl.errors import ConfigError
-from agsfl.samples import Samples, checked, fail, hold_out
+from agsfl.samples import Samples, checked, fail, hold_out, in_order
 
 _TEST_SPLITS = ("test", "validation")
 # Features that say whose a sample is.
@@ -105,7 +105,8 @@ def _gather(dataset, sources, seed):
   """The records of the splits, one after another, in arrays."""
   total = sum(map(len, sources))
   records = itertools.chain.from_iterable(sources)
-  images, labels, owners, key = None, np.zeros(total, np.int64), [], None
+  images, labels = None, np.zeros(total, np.int64)
+  key, owners, places = None, np.zeros(total, np.int32), {}
   for row, record in enumerate(records):
     for feature in ("image", "label"):
       if feature not in record:
@@ -127,12 +128,19 @@ def _gather(dataset, sources, seed):
     labels[row] = label
     if key is not None:
       owner = record[key]
-      owners.append(owner.decode() if isinstance(owner, bytes) else owner)
+      if isinstance(owner, bytes):
+        owner = owner.decode()
+      elif np.ndim(owner) or np.asarray(owner).dtype.kind not in "iu":
+        fail(dataset, f"{key} must be one integer or string for each image")
+      owners[row] = places.setdefault(owner, len(places))
   if images is None:
     fail(dataset, "holds no samples")
   if len(sources) == 1:
     is_train = hold_out(total, seed)
   else:
     is_train = np.arange(total) < len(sources[0])
-  owners = np.array(owners) if key else None
-  return Samples(dataset, images, labels, is_train, owners, key or "client")
+  samples = Samples(dataset, images, labels, is_train)
+  if key is None:
+    return samples
+  owners, names = in_order(owners, places)
+  return samples._replace(owners=owners, owner_names=names, owner_key=key)

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from agsfl import data, femnist
 from agsfl.errors import ConfigError
 from agsfl.partitions import Partition
+from agsfl.sources import tfds as sources
 from tests.leaf_test import document, ink, user
 
 
@@ -215,14 +216,28 @@ class PreparedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, "is not prepared"):
       data.load("femnist")
 
-  def test_prepared_for_tensorflow_alone(self):
-    """A set in TFDS's own default form."""
-    with prepared_sets(), mock.patch.object(
-        tfds.core.DatasetBuilder,
-        "as_data_source",
-        side_effect=NotImplementedError,
-    ), self.assertRaisesRegex(ConfigError, "only TensorFlow reads"):
-      data.load("tfds:mnist")
+  @parameterized.parameters(
+      # TFDS's own default form.
+      ('"array_record"', '"tfrecord"', "only TensorFlow reads; set TFDS_DATA_"),
+      ('"train"', '"validation"', "no split 'train' but validation, test$"),
+  )
+  def test_whole_but_not_to_be_read(self, old, new, problem):
+    """What is wrong; and no advice to remove it."""
+    self.write_leaf(f0=0)
+    path = femnist.prepare(self.leaf, self.place) / "dataset_info.json"
+    path.write_text(path.read_text().replace(old, new))
+    with self.assertRaisesRegex(ConfigError, problem) as caught:
+      data.load("femnist", Partition("natural"))
+    self.assertNotIn("remove", str(caught.exception))
+    self.assertNotIn("\n", str(caught.exception))
+
+  def test_too_large_is_not_damaged(self):
+    self.write_leaf(f0=0)
+    femnist.prepare(self.leaf, self.place)
+    with mock.patch.object(
+        sources.aligned, "empty", side_effect=MemoryError
+    ), self.assertRaises(MemoryError):
+      data.load("femnist")
 
 
 class HoldOutTest(absltest.TestCase):

@@ -63,7 +63,7 @@ def _read(dataset, name, seed, unprepared):
   ours = dataset == "femnist"
   place = os.path.expanduser(tfds.core.constants.DATA_DIR)
   try:
-    builder = tfds.builder(name, file_format="array_record")
+    builder = _builder(name)
   except tfds.core.registered.DatasetNotFoundError:
     if ours:
       refuse(f"is not prepared in {place}; {unprepared}")
@@ -78,25 +78,37 @@ def _read(dataset, name, seed, unprepared):
     except Exception as error:
       refuse(f"cannot be prepared ({error})")
   try:
-    return checked(_gather(dataset, _splits(builder), seed))
-  except ConfigError:
+    return checked(_gather(dataset, _splits(dataset, builder), seed))
+  except (ConfigError, MemoryError):
     raise
   except NotImplementedError:
     refuse(
-        f"lies in {builder.data_dir} in a form that only TensorFlow reads; "
-        "remove that folder, and it is prepared anew"
+        f"lies in {builder.data_dir} in a form that only TensorFlow reads; set "
+        "TFDS_DATA_DIR to another folder, and it is prepared anew there"
     )
   except Exception as error:
     # Damage shows in many ways: the archive's, the images', the records'.
     refuse(
-        f"cannot be read ({type(error).__name__}: {error}); remove "
-        f"{builder.data_dir}, and it is prepared anew"
+        f"cannot be read ({type(error).__name__}: {error}); if it is damaged, "
+        f"remove {builder.data_dir}, and it is prepared anew"
     )
 
 
-def _splits(builder):
+def _builder(name):
+  """The set as it lies there, or to be prepared as ArrayRecord."""
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder(name, file_format="array_record")
+  except ValueError:  # also where it lies there in another form
+    return tfds.builder(name)
+
+
+def _splits(dataset, builder):
   """The training samples, and those for testing where the set has some."""
   known = builder.info.splits or ("train", "test")
+  if "train" not in known:
+    fail(dataset, f"has no split 'train' but {', '.join(known)}")
   names = ["train", *[name for name in _TEST_SPLITS if name in known][:1]]
   return [builder.as_data_source(split=name) for name in names]
 

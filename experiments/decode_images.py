@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
+from agsfl import samples
 from agsfl.errors import ConfigError
 from experiments import out, scripts
 
@@ -29,6 +30,8 @@ def read(flag: str, path: str):
       encoded, offsets, labels = (
           file[key] for key in ("jpeg", "offsets", "labels")
       )
+  except MemoryError:
+    raise
   except Exception as error:
     problem = " ".join(str(error).split())
     raise ConfigError(
@@ -58,6 +61,8 @@ def _decoded(where, encoded, offsets):
     try:
       with Image.open(io.BytesIO(encoded[start:end].tobytes())) as image:
         mode, pixels = image.mode, np.asarray(image)
+    except MemoryError:
+      raise
     except Exception as error:
       raise ConfigError(f"{where}: image {index} cannot be read") from error
     if mode not in ("L", "RGB"):
@@ -70,8 +75,11 @@ def _decoded(where, encoded, offsets):
 def convert(parts, path: Path):
   """Writes all images into one file, whole or not at all."""
   total = sum(len(labels) for *_, labels in parts)
+  largest = samples.most_classes(total) - 1
   images, filled = None, 0
   for where, encoded, offsets, labels in parts:
+    if labels.min() < 0 or labels.max() > largest:
+      raise ConfigError(f"{where}: labels must lie in 0 to {largest}")
     for index, image in _decoded(where, encoded, offsets):
       if images is None:
         images = np.empty((total, *image.shape), np.uint8)
@@ -82,7 +90,7 @@ def convert(parts, path: Path):
         )
       images[filled + index] = image
     filled += len(labels)
-  labels = np.concatenate([labels for *_, labels in parts])
+  labels = np.concatenate([labels.astype(np.int32) for *_, labels in parts])
   num_train = len(parts[0][-1])
   with out.written(path) as temporary, temporary.open("wb") as file:
     np.savez(
@@ -97,7 +105,12 @@ def main(argv):
   scripts.start(argv)
   with scripts.one_line_errors():
     path = out.path()
-    convert([read("--train", _TRAIN.value), read("--test", _TEST.value)], path)
+    parts = []
+    for flag, given in (("--train", _TRAIN.value), ("--test", _TEST.value)):
+      parts.append(read(flag, given))
+      if path.exists() and path.samefile(given):
+        raise ConfigError(f"--out={path}: must be another file than {flag}")
+    convert(parts, path)
   print(f"--dataset=npz:{path}")
 
 

@@ -116,6 +116,8 @@ class ScriptsTest(parameterized.TestCase):
         "sizes": encoded(np.zeros((3, 5, 4), np.uint8), [1, 2, 3]),
         "empty": {"labels": good["labels"][:0], "offsets": np.zeros(1, int)},
         "floats": {"offsets": good["offsets"].astype(float)},
+        "below": {"labels": np.array([0, -1, 2])},
+        "above": {"labels": np.array([0, 1000, 2], np.uint64)},
         "alpha": encoded(np.zeros((3, 4, 4, 4), np.uint8), [1, 2, 3]),
     }.items():
       paths[name] = self.folder / f"{name}.npz"
@@ -125,6 +127,7 @@ class ScriptsTest(parameterized.TestCase):
         ("torn", "image 0"), ("uneven", "offsets"), ("short", "offsets"),
         ("sizes", "[5, 4]"), ("none", "must be an npz"), ("empty", "offsets"),
         ("floats", "offsets"), ("alpha", "RGBA"),
+        ("below", "0 to 999"), ("above", "0 to 999"),
     ):
       test = paths.get(name, self.folder / "none.npz")
       with self.assertRaises(ConfigError) as caught:
@@ -140,6 +143,36 @@ class ScriptsTest(parameterized.TestCase):
       self.assertIn(f"--test={test}", problem)
       self.assertIn(word, problem)
       self.assertLen(list(self.folder.iterdir()), len(paths))
+
+  def test_labels_of_two_types(self):
+    """Unsigned and signed ones would be floats together."""
+    one = encoded(np.zeros((2, 4, 4), np.uint8), [0, 1])
+    path, out = self.folder / "one.npz", self.folder / "out.npz"
+    parts = []
+    for dtype in (np.uint64, np.int64):
+      np.savez(path, **{**one, "labels": np.array([0, 1], dtype)})
+      parts.append(decode_images.read("--train", path))
+    decode_images.convert(parts, out)
+    with np.load(out) as file:
+      self.assertEqual(file["labels"].dtype, np.int32)
+      self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1])
+
+  def test_no_input_is_written_over(self):
+    paths = [self.folder / f"{name}.npz" for name in ("train", "test")]
+    for path in paths:
+      np.savez(path, **encoded(np.zeros((2, 4, 4), np.uint8), [0, 1]))
+    before = [path.read_bytes() for path in paths]
+    link = self.folder / "link.npz"
+    link.symlink_to(paths[1])
+    self.assert_one_line(
+        start(
+            "decode_images",
+            f"--train={paths[0]}", f"--test={paths[1]}", f"--out={link}",
+        ),
+        f"--out={link}: must be another file than --test",
+    )
+    self.assertEqual([path.read_bytes() for path in paths], before)
+    self.assertTrue(link.is_symlink())
 
   def test_errors_are_one_line(self):
     self.assert_one_line(

@@ -1,5 +1,6 @@
 """LEAF's folders, by what a test writes into them."""
 
+import io
 import json
 import os
 import tempfile
@@ -13,7 +14,7 @@ from absl.testing import absltest, parameterized
 from agsfl import data
 from agsfl.errors import ConfigError
 from agsfl.partitions import Partition
-from agsfl.sources import leaf
+from agsfl.sources import leaf, shallow
 
 
 def user(*rows, labels=None):
@@ -203,6 +204,12 @@ class LeafTest(parameterized.TestCase):
           "JSON",
       ),
       ("list", [1, 2], "b.json", "num_samples"),
+      ("deep", "[" * 10**5, "b.json", "JSON", "16 levels"),
+      (
+          "deep_in_a_user", json.dumps(document({"cy": CY})).replace(
+              "[3, 3]", '{"y":' * 10**5
+          ), "b.json", "JSON", "16 levels",
+      ),
       ("no_sizes", {"user_data": {"cy": CY}}, "b.json", "num_samples"),
       (
           "wrong_sizes", document({"cy": CY}, num_samples=[3]), "b.json",
@@ -333,6 +340,19 @@ class LeafTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, problem)
     self.assertFalse((self.place / "agsfl_cache.npz").exists())
+
+  @parameterized.product(size=(1, 2, 3, 5, 1000), levels=(16, 17))
+  def test_brackets_in_text_are_no_levels(self, size, levels):
+    """Wherever a piece of the file ends."""
+    text = json.dumps({'[{\\"[' * 9: ["]" * 20, '\\"', "[\\\\"], "é\\": 1.5})
+    content = b"[" * (levels - 2) + text.encode() + b"]" * (levels - 2)
+    file = shallow.Shallow(io.BytesIO(content))
+    read = lambda: b"".join(iter(lambda: file.read(size), b""))
+    if levels == 16:
+      self.assertEqual(read(), content)
+    else:
+      with self.assertRaisesRegex(ijson.JSONError, "16 levels"):
+        read()
 
   def test_a_user_in_test_alone(self):
     self.write("test", "b", document({"dan": BOB}))

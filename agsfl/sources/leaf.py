@@ -18,7 +18,7 @@ from absl import logging
 from agsfl import aligned, files
 from agsfl.errors import refuse
 from agsfl.samples import Samples, checked, in_order, most_classes
-from agsfl.sources import npz
+from agsfl.sources import npz, shallow
 
 SPLITS = ("train", "test")
 _CACHE = "agsfl_cache.npz"
@@ -231,7 +231,7 @@ def _readable(setting, path):
   """The open file; what ails its JSON is refused."""
   try:
     with path.open("rb") as file:
-      yield file
+      yield shallow.Shallow(file)
   except OSError as error:
     refuse(setting, f"{path}: cannot be read: {error.strerror}")
   except (ijson.JSONError, UnicodeError, RecursionError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from agsfl import data, files
+from agsfl import data, errors, files
 from experiments import drawing, run, scripts
 from experiments import flags as run_flags
 
@@ -46,7 +46,8 @@ def table(names: np.ndarray, present: np.ndarray, held: np.ndarray) -> str:
   rows = [("client", "train", "test", "training samples of each label")]
   for name, train, test in zip(names, *held, strict=True):
     labels = [f"{present[i]}:{train[i]}" for i in np.flatnonzero(train)]
-    rows.append((name, str(train.sum()), str(test.sum()), " ".join(labels)))
+    sizes = str(train.sum()), str(test.sum())
+    rows.append((errors.printable(name), *sizes, " ".join(labels)))
   widths = [max(len(row[column]) for row in rows) for column in range(3)]
   return "\n".join(
       "  ".join(
@@ -136,7 +137,7 @@ def main(argv):
           f"--workdir={workdir}: must be a folder that can be written "
           f"({error.strerror})"
       ) from error
-  print(f"figure: {path}")
+    print(f"figure: {path}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,13 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv):
   scripts.start(argv)
-  from agsfl import femnist  # TensorFlow Datasets takes a second
-
   with scripts.one_line_errors():
+    import tensorflow_datasets as tfds  # takes a second
+
+    from agsfl import femnist
+
+    # It would share the line of an error.
+    tfds.disable_progress_bar()
     print(femnist.prepare(_LEAF_DIR.value, _DATA_DIR.value))
 
 

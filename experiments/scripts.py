@@ -3,16 +3,23 @@
 import contextlib
 import logging as python_logging
 import os
+import signal
 import sys
 
 import jax
 from absl import flags, logging
 
 from agsfl import errors
+from experiments import stopping
 
 
 def start(argv: list[str]):
-  """What every script does first: refuses stray words, sets up JAX."""
+  """What every script does first: refuses stray words, sets up JAX.
+
+  From then on SIGTERM ends it with the code 143, as Ctrl-C does with 130: files
+  that are not whole are removed. Scripts that can go on take both themselves.
+  """
+  signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
   if len(argv) > 1:
     sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
   if not flags.FLAGS["verbosity"].present:
@@ -32,8 +39,17 @@ def start(argv: list[str]):
 
 @contextlib.contextmanager
 def one_line_errors():
-  """Ends the program with one line where the user can help it."""
+  """Ends the program with one line at most where nothing is wrong in it."""
   try:
     yield
+    sys.stdout.flush()
   except (errors.ConfigError, errors.DivergedError) as error:
     sys.exit(f"error: {error}")
+  except MemoryError as error:
+    sys.exit(f"error: not enough memory ({str(error) or 'none is left'})")
+  except KeyboardInterrupt:
+    sys.exit(stopping.STOPPED)
+  except BrokenPipeError:
+    # The reader, such as head, has seen enough; Python writes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)

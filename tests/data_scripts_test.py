@@ -1,9 +1,11 @@
 """The scripts about data, as a user starts them."""
 
 import io
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,10 @@ from absl.testing import absltest, parameterized
 from matplotlib import image as matplotlib_image
 from PIL import Image
 
-from agsfl import data
+from agsfl import data, errors
 from agsfl.errors import ConfigError
 from agsfl.partitions import Partition
-from experiments import decode_images, describe_data
+from experiments import decode_images, describe_data, scripts
 
 ROOT = Path(__file__).parent.parent
 
@@ -185,9 +187,73 @@ class ScriptsTest(parameterized.TestCase):
     self.assert_one_line(
         start("decode_images", f"--out={self.folder / 'all.npz'}"), "--train"
     )
+    for split in ("train", "test"):
+      (self.folder / split).mkdir()
+      (self.folder / split / "a.json").write_text(
+          '{"users": ["a"], "num_samples": [1], "user_data": {"a": {}}}'
+      )
+    asked = f"--leaf_dir={self.folder}", f"--data_dir={self.folder / 'tfds'}"
     self.assert_one_line(
-        start("prepare_femnist", f"--leaf_dir={self.folder}"), "train/*.json"
+        start("prepare_femnist", *asked), f"error: {asked[0]}: ", "'a', x"
     )
+
+
+class EndsTest(parameterized.TestCase):
+  """How `experiments.scripts` ends a program."""
+
+  def ended(self, body):
+    """A script of this body, which has begun."""
+    program = textwrap.dedent("""
+        import sys, time
+        from absl import app
+        from agsfl import errors, files
+        from pathlib import Path
+        from experiments import scripts
+        def main(argv):
+          scripts.start(argv)
+          with scripts.one_line_errors():
+    """) + textwrap.indent(textwrap.dedent(body), "    ") + "app.run(main)"
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGINT, 130))
+  def test_signals(self, number, code):
+    """Nothing half written is left, and no traceback is told."""
+    with tempfile.TemporaryDirectory() as folder:
+      process = self.ended(f"""
+          with files.written_whole(Path({folder!r}) / "file") as path:
+            path.write_text("half")
+            print("begun", flush=True)
+            time.sleep(60)
+      """)
+      self.assertEqual(process.stdout.readline(), "begun\n")
+      self.assertLen(list(Path(folder).iterdir()), 1)
+      process.send_signal(number)
+      self.assertEqual(process.communicate()[1], "")
+      self.assertEqual(process.returncode, code)
+      self.assertEmpty(list(Path(folder).iterdir()))
+
+  def test_a_reader_that_leaves(self):
+    process = self.ended("""
+        print("begun", flush=True)
+        for _ in range(10000):
+          print("more")
+    """)
+    self.assertEqual(process.stdout.readline(), "begun\n")
+    process.stdout.close()
+    self.assertEqual(process.stderr.read(), "")
+    self.assertEqual(process.wait(), 141)
+
+  def test_too_little_memory(self):
+    with self.assertRaisesRegex(
+        SystemExit, r"^error: not enough memory \(.* 4\.00 EiB .*\)$"
+    ), scripts.one_line_errors():
+      np.zeros(2**59)
 
 
 class HistogramsTest(absltest.TestCase):
@@ -209,6 +275,15 @@ class HistogramsTest(absltest.TestCase):
     np.testing.assert_array_equal(
         held, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
     )
+
+  def test_control_characters(self):
+    """A terminal would obey them."""
+    told = describe_data.table(
+        np.array(["é\x1b[2J"]), np.array([5]), np.ones((2, 1, 1), int)
+    )
+    self.assertEqual(told.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
+    with self.assertRaisesRegex(ConfigError, r"^--dataset=set: a \\x1b b$"):
+      errors.refuse("--dataset=set", "a \x1b\nb")
 
 
 if __name__ == "__main__":

@@ -145,11 +145,21 @@ def _cuts(shares, count):
   return np.rint(np.cumsum(shares)[:-1] * count).astype(int)
 
 
-def _too_few(settings, num_samples, num_clients, hint=""):
+def _too_few(settings, num_samples, num_clients):
+  least, by = settings.min_samples, f"by --partition={settings.partition}"
+  if num_samples < least:
+    return ConfigError(
+        f"--min_samples={least}: must be at most {num_samples}, the training "
+        f"samples to deal {by}"
+    )
+  most = num_samples // least
+  if settings.partition == "shards":
+    # Of a client's shards all may be of the smaller size.
+    shards = settings.shards_per_client
+    most = max(1, num_samples // (-(-least // shards) * shards))
   return ConfigError(
-      f"--num_clients={num_clients}: must leave every client "
-      f"{settings.min_samples} samples (min_samples); the data set has "
-      f"{num_samples} to deal by --partition={settings.partition}{hint}"
+      f"--num_clients={num_clients}: must be at most {most}, so that each has "
+      f"{least} samples (min_samples) of the {num_samples} to deal {by}"
   )
 
 
@@ -212,13 +222,15 @@ def _iid(labels, settings, rng):
 
 def _one_class(labels, settings, rng):
   """One class per client; the clients of a class share it equally."""
-  classes = np.unique(labels)
+  classes, sizes = np.unique(labels, return_counts=True)
   count = settings.num_clients or max(_DEFAULT_CLIENTS, len(classes))
   if count < len(classes):
     raise ConfigError(
         f"--num_clients={count}: must be at least {len(classes)}, one for each "
         "class of the data set, with --partition=one_class"
     )
+  if settings.min_samples:
+    _require_large_classes(classes, sizes, count, settings.min_samples)
   rows = [None] * count
   for position, label in enumerate(classes):
     members = rng.permutation(np.flatnonzero(labels == label))
@@ -227,6 +239,26 @@ def _one_class(labels, settings, rng):
     for owner, share in zip(owners, shares, strict=True):
       rows[owner] = share
   return rows
+
+
+def _require_large_classes(classes, sizes, count, least):
+  """Refuses more clients of a class than it has samples for."""
+  rarest = sizes.argmin()
+  if sizes[rarest] < least:
+    raise ConfigError(
+        f"--min_samples={least}: must be at most {sizes[rarest]}, the training "
+        f"samples of class {classes[rarest]}, with --partition=one_class"
+    )
+  # Class p of L is of the clients p, p + L, ...
+  most = np.arange(len(classes)) + len(classes) * (sizes // least)
+  first = most.argmin()
+  if count > most[first]:
+    sharing = len(range(first, count, len(classes)))
+    raise ConfigError(
+        f"--num_clients={count}: must be at most {most[first]} with "
+        f"--partition=one_class: class {classes[first]} has {sizes[first]} "
+        f"training samples for {sharing} clients, {least} each (min_samples)"
+    )
 
 
 def _shards(labels, settings, rng):
@@ -239,8 +271,9 @@ def _shards(labels, settings, rng):
   num_shards = count * settings.shards_per_client
   if num_shards > len(labels):
     raise ConfigError(
-        f"--shards_per_client={settings.shards_per_client}: must give the "
-        f"{count} clients at most {len(labels)} shards, one for each sample"
+        f"--shards_per_client={settings.shards_per_client}: must be at most "
+        f"{len(labels) // count} with {count} clients (num_clients), a sample "
+        f"for each shard, of {len(labels)} to deal"
     )
   order = rng.permutation(len(labels))
   order = order[np.argsort(labels[order], kind="stable")]
@@ -314,8 +347,12 @@ def _dirichlet_split(labels, settings, rng):
     if held.min() >= settings.min_samples:
       break
   else:
-    hint = "; a larger --dirichlet_alpha may help"
-    raise _too_few(settings, len(labels), count, hint)
+    raise ConfigError(
+        f"--num_clients={count}: must be less, or dirichlet_alpha more than "
+        f"{settings.dirichlet_alpha}: none of {_TRIES} draws leaves every "
+        f"client {settings.min_samples} samples (min_samples), with "
+        "--partition=dirichlet_split"
+    )
   rows = [[] for _ in range(count)]
   for label, cut in zip(classes, cuts, strict=True):
     members = rng.permutation(np.flatnonzero(labels == label))

@@ -1,6 +1,7 @@
 """The partitions, by their laws."""
 
 import itertools
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -350,17 +351,33 @@ class QuantityTest(parameterized.TestCase):
 class RefusedTest(parameterized.TestCase):
 
   @parameterized.named_parameters(
-      ("iid", ("iid", 9), "--num_clients=9", "8", "iid"),
-      ("one_class", ("one_class", 9), "--num_clients=9", "8", "one_class"),
-      # Class 1 has two samples, and would be dealt to three clients.
-      ("one_class_uneven", ("one_class", 6), "--num_clients=6", "8"),
+      ("iid", ("iid", 9), "--num_clients=9", "at most 8", "iid"),
+      # Class 1 has two samples.
+      (
+          "one_class", ("one_class", 9), "--num_clients=9", "at most 5",
+          "class 1 has 2 ", "4 clients",
+      ),
+      (
+          "one_class_uneven", ("one_class", 6), "--num_clients=6", "at most 5",
+          "class 1 has 2 ", "3 clients",
+      ),
+      (
+          "one_class_rare", ("one_class", 2, 3), "--min_samples=3", "at most 2",
+          "class 1",
+      ),
       ("fewer_than_classes", ("one_class", 1), "--num_clients=1", "at least 2"),
       ("natural", ("natural", 5), "--num_clients=5", "at most 4"),
       ("natural_large", ("natural", None, 4), "--min_samples=4", "at most 3"),
-      ("iid_by_default", ("iid",), "--num_clients=10", "8"),
+      ("iid_by_default", ("iid",), "--num_clients=10", "at most 8"),
       ("least", ("iid", 4, 3), "--num_clients=4", "3 samples"),
-      ("shards", ("shards", 4, 1, 3), "--shards_per_client=3", "4 clients"),
-      ("dirichlet", ("dirichlet", 9), "--num_clients=9", "8"),
+      (
+          "shards", ("shards", 4, 1, 3), "--shards_per_client=3", "4 clients",
+          "at most 2",
+      ),
+      # Of two shards, whose sizes are 1 and 2, both may be of 1.
+      ("shards_few", ("shards", 3, 3), "--num_clients=3", "at most 2"),
+      ("least_of_all", ("iid", 1, 9), "--min_samples=9", "at most 8"),
+      ("dirichlet", ("dirichlet", 9), "--num_clients=9", "at most 8"),
       (
           "dirichlet_split",
           ("dirichlet_split", 4, 2, 2, 0.001),
@@ -379,6 +396,23 @@ class RefusedTest(parameterized.TestCase):
     self.assertNotIn("\n", str(caught.exception))
     for word in words:
       self.assertIn(word, str(caught.exception))
+
+  @parameterized.product(
+      name=sorted(set(PARTITIONS) - {"natural", "dirichlet_split"}),
+      least=(1, 2, 3),
+  )
+  def test_as_many_clients_as_are_allowed(self, name, least):
+    """The number that a refusal tells can be dealt; one more may not."""
+    samples = samples_of(np.arange(40) % 7 % 3, np.arange(40) < 33)
+    with self.assertRaises(ConfigError) as caught:
+      deal(samples, Partition(name, 40, least))
+    most = int(re.search(r"must be at most (\d+)", str(caught.exception))[1])
+    for seed in range(5):
+      dealt = deal(samples, Partition(name, most, least, seed=seed))
+      self.assertGreaterEqual(min(map(len, dealt.train)), least)
+    if name != "shards":
+      with self.assertRaisesRegex(ConfigError, f"={most + 1}: .* {most}[, ]"):
+        deal(samples, Partition(name, most + 1, least))
 
   def test_natural_needs_ids(self):
     with self.assertRaisesRegex(ConfigError, "--partition=natural: set .*ids"):

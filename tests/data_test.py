@@ -253,6 +253,7 @@ MALFORMED = {
         lambda: npz(images=np.ones((20, 2, 3, 1, 1), np.uint8)), "images",
     ),
     "images_scalar": (lambda: npz(images=np.uint8(1)), "images"),
+    "scalars": (lambda: npz(images=np.uint8(1), client=1.5), "client"),
     "images_longer": (
         lambda: npz(images=np.ones((21, 2, 3), np.uint8)), "labels", "21",
     ),

@@ -27,8 +27,8 @@ def read(dataset: str, place: str, seed: int) -> Samples:
     if ids.ndim != 1 or ids.dtype.kind not in "iuU":
       fail(
           dataset,
-          f"{key} must be one integer or string for each of the {len(images)} "
-          f"images, not {ids.dtype}{list(ids.shape)}",
+          f"{key} must be one integer or string for each image, not "
+          f"{ids.dtype}{list(ids.shape)}",
       )
     owners, names = coded(ids)
   return checked(

@@ -24,7 +24,9 @@ def open_folder(folder: Path, kept: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
       max_to_keep=kept, cleanup_tmp_directories=True
   )
-  return ocp.CheckpointManager(folder, options=options)
+  # Told, not guessed of what lies there: one damaged step would spoil all.
+  handler = ocp.StandardCheckpointHandler()
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import agsfl
-from agsfl import records
+from agsfl import checkpoints, records
 from agsfl.config import Config
 from agsfl.errors import ConfigError, StoppedError
 
@@ -253,6 +254,26 @@ class StoppedTest(parameterized.TestCase):
     self.assertEqual(
         records.read_rows(self.folder), agsfl.simulate(config()).rows
     )
+
+  @parameterized.parameters("emptied", "no default", "empty newest")
+  def test_a_checkpoint_without_its_files(self, damage):
+    """The one before is used, as where files of it are damaged."""
+    place, tree = self.folder / "checkpoints", {"x": np.arange(9.0)}
+    with checkpoints.open_folder(place, 2) as manager:
+      for step in (8, 11):
+        checkpoints.save(manager, step, tree)
+    if damage == "empty newest":
+      (place / "999").mkdir()
+    else:
+      shutil.rmtree(place / "11" / "default")
+    if damage == "emptied":
+      shutil.rmtree(place / "11")
+      (place / "11").mkdir()
+    with checkpoints.open_folder(place, 2) as manager:
+      step, held = checkpoints.restore(manager, tree)
+      self.assertEqual(step, 11 if damage == "empty newest" else 8)
+      self.assertEqual(manager.latest_step(), step)
+    np.testing.assert_array_equal(held["x"], tree["x"])
 
   def test_lost_rows_are_noticed(self):
     with self.assertRaises(StoppedError):

@@ -1,5 +1,6 @@
 """States of a run on disk, to go on from after a stop."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,21 @@ def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):
     step: larger than those before.
     tree: copied at once, so that its buffers may be given away.
   """
-  leaves = {
-      str(i): np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))
-  }
-  manager.save(step, args=ocp.args.StandardSave(leaves))
+  leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
+  held = _numbered([*leaves, _checksum(leaves)])
+  manager.save(step, args=ocp.args.StandardSave(held))
+
+
+def _numbered(leaves):
+  return {str(i): leaf for i, leaf in enumerate(leaves)}
+
+
+def _checksum(leaves):
+  """[] u32, the CRC-32 of all bytes: the files have none of their own."""
+  crc = 0
+  for leaf in leaves:
+    crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
+  return np.array(crc, np.uint32)
 
 
 def restore(
@@ -78,9 +90,11 @@ def restore(
 
 
 def _read(manager, step, like):
-  leaves, structure = jax.tree.flatten(like)
-  wanted = {
-      str(i): np.empty(leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)
-  }
+  likes, structure = jax.tree.flatten(like)
+  empty = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
+  wanted = _numbered([*empty, _checksum([])])
   held = manager.restore(step, args=ocp.args.StandardRestore(wanted))
-  return structure.unflatten(held[str(i)] for i in range(len(leaves)))
+  *leaves, checksum = (held[str(i)] for i in range(len(wanted)))
+  if checksum != _checksum(leaves):
+    raise ValueError("its numbers are not those that were saved")
+  return structure.unflatten(leaves)

@@ -275,6 +275,26 @@ class StoppedTest(parameterized.TestCase):
       self.assertEqual(manager.latest_step(), step)
     np.testing.assert_array_equal(held["x"], tree["x"])
 
+  def test_a_flipped_bit(self):
+    """Law: wherever it is, what is restored was saved."""
+    place = self.folder / "checkpoints"
+    tree = lambda step: {
+        "x": np.random.default_rng(step).random(999), "y": np.float32([[step]])
+    }
+    with checkpoints.open_folder(place, 2) as manager:
+      for step in (8, 11):
+        checkpoints.save(manager, step, tree(step))
+    largest = max(
+        (place / "11").rglob("*"), key=lambda path: path.stat().st_size
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    with checkpoints.open_folder(place, 2) as manager:
+      step, held = checkpoints.restore(manager, tree(0))
+    self.assertEqual(step, 8)
+    np.testing.assert_equal(held, tree(8))
+
   def test_lost_rows_are_noticed(self):
     with self.assertRaises(StoppedError):
       agsfl.simulate(config(), workdir=self.folder, **stop_after(6))

@@ -1,14 +1,13 @@
 """Where the runs of a sweep go: processes here, or jobs of Slurm.
 
 A launcher is a function of {workdir: command}. It yields each workdir as its
-run ends, with why it failed or None, and raises StoppedError when Ctrl-C or
-SIGTERM comes; nothing new is started from then on.
+run ends, with why it failed or None, and raises StoppedError when Ctrl-C,
+SIGTERM or SIGHUP comes; nothing new is started from then on.
 """
 
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -40,14 +39,16 @@ def _bound_to(cores):
 
 
 def _start(arguments, workdir, cores=None):
-  """A process with its words at the end of workdir/log.txt."""
+  """A process, and where in workdir/log.txt its words begin."""
   workdir.mkdir(parents=True, exist_ok=True)
   with (workdir / "log.txt").open("a") as log, _bound_to(cores):
-    return subprocess.Popen(
+    begin = log.tell()
+    process = subprocess.Popen(
         arguments,
         stdout=log,
         stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
+        # Ends with this process, however that ends.
+        stdin=subprocess.PIPE,
         # Out of the terminal's reach: Ctrl-C comes once, from the launcher.
         start_new_session=True,
         env={
@@ -56,11 +57,13 @@ def _start(arguments, workdir, cores=None):
                 "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
             ),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            stopping.PARENT: "1",
         },
     )
+  return process, begin
 
 
-def execute(arguments: list[str], workdir: Path) -> int:
+def execute(arguments: list[str], workdir: Path) -> str | None:
   """Runs a command to its end, with its words in workdir/log.txt.
 
   Args:
@@ -68,17 +71,24 @@ def execute(arguments: list[str], workdir: Path) -> int:
     workdir: of the run.
 
   Returns:
-    Its exit code.
+    Why it failed, or None.
   """
-  return _start(arguments, workdir).wait()
+  process, begin = _start(arguments, workdir)
+  process.wait()
+  return _why(process, workdir, begin)
 
 
-def _why(workdir, code):
-  """What a process that ended so said last; None if all is well."""
-  if not code:
+def _why(process, workdir, begin):
+  """The error that an ended process told, or its last line; None if none."""
+  process.stdin.close()
+  if not process.returncode:
     return None
-  last = (workdir / "log.txt").read_text(errors="replace").splitlines()[-1:]
-  return " ".join([f"({code})", *last])
+  with (workdir / "log.txt").open(errors="replace") as log:
+    log.seek(begin)
+    lines = log.read().splitlines()
+  # Another process may write there still, and dashboards after an error.
+  errors = [line for line in lines if line.startswith("error:")]
+  return " ".join([f"({process.returncode})", *(errors or lines)[-1:]])
 
 
 def _first_line(error):
@@ -88,18 +98,13 @@ def _first_line(error):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """A list of each Ctrl-C and SIGTERM that came so far."""
+  """A list of each signal of `stopping.catch` that came so far."""
   came = []
-  note = lambda number, frame: came.append(number)
-  before = {
-      name: signal.signal(name, note)
-      for name in (signal.SIGINT, signal.SIGTERM)
-  }
+  before = stopping.catch(lambda number, frame: came.append(number))
   try:
     yield came
   finally:
-    for name, handler in before.items():
-      signal.signal(name, handler)
+    stopping.give_back(before)
 
 
 def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
@@ -124,23 +129,25 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
         while waiting and free and not came:
           workdir, arguments = waiting.pop(0)
           try:
-            running[workdir] = _start(arguments, workdir, free[-1]), free.pop()
+            running[workdir] = *_start(arguments, workdir, free[-1]), free.pop()
           except OSError as error:
             yield workdir, str(error)
         if len(came) > passed_on:
           if not passed_on:
-            on_stop()
+            with contextlib.suppress(OSError):  # the terminal may be gone
+              on_stop()
           passed_on += 1
-          for process, _ in running.values():
+          for process, *_ in running.values():
             process.terminate()
         time.sleep(_LOCAL_SECONDS)
-        for workdir, (process, share) in list(running.items()):
+        for workdir, (process, begin, share) in list(running.items()):
           if process.poll() is not None:
             del running[workdir]
             free.append(share)
+            why = _why(process, workdir, begin)
             # What a signal ended has not failed.
-            if not came or not process.returncode:
-              yield workdir, _why(workdir, process.returncode)
+            if not came or why is None:
+              yield workdir, why
       if came:
         raise StoppedError("stopped")
 
@@ -223,7 +230,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
           if job.done():
             del jobs[workdir]
             try:
-              yield workdir, _why(workdir, job.result())
+              yield workdir, job.result()
             except RuntimeError as error:  # killed, or out of time
               yield workdir, re.sub(r"\s*\n\s*", " ", str(error).strip())
       if signals.seen:

@@ -183,6 +183,7 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
 
 
 def main(argv):
+  stopping.end_with_parent()
   scripts.start(argv)
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   workdir = Path(WORKDIR.value or f"runs/{stamp}")

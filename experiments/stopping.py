@@ -1,9 +1,11 @@
 """Ends that are asked for, by Ctrl-C or SIGTERM, and the command to go on."""
 
 import contextlib
+import os
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,45 @@ from absl import flags
 from agsfl import errors
 
 STOPPED = 130  # exit code
+# Set for a process whose standard input ends when its parent does.
+PARENT = "AGSFL_STDIN_ENDS_WITH_PARENT"
+
+
+def catch(handler: Callable) -> dict[int, Callable]:
+  """Has Ctrl-C, SIGTERM and the terminal's end (SIGHUP) call `handler`.
+
+  Returns:
+    By signal, what was called before.
+  """
+  asked = [signal.SIGINT, signal.SIGTERM]
+  if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # by nohup
+    asked.append(signal.SIGHUP)
+  return {number: signal.signal(number, handler) for number in asked}
+
+
+def give_back(before: dict[int, Callable]):
+  """Undoes `catch`."""
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+def end_with_parent():
+  """Has SIGTERM come once the parent is gone, if `PARENT` is set.
+
+  For a parent that ends by force, which can pass nothing on.
+  """
+  if os.environ.pop(PARENT, None) is None:
+    return
+
+  def wait():
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 class Signals:
-  """Notes Ctrl-C and SIGTERM; each of them acts as before from then on.
+  """Notes Ctrl-C, SIGTERM and SIGHUP; each acts as before from then on.
 
   Attributes:
     seen: whether one came.
@@ -32,20 +69,19 @@ class Signals:
     self._before = {}
 
   def __enter__(self):
-    for name in (signal.SIGINT, signal.SIGTERM):
-      self._before[name] = signal.signal(name, self._note)
+    self._before = catch(self._note)
     return self
 
   def __exit__(self, *exception):
-    for name, handler in self._before.items():
-      signal.signal(name, handler)
+    give_back(self._before)
 
   def _note(self, number, frame):
     del frame
     first, self.seen = not self.seen, True
     signal.signal(number, self._before[number])
     if first:
-      self._on_first()
+      with contextlib.suppress(OSError):  # the terminal may be gone
+        self._on_first()
 
 
 @contextlib.contextmanager
@@ -59,7 +95,8 @@ def told_how_to_go_on(folder: Path):
     yield
   except (errors.StoppedError, KeyboardInterrupt) as error:
     why = str(error) or "stopped"
-    print(f"{why}; to go on: {shlex.join(_command(folder))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+      print(f"{why}; to go on: {shlex.join(_command(folder))}", file=sys.stderr)
     sys.exit(STOPPED)
 
 

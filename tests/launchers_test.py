@@ -2,16 +2,18 @@
 
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from agsfl.errors import ConfigError, StoppedError
-from experiments import launchers
+from experiments import launchers, stopping
 
 # Ends of the first SIGTERM after a moment, of the second at once.
 PATIENT = """
@@ -73,14 +75,14 @@ class LauncherTest(parameterized.TestCase):
     super().setUp()
     self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
 
-  def signals(self, *paths):
-    """Sends this process a SIGINT as each of these files appears."""
+  def signals(self, *paths, number=signal.SIGINT):
+    """Sends this process a signal as each of these files appears."""
 
     def send():
       for path in paths:
         while not path.exists():
           done.wait(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     done = threading.Event()
     thread = threading.Thread(target=send, daemon=True)
@@ -123,20 +125,65 @@ class LocalTest(LauncherTest):
     log = (self.folder / "well" / "log.txt").read_text()
     self.assertEqual(log, "well\n" * 2)
 
-  @parameterized.parameters(1, 2)
-  def test_signals_go_on_as_sigterm(self, count):
+  def test_its_own_error_is_told(self):
+    """Not what another process wrote, nor what came after an error."""
+    place = self.folder / "run"
+    place.mkdir()
+    (place / "log.txt").write_text("error: of an earlier start\n")
+    for code, why in (
+        ("print('error: mine'); exit('later')", "(1) error: mine"),
+        ("exit('last')", "(1) last"),
+        ("import sys; sys.exit(3)", "(3)"),
+    ):
+      ((_, told),) = launchers.local(1)({place: python(code)})
+      self.assertEqual(told, why)
+
+  def test_children_learn_that_it_was_killed(self):
+    ready, told = self.folder / "ready", self.folder / "told"
+    child = (
+        f"import pathlib, sys; pathlib.Path({str(ready)!r}).touch(); "
+        f"sys.stdin.read(); pathlib.Path({str(told)!r}).touch()"
+    )
+    commands = f"{{pathlib.Path({str(self.folder)!r}): {python(child)!r}}}"
+    parent = subprocess.Popen(
+        python(
+            "import pathlib; from experiments import launchers; "
+            f"list(launchers.local(1)({commands}))"
+        ),
+        cwd=Path(__file__).parent.parent,
+    )
+    while not ready.exists():
+      self.assertIsNone(parent.poll())
+      time.sleep(0.02)
+    self.assertFalse(told.exists())
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 60
+    while not told.exists():
+      self.assertLess(time.monotonic(), end)
+      time.sleep(0.02)
+
+  @parameterized.parameters(
+      (1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGHUP)
+  )
+  def test_signals_go_on_as_sigterm(self, count, number):
     """The first waits for children, which may take their time."""
     ready, told = self.folder / "ready", self.folder / "told"
     code = PATIENT.replace("READY", str(ready)).replace("TOLD", str(told))
     if count == 1:
       code = code.replace("range(600)", "range(10)")
-    self.signals(*[ready, told][:count])
+    self.signals(*[ready, told][:count], number=number)
     commands = {
         self.folder / "one": python(code),
         self.folder / "two": python(""),
     }
     stops = []
-    launch = launchers.local(1, lambda: stops.append(1))
+
+    def on_stop():
+      stops.append(1)
+      raise OSError("no terminal")
+
+    launch = launchers.local(1, on_stop)
     ends = {}
     with self.assertRaisesRegex(StoppedError, "^stopped$"):
       ends.update(launch(commands))
@@ -144,6 +191,46 @@ class LocalTest(LauncherTest):
     self.assertFalse((self.folder / "two").exists())
     # Neither Ctrl-C nor an answer of its own.
     self.assertEqual((self.folder / "one" / "log.txt").read_text(), "")
+
+
+class StoppingTest(absltest.TestCase):
+
+  def wait_for(self, signals):
+    end = time.monotonic() + 60
+    while not signals.seen:
+      self.assertLess(time.monotonic(), end)
+      time.sleep(0.01)
+
+  def test_the_parent_ends(self):
+    """Its end of the pipe closes: SIGTERM comes, once, where it was asked."""
+    reading, writing = os.pipe()
+    stopping.end_with_parent()  # not asked: reads nothing
+    with (
+        open(reading) as pipe,
+        mock.patch.object(sys, "stdin", pipe),
+        mock.patch.dict(os.environ, {stopping.PARENT: "1"}),
+        stopping.Signals() as signals,
+    ):
+      stopping.end_with_parent()
+      self.assertNotIn(stopping.PARENT, os.environ)
+      self.assertFalse(signals.seen)
+      os.close(writing)
+      self.wait_for(signals)
+
+  def test_the_terminal_closes(self):
+    """Nothing can be told, and nohup goes on."""
+    before = signal.getsignal(signal.SIGHUP)
+    self.addCleanup(signal.signal, signal.SIGHUP, before)
+    told = mock.Mock(side_effect=OSError("no terminal"))
+    with stopping.Signals(told) as signals:
+      signal.raise_signal(signal.SIGHUP)
+      self.wait_for(signals)
+    told.assert_called_once_with()
+    self.assertEqual(signal.getsignal(signal.SIGHUP), before)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stopping.Signals() as signals:
+      signal.raise_signal(signal.SIGHUP)
+      self.assertFalse(signals.seen)
 
 
 class SlurmTest(LauncherTest):

@@ -11,6 +11,9 @@ from agsfl import sources
 from agsfl.errors import ConfigError
 from agsfl.partitions import Partition, deal
 
+# These come with packages; files of all others may be replaced.
+EMBEDDED = ("mnist_5k", "digits")
+
 
 @flax.struct.dataclass
 class ClientData:

@@ -140,6 +140,18 @@ class RunFolder:
     """Where its checkpoints are."""
     return self.workdir / "checkpoints"
 
+  def refuse_other_data(self, data: str | None):
+    """Refuses a run of other data.
+
+    Args:
+      data: the fingerprint of those of now.
+
+    Raises:
+      ConfigError: the run that the folder holds had others.
+    """
+    held = {"data": self._look().get("data")}
+    refuse_other(held, {"data": data}, self._asked_for)
+
   def begin(self, config: dict[str, Any]):
     """Claims the folder until `close`; it may be `finished` by now.
 
@@ -165,12 +177,10 @@ class RunFolder:
             "there"
         ) from error
       # Another process may have begun, or ended, since the first look.
-      held = self._look()
-      if held is None:
+      if self._look() is None:
         _write(self._config, {**config, "asked": self._asked})
       else:
-        same = {"data": config.get("data")}
-        refuse_other({"data": held.get("data")}, same, self._asked_for)
+        self.refuse_other_data(config.get("data"))
       undo.pop_all()
 
   def close(self):

@@ -13,9 +13,10 @@ import numpy as np
 
 from agsfl import checkpoints, records, simulation
 from agsfl.config import Config
-from agsfl.data import FederatedData, fingerprint, load
+from agsfl.data import EMBEDDED, FederatedData, fingerprint, load
 from agsfl.errors import ConfigError, StoppedError
 from agsfl.evaluation import Evaluation
+from agsfl.partitions import Partition
 
 CHECKPOINT_EVERY = 100
 CHECKPOINTS_KEPT = 2
@@ -35,6 +36,32 @@ class Run(NamedTuple):
   clients: dict[str, list]
   summary: dict[str, Any]
   params: np.ndarray
+
+
+def fingerprint_of(dataset: str, partition: Partition) -> str:
+  """The fingerprint of data as they are now; see `data.load`."""
+  return fingerprint(load(dataset, partition))
+
+
+def is_finished(
+    config: Config,
+    workdir: str | Path,
+    told: Callable[[str, Partition], str] = fingerprint_of,
+) -> bool:
+  """Whether a folder holds this run, done.
+
+  Args:
+    config: the settings.
+    workdir: the folder, which need not be there.
+    told: `fingerprint_of`, perhaps with a cache for several runs.
+
+  Raises:
+    ConfigError: it holds a run of other settings or, done, of other data.
+  """
+  folder = records.RunFolder(workdir, dataclasses.asdict(config))
+  if folder.finished and config.dataset not in EMBEDDED:
+    folder.refuse_other_data(told(config.dataset, config.as_partition()))
+  return folder.finished
 
 
 def simulate(
@@ -74,9 +101,12 @@ def simulate(
   asked = dataclasses.asdict(config)
   folder = records.RunFolder(workdir, asked) if workdir is not None else None
   if data is None:
-    if folder is not None and folder.finished:
+    if workdir is not None and is_finished(config, workdir):
       return read(workdir)
     data = load(config.dataset, config.as_partition())
+  elif folder is not None and folder.finished:
+    folder.refuse_other_data(fingerprint(data))
+    return read(workdir)
   built = simulation.build(config, data)
   contributed = np.zeros(len(data.clients.counts), np.int64)
   rows, kept_at, manager = [], 0, None

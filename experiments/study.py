@@ -5,6 +5,7 @@ A study is a folder: one folder per setting, in it one per seed, each as
 """
 
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -104,18 +105,16 @@ def run_all(
     The runs of each label, in the order of the seeds.
 
   Raises:
-    ConfigError: the folder holds a run of other settings.
+    ConfigError: the folder holds a run of other settings or other data.
   """
   study = folder()
   share_compiled_code()
-  done = {}
+  done, told = {}, functools.cache(runs.fingerprint_of)
   for label, config_of in settings.items():
     done[label] = []
     for seed in seeds():
       workdir, config = study / label / f"seed{seed}", config_of(seed)
-      if (workdir / "summary.json").exists():
-        runs.simulate(config, workdir=workdir)  # refuses other settings
-      else:
+      if not runs.is_finished(config, workdir, told):
         say(f"{label}, seed {seed}")
         run.run(config, workdir)
       done[label].append(results.read(workdir))

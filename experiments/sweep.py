@@ -10,6 +10,7 @@ stop the sweep and its runs, which can be taken up; jobs of Slurm go on.
 
 import csv
 import dataclasses
+import functools
 import itertools
 import re
 import sys
@@ -20,7 +21,7 @@ from absl import app, flags
 from tqdm import tqdm
 
 from agsfl import config as settings
-from agsfl import errors, files, lanes, records
+from agsfl import errors, files, lanes, runs
 from experiments import drawing, launchers, results, run, scripts, stopping
 from experiments import flags as run_flags
 
@@ -299,11 +300,10 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
         f"--workdir={folder}: must be a folder that can be written "
         f"({error.strerror})"
     ) from error
-  missing = {}
+  missing, told = {}, functools.cache(runs.fingerprint_of)
   for label, place in places.items():
-    asked = dataclasses.asdict(configs[label])
     # Refuses a folder of other settings before anything runs.
-    if not records.RunFolder(place, asked).finished:
+    if not runs.is_finished(configs[label], place, told):
       missing[place] = configs[label]
   started = len(configs) - len(missing)
   ended = lambda: [

@@ -1,6 +1,7 @@
 """Runs that are stopped or killed, and taken up again."""
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -17,7 +18,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import agsfl
-from agsfl import checkpoints, records
+from agsfl import checkpoints, records, runs
 from agsfl.config import Config
 from agsfl.errors import ConfigError, StoppedError
 
@@ -198,6 +199,29 @@ class StoppedTest(parameterized.TestCase):
     other = data._replace(clients=data.clients.replace(images=images))
     with self.assertRaisesRegex(ConfigError, "it has data="):
       agsfl.simulate(asked, workdir=self.folder, data=other)
+
+  def test_a_finished_run_of_a_file_that_changed(self):
+    """Refused; runs that share data load them once to see it."""
+    path = self.folder / "set.npz"
+    arrays = {
+        "images": np.arange(8 * 9, dtype=np.uint8).reshape(8, 3, 3),
+        "labels": np.arange(8) % 2,
+        "is_train": np.arange(8) < 6,
+    }
+    np.savez(path, **arrays)
+    asked = Config(
+        dataset=f"npz:{path}", num_clients=2, model="mlp", num_rounds=1, k=9.0
+    )
+    workdir = self.folder / "run"
+    done = agsfl.simulate(asked, workdir=workdir)
+    self.assertEqual(agsfl.simulate(asked, workdir=workdir).rows, done.rows)
+    told = functools.cache(mock.Mock(wraps=runs.fingerprint_of))
+    for _ in range(3):
+      self.assertTrue(runs.is_finished(asked, workdir, told))
+    told.__wrapped__.assert_called_once()
+    np.savez(path, **{**arrays, "images": arrays["images"] + 1})
+    with self.assertRaisesRegex(ConfigError, "it has data=.*, asked for"):
+      agsfl.simulate(asked, workdir=workdir)
 
   def test_a_run_that_another_process_finished_is_read(self):
     """It looked before the other began, and begins after the other's end."""

@@ -2,6 +2,11 @@
 
 import dataclasses
 import math
+import numbers
+import os
+import typing
+
+import numpy as np
 
 from agsfl import sources, sparsifiers
 from agsfl.errors import ConfigError
@@ -21,10 +26,32 @@ CONTROLLERS = (
 
 _LARGEST = 1e30
 
+# By a field's type: what may stand for it, and that in words.
+_KINDS = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: ((str, os.PathLike), "text"),
+}
+
 
 def _require(condition, field, value, allowed):
   if not condition:
     raise ConfigError(f"--{field}={value}: must be {allowed}")
+
+
+def _typed(field, value):
+  """The value in its field's own type, NumPy's numbers as Python's."""
+  kind, *others = typing.get_args(field.type) or (field.type,)
+  if value is None and others:
+    return None
+  kinds, allowed = _KINDS[kind]
+  # A bool is an integer to Python.
+  fits = isinstance(value, kinds) and (
+      kind is bool or not isinstance(value, bool)
+  )
+  _require(fits, field.name, repr(value), allowed)
+  return kind(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +98,7 @@ class Config:
     seed: of every draw.
 
   Raises:
-    ConfigError: a value is out of range.
+    ConfigError: a value is of another type, or out of range.
   """
 
   dataset: str = "mnist_5k"
@@ -111,7 +138,8 @@ class Config:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
+      value = _typed(field, getattr(self, field.name))
+      object.__setattr__(self, field.name, value)
       if isinstance(value, float):
         _require(math.isfinite(value), field.name, value, "a finite number")
         # JAX computes in float32: a larger number would become infinite.

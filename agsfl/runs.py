@@ -98,6 +98,12 @@ def simulate(
     DivergedError: a gradient or the loss was not finite.
     StoppedError: `should_stop` said so; a checkpoint is in the folder.
   """
+  for name, value, least in (
+      ("checkpoint_every", checkpoint_every, 0),
+      ("checkpoints_kept", checkpoints_kept, 1),
+  ):
+    if value < least:
+      raise ConfigError(f"--{name}={value}: must be at least {least}")
   asked = dataclasses.asdict(config)
   folder = records.RunFolder(workdir, asked) if workdir is not None else None
   if data is None:

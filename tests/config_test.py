@@ -105,6 +105,30 @@ FLOATS = (
     "server_learning_rate", "bandit_radius", "bandit_step", "time_budget",
     "dirichlet_alpha", "power",
 )
+# Field, a value of another type as it is told, what is allowed.
+OTHER_TYPES = (
+    ("num_rounds", 2.5, "2.5", "a whole number"),
+    ("batch_size", 8.0, "8.0", "a whole number"),
+    ("num_clients", True, "True", "a whole number"),
+    ("seed", None, "None", "a whole number"),
+    ("learning_rate", None, "None", "a number"),
+    ("k", "9", "'9'", "a number"),
+    ("k_min", False, "False", "a number"),
+    ("standardize", "false", "'false'", "True or False"),
+    ("per_layer", 1, "1", "True or False"),
+    ("model", None, "None", "text"),
+    ("replay", 3, "3", "text"),
+)
+# Field, a value that stands for one of the field's type, that one.
+CONVERTED = (
+    ("num_rounds", np.int64(9), 9),
+    ("num_clients", np.uint8(9), 9),
+    ("learning_rate", np.float32(0.5), 0.5),
+    ("k", 9, 9.0),
+    ("time_budget", np.int32(9), 9.0),
+    ("standardize", np.True_, True),
+    ("model", np.str_("mlp"), "mlp"),
+)
 # Field, settings that do not go together, what is allowed.
 COMBINATIONS = (
     ("controller", dict(method="send_all", controller="sign"), "fixed"),
@@ -133,6 +157,21 @@ class FieldTest(parameterized.TestCase):
   @parameterized.parameters(*IN_RANGE)
   def test_in_range(self, field, value):
     self.assertEqual(getattr(Config(**{field: value}), field), value)
+
+  @parameterized.parameters(*OTHER_TYPES)
+  def test_other_types(self, field, value, told, allowed):
+    with self.assertRaises(ConfigError) as caught:
+      Config(**{field: value})
+    self.assertEqual(
+        str(caught.exception), f"--{field}={told}: must be {allowed}"
+    )
+
+  @parameterized.parameters(*CONVERTED)
+  def test_converted(self, field, value, want):
+    """To what JSON and a command line know."""
+    held = getattr(Config(**{field: value}), field)
+    self.assertIs(type(held), type(want))
+    self.assertEqual(held, want)
 
   @parameterized.parameters(*COMBINATIONS)
   def test_what_does_not_go_together(self, field, settings, allowed):
@@ -223,7 +262,7 @@ class IntervalTest(parameterized.TestCase):
       interval(500, **settings)
     problem = str(caught.exception)
     self.assertLen(problem.splitlines(), 1)
-    self.assertStartsWith(problem, f"--{field}={value}: must be ")
+    self.assertStartsWith(problem, f"--{field}={float(value)}: must be ")
     self.assertIn(allowed, problem)
 
   @parameterized.parameters(
@@ -264,34 +303,40 @@ class IntervalTest(parameterized.TestCase):
 # Settings beside K = [4, 90], k = 33 and T = 50, and the controller they mean.
 CONTROLLERS = (
     (dict(controller="fixed"), lambda: controllers.fixed(33)),
-    (dict(controller="sign"), lambda: controllers.sign_descent(33, 4, 90)),
+    (
+        dict(controller="sign"),
+        lambda: controllers.sign_descent(33.0, 4.0, 90.0),
+    ),
     (
         dict(controller="sign", stuck_rounds=2),
-        lambda: controllers.sign_descent(33, 4, 90, 2),
+        lambda: controllers.sign_descent(33.0, 4.0, 90.0, 2),
     ),
-    ({}, lambda: controllers.sign_interval(33, 4, 90)),
+    ({}, lambda: controllers.sign_interval(33.0, 4.0, 90.0)),
     (
         dict(stuck_rounds=2),
-        lambda: controllers.sign_interval(33, 4, 90, stuck_rounds=2),
+        lambda: controllers.sign_interval(33.0, 4.0, 90.0, stuck_rounds=2),
     ),
-    (dict(controller="value"), lambda: controllers.value_descent(33, 4, 90)),
-    (dict(controller="exp3"), lambda: bandits.exp3(4, 90, 50)),
+    (
+        dict(controller="value"),
+        lambda: controllers.value_descent(33.0, 4.0, 90.0),
+    ),
+    (dict(controller="exp3"), lambda: bandits.exp3(4.0, 90.0, 50)),
     (
         dict(controller="exp3", exp3_arms=7),
-        lambda: bandits.exp3(4, 90, 50, num_arms=7),
+        lambda: bandits.exp3(4.0, 90.0, 50, num_arms=7),
     ),
-    (dict(controller="bandit"), lambda: bandits.bandit(33, 4, 90, 50)),
+    (dict(controller="bandit"), lambda: bandits.bandit(33.0, 4.0, 90.0, 50)),
     (
         dict(controller="bandit", bandit_radius=0.25),
-        lambda: bandits.bandit(33, 4, 90, 50, radius=0.25),
+        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, radius=0.25),
     ),
     (
         dict(controller="bandit", bandit_step=0.125),
-        lambda: bandits.bandit(33, 4, 90, 50, step=0.125),
+        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, step=0.125),
     ),
     (
         dict(controller="bandit", bandit_radius=0.25, bandit_step=0.125),
-        lambda: bandits.bandit(33, 4, 90, 50, radius=0.25, step=0.125),
+        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, radius=0.25, step=0.125),
     ),
 )
 SIZES = (7, 1, 32)

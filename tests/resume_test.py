@@ -327,6 +327,14 @@ class StoppedTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, "6 rows .* lost"):
       agsfl.simulate(config(), workdir=self.folder)
 
+  @parameterized.parameters(
+      ({"checkpoint_every": -1}, "--checkpoint_every=-1: must be at least 0"),
+      ({"checkpoints_kept": 0}, "--checkpoints_kept=0: must be at least 1"),
+  )
+  def test_no_such_numbers_of_checkpoints(self, wrong, problem):
+    with self.assertRaisesRegex(ConfigError, f"^{problem}$"):
+      agsfl.simulate(config(), **wrong)
+
   @parameterized.parameters(1, 3)
   def test_the_newest_are_kept(self, kept):
     held = set()

@@ -181,6 +181,7 @@ class Config:
     for field, most, text in (
         ("batch_size", 2**20, "2^20"),
         ("local_steps", 2**20, "2^20"),
+        ("stuck_rounds", 2**31 - 1, "2^31 - 1"),  # counted in int32
         ("bandit_radius", 1.0, "1"),
     ):
       value = getattr(self, field)

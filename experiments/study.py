@@ -64,16 +64,21 @@ def numbers(name: str, number: type = float) -> list:
   """The items of a list flag as numbers.
 
   Raises:
-    ConfigError: there are none, or one is no number.
+    ConfigError: there are none, one is no number, or one is named twice.
   """
   texts = items(name)
   try:
-    return [number(text) for text in texts]
+    values = [number(text) for text in texts]
   except ValueError as error:
     kind = "whole numbers" if number is int else "numbers"
     raise ConfigError(
         f"--{name}={','.join(texts)}: must be {kind} with commas"
     ) from error
+  if len(set(values)) < len(values):
+    raise ConfigError(
+        f"--{name}={','.join(texts)}: must name each number once"
+    )
+  return values
 
 
 def seeded(config: Config) -> Callable[[int], Config]:

@@ -97,13 +97,14 @@ def configs_of(
 
   Raises:
     ConfigError: a value is out of range, a setting is named twice, or two
-      combinations would have one folder, or one with too long a name.
+      combinations are the same settings or would have one folder, or one with
+      too long a name.
   """
   names = [name for name, _ in sweeps]
   for name in names:
     if names.count(name) > 1:
       raise settings.ConfigError(f"--sweep={name}: must be named once")
-  configs = {}
+  configs, labels = {}, {}
   for values in itertools.product(*[listed for _, listed in sweeps]):
     chosen = dict(zip(names, values, strict=True))
     parsed = {}
@@ -126,7 +127,13 @@ def configs_of(
           f"--sweep={told}: must have at most {_LONGEST} bytes, for it names a "
           "folder"
       )
-    configs[label] = dataclasses.replace(base, **parsed)
+    config = dataclasses.replace(base, **parsed)
+    same = labels.setdefault(config, label)
+    if same != label:
+      raise settings.ConfigError(
+          f"--sweep={told}: must not be the same settings as {same}"
+      )
+    configs[label] = config
   return configs
 
 

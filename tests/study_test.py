@@ -12,10 +12,12 @@ matplotlib.use("Agg")
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl import flags
+from absl.testing import absltest, flagsaver, parameterized
 
 from agsfl import records
-from experiments import results
+from agsfl.config import ConfigError
+from experiments import results, study
 from tests import run_test
 
 SETTINGS = (
@@ -157,6 +159,18 @@ class StudyTest(parameterized.TestCase):
     self.assertIn(argument.split("=")[0], line)
     self.assertIn(allowed, line)
     self.assertFalse((self.folder / "bad").exists())
+
+
+class NumbersTest(parameterized.TestCase):
+
+  @parameterized.parameters("0,0", "1,0,01")
+  def test_named_twice(self, texts):
+    """A run counted twice would tell a wrong spread."""
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(seeds=texts.split(",")):
+      with self.assertRaisesRegex(ConfigError, f"^--seeds={texts}: must name "):
+        study.seeds()
 
 
 class OverSeedsTest(absltest.TestCase):

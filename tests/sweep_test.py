@@ -146,6 +146,10 @@ class CombinationsTest(parameterized.TestCase):
       ([("seed", ["-1"])], "--seed=-1: must "),
       ([("method", ["none"])], "--sweep=method=none: must "),
       ([("k", ["1"]), ("k", ["2"])], "--sweep=k: must "),
+      (
+          [("seed", ["0", "1"]), ("k", ["100", "2", "1e2"])],
+          "--sweep=seed=0,k=1e2: must not be the same settings as seed=0,k=100",
+      ),
       ([("replay", ["a/b", "a_b"])], "--sweep=replay=a_b: must differ "),
       ([("replay", ["ä" * 130])], "must have at most 255 bytes"),
   )

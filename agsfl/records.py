@@ -198,7 +198,7 @@ class RunFolder:
     """Drops all but the first `count` rows, which a checkpoint stands for.
 
     Raises:
-      ConfigError: there are fewer.
+      ConfigError: there are fewer, or one is damaged.
     """
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       lines = [file.readline() for _ in range(count)]
@@ -207,8 +207,15 @@ class RunFolder:
             f"--workdir={self._asked_for}: must hold the {count} rows that its "
             "checkpoint stands for; metrics.jsonl has lost some"
         )
+      try:
+        rows = _rows_of(lines)
+      except ValueError as error:
+        raise ConfigError(
+            f"--workdir={self._asked_for}: must hold rows that can be read "
+            f"({error})"
+        ) from error
       file.truncate(sum(map(len, lines)))
-    return [json.loads(line) for line in lines]
+    return rows
 
   def restart(self):
     """Drops all rows and checkpoints of an earlier start."""
@@ -250,28 +257,63 @@ class RunFolder:
     shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _named(path):
+  """Names the file that is damaged; an OSError does so by itself."""
+  try:
+    yield
+  except (ValueError, EOFError, csv.Error) as error:
+    raise ValueError(f"{path.name}: {error}") from error
+
+
+def _read_json(path):
+  with _named(path):
+    return json.loads(path.read_text())
+
+
+def read_config(workdir: str | Path) -> dict[str, Any]:
+  """config.json of a run."""
+  return _read_json(Path(workdir) / "config.json")
+
+
 def read_summary(workdir: str | Path) -> dict[str, Any]:
   """summary.json of a finished run."""
-  return json.loads((Path(workdir) / "summary.json").read_text())
+  return _read_json(Path(workdir) / "summary.json")
 
 
 def read_params(workdir: str | Path) -> np.ndarray:
   """[D] f32, the final weights of a finished run."""
-  return np.load(Path(workdir) / "params.npy", allow_pickle=False)
+  path = Path(workdir) / "params.npy"
+  with _named(path):
+    return np.load(path, allow_pickle=False)
+
+
+def _rows_of(lines):
+  """The rows of metrics.jsonl; a ValueError names the line."""
+  rows = []
+  for number, line in enumerate(lines, 1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(
+          f"metrics.jsonl, line {number}: no JSON ({error})"
+      ) from error
+  return rows
 
 
 def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl, in order."""
-  with (Path(workdir) / "metrics.jsonl").open() as file:
-    return [json.loads(line) for line in file]
+  with (Path(workdir) / "metrics.jsonl").open("rb") as file:
+    return _rows_of(file)
 
 
 def read_clients(workdir: str | Path) -> dict[str, list]:
   """The columns of clients.csv: names as text, all else as numbers."""
-  with (Path(workdir) / "clients.csv").open(newline="") as file:
+  path = Path(workdir) / "clients.csv"
+  with _named(path), path.open(newline="") as file:
     header, *rows = csv.reader(file)
-  columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-  return {
-      name: list(column if name == "client" else map(float, column))
-      for name, column in columns.items()
-  }
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    return {
+        name: list(column if name == "client" else map(float, column))
+        for name, column in columns.items()
+    }

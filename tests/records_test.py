@@ -205,6 +205,33 @@ class RecordsTest(parameterized.TestCase):
       files.keep(2)
     self.assertEqual(self.files(), before)
 
+  @parameterized.parameters(b'{"round": 2', b"\0\0\0", b"\xff{}", b"")
+  def test_keep_wants_rows_undamaged(self, damaged):
+    files = self.begun({})
+    (self.folder / "metrics.jsonl").write_bytes(
+        b'{"round": 1}\n' + damaged + b'\n{"round": 3}\n'
+    )
+    before = self.files()
+    with self.assertRaises(ConfigError) as caught:
+      files.keep(3)
+    self.assert_one_line(
+        caught.exception, self.folder, "(metrics.jsonl, line 2: "
+    )
+    self.assertEqual(self.files(), before)
+
+  @parameterized.parameters(
+      (records.read_config, "config.json", b""),
+      (records.read_summary, "summary.json", b'{"a'),
+      (records.read_params, "params.npy", b""),
+      (records.read_clients, "clients.csv", b"client\nx,1"),
+      (records.read_rows, "metrics.jsonl", b"{}\n{"),
+  )
+  def test_a_damaged_file_is_named(self, read, name, torn):
+    for damaged in (torn, b"\xff\0"):
+      (self.folder / name).write_bytes(damaged)
+      with self.assertRaisesRegex(ValueError, f"^{name}"):
+        read(self.folder)
+
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(st.lists(_ROW, max_size=5))
   def test_rows_read_back(self, rows):

@@ -1,6 +1,5 @@
 """Runs read back from their folders: grouped, averaged, drawn, tabled."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ def read(workdir: Path) -> Run:
   """The finished run in a folder.
 
   Raises:
-    ConfigError: there is none.
+    ConfigError: there is none, or a file of it is damaged.
   """
   try:
     return Run(
@@ -48,11 +47,11 @@ def read(workdir: Path) -> Run:
         summary=records.read_summary(workdir),
         contributed=np.array(records.read_clients(workdir)["contributed"]),
         workdir=workdir,
-        asked=json.loads((workdir / "config.json").read_text())["asked"],
+        asked=records.read_config(workdir)["asked"],
     )
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise ConfigError(
-        f"{workdir}: must be the folder of a finished run ({error!r})"
+        f"{workdir}: must be the folder of a finished run ({error})"
     ) from error
 
 
@@ -76,8 +75,10 @@ def read_all(folders: list[str]) -> list[Run]:
   """
   if not folders:
     raise ConfigError("must be given folders of runs, such as runs/first")
-  places = [place for folder in folders for place in find(Path(folder))]
-  return [read(place) for place in dict.fromkeys(places)]
+  found = [place for folder in folders for place in find(Path(folder))]
+  # One run may be reached by several paths.
+  places = {place.resolve(): place for place in found}
+  return [read(place) for place in places.values()]
 
 
 def _settings(runs):

@@ -325,7 +325,12 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
           f"{'stopped' if isinstance(error, KeyboardInterrupt) else error}; "
           f"{len(ended())} of {len(configs)} runs are finished"
       ) from error
-  finished = {label: results.read(places[label]) for label in ended()}
+  finished = {}
+  for label in ended():
+    try:
+      finished[label] = results.read(places[label])
+    except settings.ConfigError as error:
+      failed[label] = str(error)
   if finished:
     names = [name for name, _ in sweeps]
     write_csv(configs, finished, names, folder / "results.csv")

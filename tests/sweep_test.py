@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -483,6 +484,29 @@ class SweepTest(parameterized.TestCase):
     with given(*more, "--batch_size=5"):
       with self.assertRaisesRegex(ConfigError, "batch_size=4, asked for 5"):
         again()
+
+  def test_a_damaged_run(self):
+    """It is named with its file; the others are tabled."""
+    place = self.folder / "damaged"
+    shutil.copytree(self.folder / "sweep", place)
+    path = place / "k=50,seed=1" / "summary.json"
+    path.write_text(path.read_text()[:20])
+    with given(*self.arguments, "--quiet", f"--workdir={place}"):
+      failed = sweep.sweep(
+          sweep.run_flags.config_from_flags(), place, lambda commands: ()
+      )
+    self.assertEqual(list(failed), ["k=50,seed=1"])
+    self.assertIn("finished run (summary.json: ", failed["k=50,seed=1"])
+    with (place / "results.csv").open(newline="") as file:
+      self.assertEqual([row["seed"] for row in csv.DictReader(file)], ["0"])
+
+  def test_each_run_once(self):
+    """However its path is spelled."""
+    place = self.folder / "sweep"
+    found = results.read_all(
+        [place, place / "k=50,seed=0", place / ".." / place.name]
+    )
+    self.assertLen(found, 2)
 
   def test_plot_of_folders(self):
     """Any folders of runs, grouped by any setting."""

@@ -1,6 +1,8 @@
 """States of a run on disk, to go on from after a stop."""
 
+import contextlib
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,45 @@ from agsfl.errors import ConfigError
 from agsfl.types import PyTree
 
 
-def open_folder(folder: Path, kept: int) -> ocp.CheckpointManager:
-  """A folder of checkpoints, made if need be; to be closed.
+@contextlib.contextmanager
+def _usable(folder):
+  try:
+    yield
+  # Orbax tells of a full disk by a ValueError.
+  except (OSError, ValueError) as error:
+    raise ConfigError(
+        f"{folder}: must be a folder that can be written ({error})"
+    ) from error
+
+
+@contextlib.contextmanager
+def open_folder(folder: Path, kept: int) -> Iterator[ocp.CheckpointManager]:
+  """A folder of checkpoints, made if need be.
 
   What was not written whole is not seen.
 
   Args:
     folder: absolute.
     kept: the newest so many stay.
+
+  Raises:
+    ConfigError: it cannot be made, or not all that was saved be written.
   """
   options = ocp.CheckpointManagerOptions(
       max_to_keep=kept, cleanup_tmp_directories=True
   )
   # Told, not guessed of what lies there: one damaged step would spoil all.
   handler = ocp.StandardCheckpointHandler()
-  return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
+  with _usable(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    manager = ocp.CheckpointManager(
+        folder, options=options, item_handlers=handler
+    )
+  try:
+    yield manager
+  finally:
+    with _usable(folder):
+      manager.close()
 
 
 def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):
@@ -37,10 +63,20 @@ def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):
     manager: from `open_folder`.
     step: larger than those before.
     tree: copied at once, so that its buffers may be given away.
+
+  Raises:
+    ConfigError: it, or the one before, cannot be written.
   """
   leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
   held = _numbered([*leaves, _checksum(leaves)])
-  manager.save(step, args=ocp.args.StandardSave(held))
+  with _usable(manager.directory):
+    manager.save(step, args=ocp.args.StandardSave(held))
+
+
+def wait(manager: ocp.CheckpointManager):
+  """Waits until all that was saved is written; raises as `save`."""
+  with _usable(manager.directory):
+    manager.wait_until_finished()
 
 
 def _numbered(leaves):

@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that take them."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from agsfl.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -23,3 +25,15 @@ def written_whole(path: Path) -> Iterator[Path]:
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def usable(workdir: str | Path):
+  """Refuses a --workdir in one line where an OSError comes within."""
+  try:
+    yield
+  except OSError as error:
+    raise ConfigError(
+        f"--workdir={workdir}: must be a folder that can be written "
+        f"({error.strerror or error})"
+    ) from error

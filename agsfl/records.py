@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -68,12 +69,25 @@ def refuse_other(held: dict[str, Any], asked: dict[str, Any], place: Path):
     )
 
 
+def _checked(method):
+  """The method of a RunFolder, OSErrors as ConfigErrors."""
+
+  @functools.wraps(method)
+  def checked(self, *arguments):
+    with files.usable(self._asked_for):
+      return method(self, *arguments)
+
+  return checked
+
+
 class RunFolder:
   """The files of one run, new or taken up again.
 
   `config.json` is written at once, `metrics.jsonl` a whole line per round,
   `clients.csv`, `params.npy` and `summary.json` at the end, the last as the
   sign that the run is finished. `checkpoints` is there until then.
+
+  All that writes raises a ConfigError where the disk refuses.
   """
 
   def __init__(self, workdir: str | Path, asked: dict[str, Any]):
@@ -91,19 +105,9 @@ class RunFolder:
     self._asked = asked
     self._config = self.workdir / "config.json"
     self._open = []
-    with self._usable():
-      self._look()
+    self._look()
 
-  @contextlib.contextmanager
-  def _usable(self):
-    try:
-      yield
-    except OSError as error:
-      raise ConfigError(
-          f"--workdir={self._asked_for}: must be a folder that can be written "
-          f"({error.strerror})"
-      ) from error
-
+  @_checked
   def _look(self):
     """What the folder's config.json says, None if there is none yet."""
     if not self._config.exists():
@@ -152,6 +156,7 @@ class RunFolder:
     held = {"data": self._look().get("data")}
     refuse_other(held, {"data": data}, self._asked_for)
 
+  @_checked
   def begin(self, config: dict[str, Any]):
     """Claims the folder until `close`; it may be `finished` by now.
 
@@ -163,7 +168,7 @@ class RunFolder:
       ConfigError: the folder cannot be written, another process runs there, or
         it has begun a run of other settings or other data.
     """
-    with self._usable(), contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as undo:
       undo.callback(self.close)
       self.workdir.mkdir(parents=True, exist_ok=True)
       # Never replaced, so that all who lock it lock the same file.
@@ -186,7 +191,9 @@ class RunFolder:
   def close(self):
     """Lets go of the folder."""
     while self._open:
-      self._open.pop().close()
+      # What could not be written was told when it was tried.
+      with contextlib.suppress(OSError):
+        self._open.pop().close()
 
   def __enter__(self):
     return self
@@ -194,6 +201,7 @@ class RunFolder:
   def __exit__(self, *exception):
     self.close()
 
+  @_checked
   def keep(self, count: int) -> list[dict[str, Any]]:
     """Drops all but the first `count` rows, which a checkpoint stands for.
 
@@ -222,15 +230,18 @@ class RunFolder:
     shutil.rmtree(self.checkpoints, ignore_errors=True)
     self.keep(0)
 
+  @_checked
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
     self._metrics.write(json.dumps(row) + "\n")
 
+  @_checked
   def sync(self):
     """Brings the rows to the disk, before a checkpoint counts on them."""
     self._metrics.flush()
     os.fsync(self._metrics.fileno())
 
+  @_checked
   def finish(
       self,
       summary: dict[str, Any],

@@ -156,7 +156,7 @@ def simulate(
     summary = summarize(row, seconds, clients)
     params = np.array(step.state.params)
     if folder is not None:
-      manager.wait_until_finished()
+      checkpoints.wait(manager)
       folder.finish(summary, clients, params)
   return Run(rows, clients, summary, params)
 

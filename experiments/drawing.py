@@ -7,6 +7,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from absl import logging
 
 from agsfl import files, records
 from experiments import results
@@ -82,8 +83,15 @@ def draw(workdir: Path):
   """Draws loss, accuracy, k and contributions into workdir/figures.
 
   Args:
-    workdir: of a finished run.
+    workdir: of a finished run; where it cannot be written, a warning is all.
   """
+  try:
+    _draw(workdir)
+  except OSError as error:
+    logging.warning("no figures can be drawn: %s", error)
+
+
+def _draw(workdir):
   rows = records.read_rows(workdir)
   evaluated = [row for row in rows if "test_loss" in row]
   losses = ["train_loss", "test_loss"]

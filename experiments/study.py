@@ -165,13 +165,17 @@ def finish(figure, text: str):
   Args:
     figure: of Matplotlib.
     text: the table.
+
+  Raises:
+    ConfigError: the folder cannot be written.
   """
   study = folder()
-  study.mkdir(parents=True, exist_ok=True)
-  with files.written_whole(study / "figure.png") as path:
-    drawing.save(figure, path)
-  with files.written_whole(study / "table.md") as path:
-    path.write_text(text + "\n")
+  with files.usable(study):
+    study.mkdir(parents=True, exist_ok=True)
+    with files.written_whole(study / "figure.png") as path:
+      drawing.save(figure, path)
+    with files.written_whole(study / "table.md") as path:
+      path.write_text(text + "\n")
   say(text)
   say(f"figure and table: {study}")
 

@@ -282,6 +282,17 @@ def write_csv(
         )
 
 
+def _write_all(configs, finished, names, folder):
+  """Writes the sweep's files; the table."""
+  write_csv(configs, finished, names, folder / "results.csv")
+  fields = [name for name in names if name != "seed"]
+  with files.written_whole(folder / "figure.png") as path:
+    text = drawing.compare(list(finished.values()), fields, path)
+  with files.written_whole(folder / "table.md") as path:
+    path.write_text(text + "\n")
+  return text
+
+
 def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
   """Runs what is not finished yet, then draws and tables all.
 
@@ -300,13 +311,8 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
   sweeps = [values_of(text) for text in _SWEEP.value]
   configs = configs_of(base, sweeps)
   places = {label: folder / label for label in configs}
-  try:
+  with files.usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise settings.ConfigError(
-        f"--workdir={folder}: must be a folder that can be written "
-        f"({error.strerror})"
-    ) from error
   missing, told = {}, functools.cache(runs.fingerprint_of)
   for label, place in places.items():
     # Refuses a folder of other settings before anything runs.
@@ -332,13 +338,8 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
     except settings.ConfigError as error:
       failed[label] = str(error)
   if finished:
-    names = [name for name, _ in sweeps]
-    write_csv(configs, finished, names, folder / "results.csv")
-    fields = [name for name in names if name != "seed"]
-    with files.written_whole(folder / "figure.png") as path:
-      text = drawing.compare(list(finished.values()), fields, path)
-    with files.written_whole(folder / "table.md") as path:
-      path.write_text(text + "\n")
+    with files.usable(folder):
+      text = _write_all(configs, finished, [name for name, _ in sweeps], folder)
     if not run.QUIET.value:
       print(text)
       print(f"results.csv, table.md, figure.png and runs: {folder}")

@@ -177,6 +177,26 @@ class RecordsTest(parameterized.TestCase):
     self.assertStartsWith(str(error), f"--workdir={workdir}: must ")
     self.assertIn(word, str(error))
 
+  @absltest.skipUnless(Path("/dev/full").exists(), "no Linux")
+  def test_a_full_disk(self):
+    """Told by what writes; the folder is let go of nevertheless."""
+    with records.RunFolder(self.folder, {}) as files:
+      files.begin({})
+    (self.folder / "metrics.jsonl").unlink()
+    (self.folder / "metrics.jsonl").symlink_to("/dev/full")
+    with records.RunFolder(self.folder, {}) as files:
+      files.begin({})
+      with self.assertRaises(ConfigError) as caught:
+        files.row({"round": 1})
+    self.assert_one_line(caught.exception, self.folder, "No space left")
+
+  def test_a_file_that_cannot_be_replaced(self):
+    files = self.begun({})
+    (self.folder / "summary.json" / "below").mkdir(parents=True)
+    with self.assertRaises(ConfigError) as caught:
+      files.finish({}, {"client": ["x"]}, np.zeros(1))
+    self.assert_one_line(caught.exception, self.folder, "can be written")
+
   @parameterized.parameters(0, 2, 3)
   def test_keep(self, count):
     """Law: the first rows stay, byte for byte, and others follow them."""

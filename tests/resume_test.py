@@ -319,6 +319,21 @@ class StoppedTest(parameterized.TestCase):
     self.assertEqual(step, 8)
     np.testing.assert_equal(held, tree(8))
 
+  def test_checkpoints_that_cannot_be_written(self):
+    """By their folder, and by a save while the run goes on."""
+    place = self.folder / "checkpoints"
+    problem = f"^{place}: must be a folder that can be written "
+    full = ValueError("RESOURCE_EXHAUSTED: No space left on device")
+    with mock.patch.object(
+        checkpoints.ocp.CheckpointManager, "save", side_effect=full
+    ):
+      with self.assertRaisesRegex(ConfigError, problem + r"\(RESOURCE_EX"):
+        agsfl.simulate(config(), workdir=self.folder, checkpoint_every=3)
+    shutil.rmtree(place)
+    place.write_text("a file")
+    with self.assertRaisesRegex(ConfigError, problem):
+      agsfl.simulate(config(), workdir=self.folder)
+
   def test_lost_rows_are_noticed(self):
     with self.assertRaises(StoppedError):
       agsfl.simulate(config(), workdir=self.folder, **stop_after(6))

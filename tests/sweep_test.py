@@ -500,6 +500,24 @@ class SweepTest(parameterized.TestCase):
     with (place / "results.csv").open(newline="") as file:
       self.assertEqual([row["seed"] for row in csv.DictReader(file)], ["0"])
 
+  def test_what_cannot_be_written(self):
+    """A finished run shows its table all the same; a sweep says so."""
+    place = self.folder / "unwritable"
+    shutil.copytree(self.folder / "sweep", place)
+    shutil.rmtree(place / "k=50,seed=0" / "figures")
+    (place / "k=50,seed=0" / "figures").touch()
+    with self.assertLogs(level="WARNING") as logged:
+      code, printed = main(
+          run, *SETTINGS, "--k=50", f"--workdir={place / 'k=50,seed=0'}"
+      )
+    self.assertEqual(code, 0)
+    self.assertIn("train loss", printed)
+    self.assertIn("figures", logged.output[0])
+    (place / "results.csv").unlink()
+    (place / "results.csv" / "below").mkdir(parents=True)
+    told, _ = main(sweep, *self.arguments, f"--workdir={place}")
+    self.assertStartsWith(told, f"error: --workdir={place}: must be ")
+
   def test_each_run_once(self):
     """However its path is spelled."""
     place = self.folder / "sweep"

@@ -4,8 +4,8 @@ With no flags: FAB-top-k on 5,000 real digits, one class per client, with k
 learned on line. The same command goes on where a run in --workdir was stopped.
 
 Exit codes: 0 the run is finished; 1 a setting, a file or a gradient is not as
-it must be, as one line says; 130 it was stopped by Ctrl-C or SIGTERM and can be
-taken up.
+it must be, as one line says; 130 it was stopped by Ctrl-C, SIGTERM or SIGHUP,
+and can be taken up; 143 SIGTERM came before the flags were read, or twice.
 """
 
 import datetime
@@ -142,17 +142,21 @@ class _Progress:
     logging.info(", ".join(told))
 
 
-def _tell_stop():
+def tell_stop():
+  """Says that a signal was seen."""
   if not QUIET.value:
     print("stopping; once more to stop at once", file=sys.stderr)
 
 
-def run(config: settings.Config, workdir: Path) -> runs.Run:
+def run(
+    config: settings.Config, workdir: Path, signals: stopping.Signals
+) -> runs.Run:
   """Runs `config` in `workdir`, or goes on there; draws its figures.
 
   Args:
     config: the settings.
     workdir: the folder.
+    signals: entered; once it has seen one, the run stops after a round.
 
   Returns:
     The run.
@@ -161,7 +165,6 @@ def run(config: settings.Config, workdir: Path) -> runs.Run:
     ConfigError, DivergedError, StoppedError: with one line that says why.
   """
   with (
-      stopping.Signals(_tell_stop) as signals,
       _Progress(config) as progress,
       dashboards.opened(config, workdir) as tell,
   ):
@@ -187,8 +190,13 @@ def main(argv):
   scripts.start(argv)
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   workdir = Path(WORKDIR.value or f"runs/{stamp}")
-  with scripts.one_line_errors(), stopping.told_how_to_go_on(workdir):
-    done = run(run_flags.config_from_flags(), workdir)
+  with (
+      scripts.one_line_errors(),
+      stopping.told_how_to_go_on(workdir),
+      # Before data are read and programs compiled, which may take minutes.
+      stopping.Signals(tell_stop) as signals,
+  ):
+    done = run(run_flags.config_from_flags(), workdir, signals)
   if not QUIET.value:
     print(_table([row for row in done.rows if "test_loss" in row]))
     print(f"records and figures: {workdir}")

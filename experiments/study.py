@@ -121,7 +121,8 @@ def run_all(
       workdir, config = study / label / f"seed{seed}", config_of(seed)
       if not runs.is_finished(config, workdir, told):
         say(f"{label}, seed {seed}")
-        run.run(config, workdir)
+        with stopping.Signals(run.tell_stop) as signals:
+          run.run(config, workdir, signals)
       done[label].append(results.read(workdir))
   return done
 

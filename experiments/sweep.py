@@ -155,11 +155,6 @@ def command(config: settings.Config, workdir: Path) -> list[str]:
   ]
 
 
-def _tell_stop():
-  if not run.QUIET.value:
-    print("stopping; once more to stop at once", file=sys.stderr)
-
-
 def _bar(**told):
   hidden = run.QUIET.value or not sys.stderr.isatty()
   return tqdm(disable=hidden, **told)
@@ -169,7 +164,7 @@ def _side_by_side(group):
   """The outcomes of a group of lanes, by folder."""
   rounds = sum(config.num_rounds for config in group.values())
   with (
-      stopping.Signals(_tell_stop) as signals,
+      stopping.Signals(run.tell_stop) as signals,
       _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar,
   ):
     return lanes.simulate(
@@ -198,11 +193,12 @@ def run_lanes(group: dict[Path, settings.Config]) -> dict[str, str]:
     # They cannot be one program. Here one by one, for this process may hold
     # the memory of the GPU by now.
     outcomes = {}
-    for place, config in group.items():
-      try:
-        run.run(config, place)
-      except (settings.ConfigError, errors.DivergedError) as error:
-        outcomes[place] = error
+    with stopping.Signals(run.tell_stop) as signals:
+      for place, config in group.items():
+        try:
+          run.run(config, place, signals)
+        except (settings.ConfigError, errors.DivergedError) as error:
+          outcomes[place] = error
   for place, outcome in outcomes.items():
     if isinstance(outcome, Exception):
       failed[place.name] = str(outcome)
@@ -370,7 +366,7 @@ def main(argv):
     if _LAUNCHER.value == "slurm":
       launch = launchers.slurm(folder, _SLURM.value)
     else:
-      launch = launchers.local(_JOBS.value, _tell_stop)
+      launch = launchers.local(_JOBS.value, run.tell_stop)
     failed = sweep(base, folder, launch)
   for name, why in failed.items():
     print(f"failed: {name}: {why}", file=sys.stderr)

@@ -24,7 +24,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from tensorboardX.proto import event_pb2
 
-from agsfl import lanes, records
+from agsfl import lanes, records, runs
 from agsfl.config import Config
 from agsfl.data import fingerprint, load
 from agsfl.errors import ConfigError, DivergedError, StoppedError
@@ -547,6 +547,25 @@ class SweepTest(parameterized.TestCase):
 
 
 class StopTest(absltest.TestCase):
+
+  def test_a_signal_while_data_are_loaded(self):
+    """It stops the run after its first rounds, to be taken up."""
+
+    def load_late(*arguments):
+      signal.raise_signal(signal.SIGTERM)
+      return load(*arguments)
+
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    with (
+        mock.patch.object(runs, "load", load_late),
+        contextlib.redirect_stderr(io.StringIO()) as told,
+    ):
+      code, _ = main(run, *SETTINGS, f"--workdir={folder}")
+    self.assertEqual(code, 130)
+    done = len(records.read_rows(folder))
+    self.assertBetween(done, 1, 3)
+    self.assertTrue((folder / "checkpoints" / str(done)).exists())
+    self.assertIn(f"round {done}: stopped; to go on: ", told.getvalue())
 
   def test_ctrl_c(self):
     """The run that is on keeps its checkpoint, the others do not begin."""

@@ -8,6 +8,7 @@ SIGTERM or SIGHUP comes; nothing new is started from then on.
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -98,9 +99,18 @@ def _first_line(error):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """A list of each signal of `stopping.catch` that came so far."""
+  """A list of each signal of `stopping.catch` that came so far.
+
+  SIGHUP is in it at the beginning alone: nobody means it as "at once".
+  """
   came = []
-  before = stopping.catch(lambda number, frame: came.append(number))
+
+  def note(number, frame):
+    del frame
+    if number != signal.SIGHUP or not came:
+      came.append(number)
+
+  before = stopping.catch(note)
   try:
     yield came
   finally:

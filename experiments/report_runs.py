@@ -1,6 +1,5 @@
 """Runs as a report sees them: found, read, checked, counted, grouped."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -285,10 +284,7 @@ def _problem(row, number, num_weights):
 
 
 def _summary(workdir, rows):
-  try:
-    summary = records.read_summary(workdir)
-  except ValueError as error:
-    raise ValueError(f"summary.json is no JSON ({error})") from error
+  summary = records.read_summary(workdir)
   if not isinstance(summary, dict) or "round" not in summary:
     raise ValueError("summary.json has no round")
   if summary["round"] != len(rows) or not rows:
@@ -305,10 +301,7 @@ def _summary(workdir, rows):
 
 
 def _clients(workdir, config):
-  try:
-    clients = records.read_clients(workdir)
-  except (ValueError, csv.Error) as error:
-    raise ValueError(f"clients.csv: {error}") from error
+  clients = records.read_clients(workdir)
   lacking = [name for name in _COLUMNS if name not in clients]
   if lacking:
     raise ValueError(f"clients.csv: no column {', '.join(lacking)}")

@@ -52,7 +52,10 @@ def end_with_parent():
 
 
 class Signals:
-  """Notes Ctrl-C, SIGTERM and SIGHUP; each acts as before from then on.
+  """Notes Ctrl-C, SIGTERM and SIGHUP.
+
+  From then on the first two act as before. SIGHUP does not: it comes from the
+  shell and from the kernel as a terminal closes.
 
   Attributes:
     seen: whether one came.
@@ -78,7 +81,8 @@ class Signals:
   def _note(self, number, frame):
     del frame
     first, self.seen = not self.seen, True
-    signal.signal(number, self._before[number])
+    if number != signal.SIGHUP:
+      signal.signal(number, self._before[number])
     if first:
       with contextlib.suppress(OSError):  # the terminal may be gone
         self._on_first()

@@ -164,14 +164,20 @@ class LocalTest(LauncherTest):
       time.sleep(0.02)
 
   @parameterized.parameters(
-      (1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGHUP)
+      (1, signal.SIGINT), (2, signal.SIGINT), (2, signal.SIGHUP)
   )
   def test_signals_go_on_as_sigterm(self, count, number):
-    """The first waits for children, which may take their time."""
+    """The first waits for children, which may take their time.
+
+    The second does not, but for the other SIGHUP of a terminal that closes.
+    """
     ready, told = self.folder / "ready", self.folder / "told"
     code = PATIENT.replace("READY", str(ready)).replace("TOLD", str(told))
-    if count == 1:
-      code = code.replace("range(600)", "range(10)")
+    patient = count == 1 or number == signal.SIGHUP
+    if patient:
+      code = code.replace("range(600)", "range(20)")
+    ended = self.folder / "ended"
+    code += f"pathlib.Path({str(ended)!r}).touch()"
     self.signals(*[ready, told][:count], number=number)
     commands = {
         self.folder / "one": python(code),
@@ -188,6 +194,7 @@ class LocalTest(LauncherTest):
     with self.assertRaisesRegex(StoppedError, "^stopped$"):
       ends.update(launch(commands))
     self.assertEqual(stops, [1])
+    self.assertEqual(ended.exists(), patient)
     self.assertFalse((self.folder / "two").exists())
     # Neither Ctrl-C nor an answer of its own.
     self.assertEqual((self.folder / "one" / "log.txt").read_text(), "")
@@ -225,6 +232,7 @@ class StoppingTest(absltest.TestCase):
     with stopping.Signals(told) as signals:
       signal.raise_signal(signal.SIGHUP)
       self.wait_for(signals)
+      signal.raise_signal(signal.SIGHUP)  # bash and the kernel send one each
     told.assert_called_once_with()
     self.assertEqual(signal.getsignal(signal.SIGHUP), before)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

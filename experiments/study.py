@@ -141,7 +141,8 @@ def kept(
     The outcome, as JSON has it.
 
   Raises:
-    ConfigError: the file is of other settings, or none of a study.
+    ConfigError: the file is of other settings, none of a study, or cannot be
+      written.
   """
   if path.exists():
     try:
@@ -154,9 +155,10 @@ def kept(
     records.refuse_other(theirs, asked, path)
     return made
   made = make()
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.written_whole(path) as temporary:
-    temporary.write_text(json.dumps({"asked": asked, "made": made}) + "\n")
+  with files.usable(folder()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.written_whole(path) as temporary:
+      temporary.write_text(json.dumps({"asked": asked, "made": made}) + "\n")
   return made
 
 

@@ -35,7 +35,7 @@ setup(
         "mlxtend>=0.23",
         "numpy>=1.26",
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11",
+        "orbax-checkpoint>=0.11.20",
         "pillow>=10",
         "scikit-learn>=1.4",
         "tensorflow-datasets>=4.9.8",

@@ -24,10 +24,11 @@ def start(argv: list[str]):
     sys.exit(f"error: unknown argument {argv[1]!r}; settings are --flags")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.INFO)
-  # Orbax tells of every step; JAX names every backend that is not there.
+  # Orbax tells of every step, and of errors that come to us too; JAX names
+  # every backend that is not there.
   logging.get_absl_handler().addFilter(
       lambda record: "orbax" not in record.pathname
-      or record.levelno >= logging.converter.ABSL_TO_STANDARD[logging.ERROR]
+      or record.levelno > logging.converter.ABSL_TO_STANDARD[logging.ERROR]
   )
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   # One CPU device for each core, before JAX starts; other platforms ignore it.

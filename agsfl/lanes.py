@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agsfl import devices, records, runs, simulation
+from agsfl import devices, parts, records, runs, simulation
 from agsfl.config import Config
 from agsfl.data import load
 from agsfl.errors import ConfigError, DivergedError, StoppedError
@@ -38,7 +38,7 @@ def together(
   groups = {}
   for label, config in configs.items():
     alone = label if config.time_budget is not None else None
-    groups.setdefault((simulation.alike(config), alone), []).append(label)
+    groups.setdefault((parts.alike(config), alone), []).append(label)
   return [
       labels[start : start + most]
       for labels in groups.values()
@@ -113,7 +113,7 @@ def _share_samples(lanes):
     own = lane.data.clients
     own = own.replace(images=shared.images, labels=shared.labels)
     lane.data = lane.data._replace(clients=own)
-  return simulation.build_model(first.config, first.data)
+  return parts.build_model(first.config, first.data)
 
 
 def _run(lanes, model, on_row, should_stop):
@@ -122,9 +122,9 @@ def _run(lanes, model, on_row, should_stop):
   platform = jax.default_backend()
   client_chunk = first.client_chunk or CLIENT_CHUNK.get(platform)
   mesh = devices.client_mesh(simulation.num_devices(first, num_clients))
-  build = functools.partial(simulation.compose, first, model, client_chunk)
+  build = functools.partial(parts.compose, first, model, client_chunk)
   keys = jnp.stack([jax.random.key(lane.config.seed) for lane in lanes])
-  numbers = [simulation.numbers_of(lane.config) for lane in lanes]
+  numbers = [parts.numbers_of(lane.config) for lane in lanes]
   numbers = jax.tree.map(lambda *each: jnp.stack(each), *numbers)
   sweep = devices.split_sweep(
       build_sweep(build, LANE_CHUNK.get(platform)),

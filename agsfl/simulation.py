@@ -10,22 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
-from agsfl import bandits, controllers, devices, models, sparsifiers
-from agsfl.client import LocalTraining
+from agsfl import devices, parts
 from agsfl.config import Config
 from agsfl.data import FederatedData
 from agsfl.errors import ConfigError, DivergedError
 from agsfl.evaluation import Evaluation, build_evaluate
-from agsfl.layerwise import per_layer
-from agsfl.optimizers import OPTIMIZERS
 from agsfl.over_clients import CLIENT_CHUNK
 from agsfl.programs import ROUNDS_PER_CALL
-from agsfl.records import read_rows
-from agsfl.rounds import Round, build_round
-from agsfl.types import KController, Model, RoundInfo, RoundState, Sparsifier
+from agsfl.rounds import Round
+from agsfl.types import Model, RoundInfo, RoundState
 
 
 class Step(NamedTuple):
@@ -46,152 +41,6 @@ class Step(NamedTuple):
   seconds: float
   state: RoundState | None
   last: bool
-
-
-def build_sparsifier(
-    config: Config,
-    model: Model,
-    axes: tuple[str, ...],
-    client_chunk: int | None,
-) -> Sparsifier:
-  """The sparsifier that the settings name, for clients split over `axes`."""
-  name = "send_all" if config.method == "fedavg" else config.method
-  sparsifier = sparsifiers.METHODS[name].build(axes, client_chunk)
-  return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
-
-
-class Numbers(NamedTuple):
-  """Settings that decide no shape: programs take them as arguments.
-
-  So runs that differ in them, or in the seed, share a compiled program.
-
-  Attributes:
-    learning_rate, comm_time, k: as in `Config`, or traced.
-  """
-
-  learning_rate: float | jax.Array
-  comm_time: float | jax.Array
-  k: float | jax.Array
-
-
-def numbers_of(config: Config) -> Numbers:
-  """The numbers that the settings name, f32."""
-  return Numbers(
-      *(jnp.float32(getattr(config, name)) for name in Numbers._fields)
-  )
-
-
-def build_controller(
-    config: Config, dim: int, k: float | jax.Array
-) -> KController:
-  """The controller that the settings name, for a model of `dim` weights.
-
-  Args:
-    config: the settings, but for k.
-    dim: D.
-    k: the first.
-
-  Raises:
-    ConfigError: k or its interval does not fit the model, or a record to
-      replay is none.
-  """
-  interval = config.k_interval(dim)
-  horizon, stuck = config.num_rounds, config.stuck_rounds
-  return {
-      "fixed": lambda: controllers.fixed(k),
-      "sign": lambda: controllers.sign_descent(k, *interval, stuck),
-      "sign_interval": lambda: controllers.sign_interval(
-          k, *interval, stuck_rounds=stuck
-      ),
-      "value": lambda: controllers.value_descent(k, *interval),
-      "exp3": lambda: bandits.exp3(*interval, horizon, config.exp3_arms),
-      "bandit": lambda: bandits.bandit(
-          k,
-          *interval,
-          horizon,
-          radius=config.bandit_radius,
-          step=config.bandit_step,
-      ),
-      "replay": lambda: controllers.replay(_recorded_ks(config.replay, dim)),
-  }[config.used_controller]()
-
-
-def _recorded_ks(workdir, dim):
-  try:
-    ks = [float(row["k"]) for row in read_rows(workdir)]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ConfigError(
-        f"--replay={workdir}: must be the folder of a run ({error!r})"
-    ) from error
-  if not ks or not all(1 <= k <= dim for k in ks):
-    raise ConfigError(
-        f"--replay={workdir}: must record k from 1 to the model's {dim} weights"
-    )
-  return ks
-
-
-def build_model(config: Config, data: FederatedData) -> Model:
-  """The network that the settings name, for these images and classes."""
-  shape = data.clients.images.shape[1:]
-  return models.build(
-      config.model, shape, data.num_classes, config.standardize
-  )
-
-
-def build_server(
-    config: Config, learning_rate: float | jax.Array
-) -> optax.GradientTransformation:
-  """What applies the aggregate to the weights."""
-  return OPTIMIZERS[config.server_optimizer](
-      config.server_learning_rate or learning_rate
-  )
-
-
-def build_training(
-    config: Config, dim: int, learning_rate: float | jax.Array
-) -> LocalTraining | None:
-  """What clients do between exchanges; None for one plain gradient."""
-  steps = config.used_local_steps(dim)
-  if steps == 1 and config.local_optimizer == "sgd":
-    return None
-  optimizer = OPTIMIZERS[config.local_optimizer](learning_rate)
-  return LocalTraining(steps, optimizer, learning_rate)
-
-
-def compose(
-    config: Config,
-    model: Model,
-    client_chunk: int | None,
-    numbers: Numbers,
-    axes: tuple[str, ...] = (devices.AXIS,),
-) -> Round:
-  """The round that the settings name.
-
-  Args:
-    config: the settings, but for the numbers.
-    model: the network.
-    client_chunk: see `over_clients.map_clients`.
-    numbers: perhaps traced.
-    axes: mesh axes over which clients are split; () for none.
-
-  Returns:
-    The round.
-
-  Raises:
-    ConfigError: k or its interval does not fit the model.
-  """
-  rate = numbers.learning_rate
-  return build_round(
-      model,
-      build_sparsifier(config, model, axes, client_chunk),
-      build_controller(config, model.dim, numbers.k),
-      server=build_server(config, rate),
-      training=build_training(config, model.dim, rate),
-      batch_size=config.batch_size,
-      comm_time=numbers.comm_time,
-      client_chunk=client_chunk,
-      axes=axes,
-  )
 
 
 class Simulation(NamedTuple):
@@ -217,28 +66,12 @@ class Simulation(NamedTuple):
   unpack: Callable[[RoundState], RoundState]
 
 
-def alike(config: Config) -> tuple:
-  """What runs must have in common to share a compiled program.
-
-  Args:
-    config: the settings.
-
-  Returns:
-    All but the seed and the `Numbers`; hashable.
-  """
-  # FedAvg's steps are a loop whose length follows from k.
-  kept = {"k"} if config.method == "fedavg" else set()
-  differ = {"seed", *Numbers._fields} - kept
-  settings = dataclasses.asdict(config).items()
-  return tuple(item for item in settings if item[0] not in differ)
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
   """What decides a compiled program: equal ones are built once.
 
   Attributes:
-    common: from `alike`, and a replayed sequence of k.
+    common: from `parts.alike`, and a replayed sequence of k.
     config: any run of them.
     model, mesh, client_chunk, length: as the functions take them.
   """
@@ -256,7 +89,7 @@ def split_round(program: Program) -> devices.SplitRound:
   """The compiled rounds of a program; the newest ones are kept."""
   config = program.config
   build_one = functools.partial(
-      compose, config, program.model, program.client_chunk
+      parts.compose, config, program.model, program.client_chunk
   )
   # The key and the numbers go together to where a round takes its key.
   simulated = Round(
@@ -264,19 +97,14 @@ def split_round(program: Program) -> devices.SplitRound:
       step=lambda root, *rest: build_one(root[1]).step(root[0], *rest),
   )
   return devices.split_round(
-      simulated, program.length, program.mesh, root_of(config)
+      simulated, program.length, program.mesh, parts.root_of(config)
   )
-
-
-def root_of(config: Config) -> tuple[jax.Array, Numbers]:
-  """All that a compiled program takes of the settings."""
-  return jax.random.key(config.seed), numbers_of(config)
 
 
 def build(config: Config, data: FederatedData) -> Simulation:
   """Puts a run together.
 
-  Runs of one process whose settings are `alike` share compiled programs.
+  Runs of one process whose settings are `parts.alike` share compiled programs.
 
   Args:
     config: the settings.
@@ -289,7 +117,7 @@ def build(config: Config, data: FederatedData) -> Simulation:
     ConfigError: k or its interval does not fit the model, or there are fewer
       devices.
   """
-  model = build_model(config, data)
+  model = parts.build_model(config, data)
   config.k_interval(model.dim)
   platform = jax.default_backend()
   num_clients = len(data.clients.counts)
@@ -298,10 +126,10 @@ def build(config: Config, data: FederatedData) -> Simulation:
   length = min(length, config.eval_every, config.num_rounds)
   replayed = ()
   if config.replay is not None:
-    replayed = tuple(_recorded_ks(config.replay, model.dim))
+    replayed = tuple(parts.recorded_ks(config.replay, model.dim))
   split = split_round(
       Program(
-          common=(*alike(config), replayed),
+          common=(*parts.alike(config), replayed),
           config=config,
           model=model,
           mesh=mesh,
@@ -309,7 +137,7 @@ def build(config: Config, data: FederatedData) -> Simulation:
           length=length,
       )
   )
-  root = root_of(config)
+  root = parts.root_of(config)
   clients = devices.split_clients(data.clients, mesh)
   budget = jnp.float32(config.time_budget or math.inf)
 

@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 
 from agsfl import config as settings
-from agsfl import data, simulation
+from agsfl import data, parts, simulation
 from agsfl.errors import DivergedError
 from agsfl.over_clients import CLIENT_CHUNK
 from agsfl.types import KProposal
@@ -127,7 +127,7 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
   """
   federated = data.load(config.dataset, config.as_partition())
   clients = jax.tree.map(jnp.asarray, federated.clients)
-  model = simulation.build_model(config, federated)
+  model = parts.build_model(config, federated)
   interval = config.k_interval(model.dim)
   grid = np.unique(np.geomspace(*interval, grid_size).round())
   if len(grid) < 3:
@@ -135,9 +135,9 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
         f"--k_max={config.k_max}: must leave room for three k from k_min on"
     )
   config = dataclasses.replace(config, controller="fixed")
-  root, numbers = simulation.root_of(config)
+  root, numbers = parts.root_of(config)
   chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
-  played = simulation.compose(config, model, chunk, numbers, axes=())
+  played = parts.compose(config, model, chunk, numbers, axes=())
   state = played.init(root, len(clients.counts))
   recorder = jax.jit(build_recorder(played.step, config.batch_size))
   costs = []

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from agsfl import bandits, controllers, layerwise, simulation, sparsifiers
+from agsfl import bandits, controllers, layerwise, parts, sparsifiers
 from agsfl.config import Config, ConfigError
 from agsfl.types import Model, Observation
 
@@ -405,7 +405,7 @@ class WiringTest(absltest.TestCase):
 
     def build(settings):
       config = Config(k=33, k_min=4, k_max=90, num_rounds=50, **settings)
-      return simulation.build_controller(config, 100, config.k)
+      return parts.build_controller(config, 100, config.k)
 
     def program_of(controller):
       key, observed = jax.random.key(0), Observation(*jnp.ones(7))
@@ -426,7 +426,7 @@ class WiringTest(absltest.TestCase):
       )
 
     model = Model(None, None, SIZES)
-    build = lambda settings: simulation.build_sparsifier(
+    build = lambda settings: parts.build_sparsifier(
         Config(**settings), model, (), None
     )
     self.assert_built(SPARSIFIERS, build, program_of)
@@ -435,7 +435,7 @@ class WiringTest(absltest.TestCase):
 
     def build(settings):
       config = Config(**settings)
-      return simulation.build_server(config, config.learning_rate)
+      return parts.build_server(config, config.learning_rate)
 
     def program_of(server):
       params = jnp.ones(2)
@@ -447,7 +447,7 @@ class WiringTest(absltest.TestCase):
 
     def build(settings):
       config = Config(**settings)
-      training = simulation.build_training(config, 40, config.learning_rate)
+      training = parts.build_training(config, 40, config.learning_rate)
       self.assertEqual(training.learning_rate, config.learning_rate)
       return training.optimizer, training.steps
 

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import agsfl
-from agsfl import simulation
+from agsfl import parts, simulation
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.evaluation import Evaluation
@@ -112,7 +112,7 @@ class SharedTest(parameterized.TestCase):
   def counted(self, *configs):
     """The runs, and how often a round was composed for them."""
     with mock.patch.object(
-        simulation, "compose", side_effect=simulation.compose
+        parts, "compose", side_effect=parts.compose
     ) as compose:
       runs = [agsfl.simulate(config) for config in configs]
       return runs, compose.call_count

@@ -13,7 +13,7 @@ from agsfl.client import LocalTraining, build_client
 from agsfl.config import Config
 from agsfl.data import ClientData
 from agsfl.optimizers import OPTIMIZERS
-from agsfl.simulation import build_training
+from agsfl.parts import build_training
 from tests import reference
 from tests.rounds_test import (
   BATCH,

@@ -12,27 +12,24 @@ others), controllers (`sign_interval` and others), `build_round` of both, and
 `build_sweep` of many. `types` has the records that pass between them.
 """
 
-from agsfl.bandits import bandit, exp3
-from agsfl.client import LocalTraining
 from agsfl.config import Config
-from agsfl.controllers import (
+from agsfl.controllers.bandits import bandit, exp3
+from agsfl.controllers.cost import cost_slope, round_time
+from agsfl.controllers.descent import (
     fixed,
     replay,
     sign_descent,
     sign_interval,
     value_descent,
 )
-from agsfl.cost import cost_slope, round_time
-from agsfl.data import ClientData, FederatedData, load
+from agsfl.data.federated import ClientData, FederatedData, load
+from agsfl.data.partitions import Partition
 from agsfl.errors import ConfigError, DivergedError, StoppedError
-from agsfl.layerwise import per_layer
-from agsfl.models import flatten
-from agsfl.partitions import Partition
 from agsfl.programs import build_sweep
 from agsfl.rounds import build_round
 from agsfl.runs import Run, simulate
 from agsfl.simulation import build, run
-from agsfl.sparsifiers import (
+from agsfl.sparsifiers.methods import (
     fab_top_k,
     fub_top_k,
     fub_top_k_tree,
@@ -40,6 +37,9 @@ from agsfl.sparsifiers import (
     send_all,
     unidirectional_top_k,
 )
+from agsfl.sparsifiers.per_layer import per_layer
+from agsfl.training.client import LocalTraining
+from agsfl.training.models import flatten
 from agsfl.types import (
     KController,
     KProposal,

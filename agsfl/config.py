@@ -8,11 +8,12 @@ import typing
 
 import numpy as np
 
-from agsfl import sources, sparsifiers
+from agsfl.data import sources
+from agsfl.data.partitions import Partition
 from agsfl.errors import ConfigError
-from agsfl.models import MODELS
-from agsfl.optimizers import OPTIMIZERS
-from agsfl.partitions import Partition
+from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.training.models import MODELS
+from agsfl.training.optimizers import OPTIMIZERS
 
 METHODS = (*sparsifiers.METHODS, "fedavg")
 # There is no k to learn.

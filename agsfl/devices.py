@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agsfl import aligned
-from agsfl.data import ClientData
+from agsfl.data import aligned
+from agsfl.data.federated import ClientData
 from agsfl.programs import Sweep, build_chunk
 from agsfl.rounds import Round
 from agsfl.types import PyTree, RoundInfo, RoundState

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agsfl import devices, parts, records, runs, simulation
+from agsfl import devices, parts, runs, simulation
 from agsfl.config import Config
-from agsfl.data import load
+from agsfl.data.federated import load
 from agsfl.errors import ConfigError, DivergedError, StoppedError
-from agsfl.evaluation import build_evaluate
 from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK
 from agsfl.programs import build_sweep
+from agsfl.records import folder as records
+from agsfl.training.evaluation import build_evaluate
 from agsfl.types import RoundInfo
 
 

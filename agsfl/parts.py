@@ -7,15 +7,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agsfl import bandits, controllers, devices, models, sparsifiers
-from agsfl.client import LocalTraining
+from agsfl import devices
 from agsfl.config import Config
-from agsfl.data import FederatedData
+from agsfl.controllers import bandits
+from agsfl.controllers import descent as controllers
+from agsfl.data.federated import FederatedData
 from agsfl.errors import ConfigError
-from agsfl.layerwise import per_layer
-from agsfl.optimizers import OPTIMIZERS
-from agsfl.records import read_rows
+from agsfl.records.folder import read_rows
 from agsfl.rounds import Round, build_round
+from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.sparsifiers.per_layer import per_layer
+from agsfl.training import models
+from agsfl.training.client import LocalTraining
+from agsfl.training.optimizers import OPTIMIZERS
 from agsfl.types import KController, Model, Sparsifier
 
 

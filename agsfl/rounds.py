@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from agsfl import topk
-from agsfl.client import LocalTraining, build_client
-from agsfl.cost import add_time, cost_slope, round_time
-from agsfl.data import ClientData
-from agsfl.models import sample_losses
+from agsfl.controllers.cost import add_time, cost_slope, round_time
+from agsfl.data.federated import ClientData
 from agsfl.over_clients import map_clients, update_clients
+from agsfl.sparsifiers import topk
+from agsfl.training.client import LocalTraining, build_client
+from agsfl.training.models import sample_losses
 from agsfl.types import (
   KController,
   Model,

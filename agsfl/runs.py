@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from agsfl import checkpoints, records, simulation
+from agsfl import simulation
 from agsfl.config import Config
-from agsfl.data import EMBEDDED, FederatedData, fingerprint, load
+from agsfl.data.federated import EMBEDDED, FederatedData, fingerprint, load
+from agsfl.data.partitions import Partition
 from agsfl.errors import ConfigError, StoppedError
-from agsfl.evaluation import Evaluation
-from agsfl.partitions import Partition
+from agsfl.records import checkpoints
+from agsfl.records import folder as records
+from agsfl.training.evaluation import Evaluation
 
 CHECKPOINT_EVERY = 100
 CHECKPOINTS_KEPT = 2

@@ -14,12 +14,12 @@ from jax.sharding import Mesh
 
 from agsfl import devices, parts
 from agsfl.config import Config
-from agsfl.data import FederatedData
+from agsfl.data.federated import FederatedData
 from agsfl.errors import ConfigError, DivergedError
-from agsfl.evaluation import Evaluation, build_evaluate
 from agsfl.over_clients import CLIENT_CHUNK
 from agsfl.programs import ROUNDS_PER_CALL
 from agsfl.rounds import Round
+from agsfl.training.evaluation import Evaluation, build_evaluate
 from agsfl.types import Model, RoundInfo, RoundState
 
 

@@ -21,12 +21,14 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from agsfl import devices, models, programs, rounds, sparsifiers
-from agsfl.client import build_client
-from agsfl.data import ClientData
+from agsfl import devices, programs, rounds
+from agsfl.data.federated import ClientData
 from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK, map_clients
+from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.training import models
+from agsfl.training.client import build_client
 from agsfl.types import KController, KProposal
-from experiments import baselines
+from experiments.lib import baselines
 
 _CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
 _NUM_CLIENTS = flags.DEFINE_list(

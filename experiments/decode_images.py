@@ -13,9 +13,9 @@ import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from agsfl import samples
+from agsfl.data import samples
 from agsfl.errors import ConfigError
-from experiments import out, scripts
+from experiments.lib import out, scripts
 
 _TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
 _TEST = flags.DEFINE_string("test", "", "File of the test images.")

@@ -14,9 +14,11 @@ import numpy as np
 from absl import app, flags
 
 from agsfl import config as settings
-from agsfl import data, errors, files
-from experiments import drawing, run, scripts
-from experiments import flags as run_flags
+from agsfl import errors, files
+from agsfl.data import federated as data
+from experiments import run
+from experiments.lib import drawing, scripts
+from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
 flags.declare_key_flag("workdir")

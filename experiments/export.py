@@ -5,7 +5,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments import out, results, scripts
+from experiments.lib import groups as results
+from experiments.lib import out, scripts
 
 flags.adopt_module_key_flags(out)
 

@@ -9,7 +9,8 @@ import datetime
 
 from absl import app, flags
 
-from experiments import drawing, out, results, scripts
+from experiments.lib import drawing, out, scripts
+from experiments.lib import groups as results
 
 _GROUP_BY = flags.DEFINE_list(
     "group_by",

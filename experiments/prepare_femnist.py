@@ -2,7 +2,7 @@
 
 from absl import app, flags
 
-from experiments import scripts
+from experiments.lib import scripts
 
 _LEAF_DIR = flags.DEFINE_string(
     "leaf_dir",
@@ -24,7 +24,7 @@ def main(argv):
   with scripts.one_line_errors():
     import tensorflow_datasets as tfds  # takes a second
 
-    from agsfl import femnist
+    from agsfl.data.sources import femnist
 
     # It would share the line of an error.
     tfds.disable_progress_bar()

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import runs
-from experiments import dashboards, drawing, scripts, stopping
-from experiments import flags as run_flags
+from experiments.lib import dashboards, drawing, scripts, stopping
+from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(dashboards)

@@ -1,6 +1,6 @@
 """Runs every combination of some settings, one folder each.
 
-    python -m experiments.sweep --flagfile=experiments/fixed_k.flags \
+    python -m experiments.sweep --flagfile=experiments/presets/fixed_k.flags \
         --sweep=k=100,1000,10000 --sweep=seed=0..4 --jobs=2
 
 Started again it goes on: finished runs are read, stopped ones taken up. A run
@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from agsfl import config as settings
 from agsfl import errors, files, lanes, runs
-from experiments import drawing, launchers, results, run, scripts, stopping
-from experiments import flags as run_flags
+from experiments import run
+from experiments.lib import drawing, launchers, scripts, stopping
+from experiments.lib import flags as run_flags
+from experiments.lib import groups as results
 
 flags.adopt_module_key_flags(run_flags)
 flags.adopt_module_key_flags(run)

@@ -15,7 +15,7 @@ import nbformat
 from absl.testing import absltest, parameterized
 from ipykernel import kernelspec
 
-from tests import run_test
+from tests.experiments import run_test
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "colab"

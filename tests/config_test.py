@@ -11,8 +11,12 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from agsfl import bandits, controllers, layerwise, parts, sparsifiers
+from agsfl import parts
 from agsfl.config import Config, ConfigError
+from agsfl.controllers import bandits
+from agsfl.controllers import descent as controllers
+from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.sparsifiers import per_layer as layerwise
 from agsfl.types import Model, Observation
 
 # Field, a value out of range, what is allowed.

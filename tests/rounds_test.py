@@ -10,19 +10,15 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from agsfl import (
-    bandits,
-    controllers,
-    devices,
-    models,
-    programs,
-    rounds,
-    sparsifiers,
-)
-from agsfl.client import as_float, build_client
+from agsfl import devices, programs, rounds
 from agsfl.config import CONTROLLERS
-from agsfl.data import ClientData
-from agsfl.sparsifiers import METHODS
+from agsfl.controllers import bandits
+from agsfl.controllers import descent as controllers
+from agsfl.data.federated import ClientData
+from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.sparsifiers.methods import METHODS
+from agsfl.training import models
+from agsfl.training.client import as_float, build_client
 from agsfl.types import KController, KProposal
 from tests import reference
 

@@ -14,7 +14,7 @@ import agsfl
 from agsfl import parts, simulation
 from agsfl.config import Config
 from agsfl.errors import ConfigError
-from agsfl.evaluation import Evaluation
+from agsfl.training.evaluation import Evaluation
 from agsfl.types import RoundInfo
 
 

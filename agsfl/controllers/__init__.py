@@ -1,0 +1,1 @@
+"""How k moves from round to round."""

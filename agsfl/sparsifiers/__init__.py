@@ -1,0 +1,1 @@
+"""Which gradient elements travel."""

@@ -1,0 +1,1 @@
+"""The methods as one CPU or accelerator runs them fastest."""

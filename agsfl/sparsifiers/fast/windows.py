@@ -1,0 +1,212 @@
+"""Sorted windows: where U(q) = |union_i J_i^q| passes k.
+
+Only ranks near kappa matter to FAB, so no client's entries are sorted in full:
+a `Window` is a short sorted stretch of each client's entries, and kappa is read
+off the window that holds it. The first to try starts at the largest entries;
+where kappa lies deeper, a histogram of magnitudes tells roughly where, and a
+search settles what it misses. Windows count exactly, so a bad guess costs time
+and never the result.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from agsfl.over_clients import fold_clients
+from agsfl.sparsifiers import topk
+from agsfl.sparsifiers.fast.uplink import Clients, first_entries, nth_largest
+
+
+class Window(NamedTuple):
+  """The sorted stretch of W entries that follows each client's start.
+
+  With U(q) = |union_i J_i^q|, it tells U from depth `low` to `low + reach`.
+
+  Attributes:
+    order: [N, W] i32, coordinates, largest magnitude first.
+    num_above: [N] i32, entries of each client before the stretch.
+    best_rank: [D] i32, a coordinate's least rank at any client; 0 where it
+      comes before some client's stretch, D + 1 where it comes in none.
+    low: [] i32, the shallowest depth.
+    sizes: [W + 1] i32, U(low), U(low + 1), ...
+    reach: [] i32, how many of those are known beyond the first; below 0
+      where the clients' stretches do not overlap.
+  """
+
+  order: jax.Array
+  num_above: jax.Array
+  best_rank: jax.Array
+  low: jax.Array
+  sizes: jax.Array
+  reach: jax.Array
+
+  @classmethod
+  def nowhere(cls, num_clients: int, dim: int, width: int) -> "Window":
+    """One that tells nothing but U(0) = 0."""
+    return cls(
+        order=jnp.zeros((num_clients, width), jnp.int32),
+        num_above=jnp.zeros(num_clients, jnp.int32),
+        best_rank=jnp.full(dim, dim + 1, jnp.int32),
+        low=jnp.int32(0),
+        sizes=jnp.zeros(width + 1, jnp.int32),
+        reach=jnp.int32(0),
+    )
+
+  def known(self, depth):
+    """U at a depth within the window."""
+    return self.sizes[jnp.clip(depth - self.low, 0, self.sizes.size - 1)]
+
+  def holds_kappa(self, k):
+    """Whether U passes k within the window."""
+    last = self.known(self.low + self.reach)
+    return (self.reach > 0) & (self.sizes[0] <= k) & (last > k)
+
+
+def open_window(
+    clients: Clients, starts: topk.Entry | None, width: int
+) -> Window:
+  """The window that follows a place in each client's order.
+
+  Args:
+    clients: this device's.
+    starts: [N] entries, or None for the top of each order.
+    width: W.
+
+  Returns:
+    The window.
+  """
+  num_clients, dim = clients.accumulated.shape
+
+  # Equal magnitudes: `top` takes the lower index first, as `Entry` does.
+  def stretch(accumulated, start, active):
+    above = topk.at_or_above(topk.magnitude_key(accumulated), start)
+    order = topk.top(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
+    return above & active, (order, jnp.sum(above, dtype=jnp.int32))
+
+  covered = jnp.zeros(dim, bool)
+  if starts is None:
+    num_above = jnp.zeros(num_clients, jnp.int32)
+    order = first_entries(clients, width)
+  else:
+    covered, (order, num_above) = fold_clients(
+        stretch,
+        jnp.logical_or,
+        covered,
+        (clients.accumulated, starts, clients.active),
+        clients.chunk,
+    )
+  ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
+  counted = clients.active[:, None] & (ranks <= dim)
+  best_rank = jnp.where(covered, 0, dim + 1).at[order].min(
+      jnp.where(counted, ranks, dim + 1)
+  )
+  best_rank = lax.pmin(best_rank, clients.axes)
+  low = jnp.max(jnp.where(clients.active, num_above, 0))
+  high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
+  low = lax.pmax(low, clients.axes)
+  high = jnp.minimum(lax.pmin(high, clients.axes), dim)
+  beyond_low = jnp.maximum(best_rank - low, 0)
+  counts = jnp.zeros(width + 1, jnp.int32).at[beyond_low].add(1, mode="drop")
+  return Window(
+      order, num_above, best_rank, low, jnp.cumsum(counts), high - low
+  )
+
+
+def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
+  """U(0), ..., U(D), roughly: each entry at the middle rank of its bin.
+
+  Args:
+    clients: this device's.
+    counts: [N, NUM_BINS] i32, their `uplink.count`.
+
+  Returns:
+    [D + 1] i32.
+  """
+  dim = clients.accumulated.shape[1]
+  at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+
+  def ranks(accumulated, middle, active):
+    in_bin = topk.bins(topk.magnitude_key(accumulated))
+    rank = middle.at[in_bin].get(mode="promise_in_bounds")
+    return jnp.where(active, rank, dim), None
+
+  best, _ = clients.fold(
+      ranks,
+      jnp.minimum,
+      jnp.full(dim, dim, jnp.int32),
+      at_least - counts // 2,
+      clients.active,
+  )
+  return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
+
+
+def guess_kappa(guessed: jax.Array, k: jax.Array) -> jax.Array:
+  """The last depth q with U(q) <= k, [] i32, by guessed sizes [D + 1]."""
+  return jnp.sum(guessed <= k, dtype=jnp.int32) - 1
+
+
+def search(
+    clients: Clients,
+    counts: jax.Array,
+    guessed: jax.Array,
+    k: jax.Array,
+    first: Window,
+) -> Window:
+  """The window that holds kappa, where `first` does not.
+
+  The guess from the histogram nearly always does. If not: a bracketed search
+  over exact starts, two thirds of the steps by interpolation (U grows
+  smoothly), one third by halving, so that their number stays logarithmic.
+
+  Args:
+    clients: this device's.
+    counts: [N, NUM_BINS] i32, their `uplink.count`.
+    guessed: [D + 1] i32 from `guess_sizes`.
+    k: [] i32 below D.
+    first: the window at depth 0, or `Window.nowhere`.
+
+  Returns:
+    The window, as wide as `first`.
+  """
+  dim = clients.accumulated.shape[1]
+  width = first.order.shape[1]
+
+  def guess(start):
+    del start
+    start = jnp.clip(guess_kappa(guessed, k) - width // 2, 0, dim - 1)
+    in_bin, _ = jax.vmap(topk.bin_at, (0, None))(counts, start + 1)
+    return jax.vmap(lambda one: topk.bin_start(one, dim))(in_bin)
+
+  def exact(start):
+    return nth_largest(clients, counts, start)
+
+  def narrow(carry):
+    _, low, size_low, high, size_high, step = carry
+    slope = (high - low) / jnp.maximum(size_high - size_low, 1)
+    start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
+    start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
+    start = jnp.clip(start, low, high - 1)
+    starts = lax.cond(step == 0, guess, exact, start)
+    window = open_window(clients, starts, width)
+    # A guess bounds nothing: its stretches need not overlap.
+    inside = (window.sizes[0] <= k) & (step > 0)
+    above = (window.sizes[0] > k) & (step > 0)
+    end = window.low + window.reach
+    return (
+        window,
+        jnp.where(inside, end, low),
+        jnp.where(inside, window.known(end), size_low),
+        jnp.where(above, start, high),
+        jnp.where(above, window.sizes[0], size_high),
+        step + 1,
+    )
+
+  # At depth k + 1 a single client alone has more than k entries; the size
+  # there only steers the search.
+  end = first.low + first.reach
+  carry = (first, end, first.known(end), k + 1, jnp.int32(dim), jnp.int32(0))
+  return lax.while_loop(
+      lambda carry: ~carry[0].holds_kappa(k), narrow, carry
+  )[0]

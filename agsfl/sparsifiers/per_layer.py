@@ -1,0 +1,122 @@
+"""Methods layer by layer instead of over the whole weight vector."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.sparsifiers.methods import check_arguments
+from agsfl.types import Selection, Sparsifier
+
+
+def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
+  """A method applied to each layer by itself, k shared out by size.
+
+  Layer l of D_l weights sends k_l elements, see `shares`: exactly k in all, and
+  k D_l / D on average over rounds, so that the smallest layer has its turns.
+
+  Args:
+    sparsifier: of one layer.
+    sizes: D_l, in the order of the weight vector.
+
+  Returns:
+    The sparsifier of the whole.
+  """
+  ends = list(itertools.accumulate(sizes, initial=0))
+  slices = [slice(*ends) for ends in itertools.pairwise(ends)]
+
+  def init(num_clients, dim):
+    del dim
+    return tuple(sparsifier.init(num_clients, size) for size in sizes)
+
+  def select(key, accumulated, weights, k, state):
+    check_arguments(accumulated, weights, k)
+    k = jnp.minimum(k, ends[-1])
+    # One number more than layers have.
+    of_layers = shares(jax.random.fold_in(key, len(sizes)), k, sizes)
+    picked = [
+        sparsifier.select(
+            jax.random.fold_in(key, layer),
+            accumulated[:, part],
+            weights,
+            of_layers[layer],
+            state[layer],
+        )
+        for layer, part in enumerate(slices)
+    ]
+    layers = [selection for selection, _ in picked]
+    selection = Selection(
+        mask=jnp.concatenate([one.mask for one in layers]),
+        aggregate=jnp.concatenate([one.aggregate for one in layers]),
+        k_up=sum(one.k_up for one in layers),
+        k_down=sum(one.k_down for one in layers),
+        volume_up=sum(one.volume_up for one in layers),
+        volume_down=sum(one.volume_down for one in layers),
+        contributed=sum(one.contributed for one in layers),
+        clients=tuple(one.clients for one in layers),
+    )
+    return selection, tuple(state for _, state in picked)
+
+  def split(accumulated, mask, clients):
+    parts = [
+        sparsifier.split(accumulated[part], mask[part], client)
+        for part, client in zip(slices, clients, strict=True)
+    ]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+
+  return Sparsifier(init, select, split)
+
+
+def shares(
+    key: jax.Array, k: jax.Array, sizes: tuple[int, ...]
+) -> list[jax.Array]:
+  """A round's k shared out to layers, at random around k D_l / D.
+
+  With c_l the weights before layer l, and one u in [0, 1) for all layers,
+
+    k_l = floor(k c_(l+1) / D + u) - floor(k c_l / D + u).
+
+  All k_l together are floor(k + u) - floor(u) = k. A floor(x + u) is x on
+  average, so a k_l is k D_l / D; and as its two ends are that far apart, which
+  is at most D_l, 0 <= k_l <= D_l.
+
+  Args:
+    key: of the round; with the same one two k have the same u.
+    k: [] i32, 0..D.
+    sizes: D_l, less than 2^30 together.
+
+  Returns:
+    k_l, [] i32 each.
+  """
+  ends = list(itertools.accumulate(sizes, initial=0))
+  offset = jax.random.randint(key, (), 0, ends[-1]).astype(jnp.uint32)  # u D
+  bounds = [share(k, end, ends[-1], offset) for end in ends]
+  return [high - low for low, high in itertools.pairwise(bounds)]
+
+
+def share(
+    k: jax.Array, part: int, whole: int, offset: jax.Array
+) -> jax.Array:
+  """floor((k * part + offset) / whole), exactly.
+
+  Long division, a few bits of k at a time: k * part itself would overflow.
+
+  Args:
+    k: [] i32, 0..whole.
+    part: 0..whole.
+    whole: below 2^30.
+    offset: [] u32 below whole.
+
+  Returns:
+    [] i32.
+  """
+  bits = 31 - whole.bit_length()
+  digits = -(-whole.bit_length() // bits)
+  quotient, rest = jnp.uint32(0), jnp.uint32(0)
+  for digit in reversed(range(digits)):
+    figure = (k.astype(jnp.uint32) >> (digit * bits)) & ((1 << bits) - 1)
+    rest = (rest << bits) + figure * part
+    quotient = (quotient << bits) + rest // whole
+    rest = rest % whole
+  quotient += (rest + offset >= whole).astype(jnp.uint32)
+  return quotient.astype(jnp.int32)

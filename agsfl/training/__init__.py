@@ -1,0 +1,1 @@
+"""Networks, one client's work, and evaluation."""

@@ -1,0 +1,249 @@
+"""Where the runs of a sweep go: processes here, or jobs of Slurm.
+
+A launcher is a function of {workdir: command}. It yields each workdir as its
+run ends, with why it failed or None, and raises StoppedError when Ctrl-C,
+SIGTERM or SIGHUP comes; nothing new is started from then on.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agsfl.errors import ConfigError, StoppedError
+from experiments.lib import stopping
+
+# Between looks at processes, and at jobs, whose files may lie far away.
+_LOCAL_SECONDS = 0.1
+_SLURM_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def _bound_to(cores):
+  """What is started within may use these cores alone; None means all.
+
+  For `preexec_fn` would fork, which is unsafe where JAX has begun.
+  """
+  if cores is None:
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+def _start(arguments, workdir, cores=None):
+  """A process, and where in workdir/log.txt its words begin."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / "log.txt").open("a") as log, _bound_to(cores):
+    begin = log.tell()
+    process = subprocess.Popen(
+        arguments,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # Ends with this process, however that ends.
+        stdin=subprocess.PIPE,
+        # Out of the terminal's reach: Ctrl-C comes once, from the launcher.
+        start_new_session=True,
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
+                "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
+            ),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            stopping.PARENT: "1",
+        },
+    )
+  return process, begin
+
+
+def execute(arguments: list[str], workdir: Path) -> str | None:
+  """Runs a command to its end, with its words in workdir/log.txt.
+
+  Args:
+    arguments: the command.
+    workdir: of the run.
+
+  Returns:
+    Why it failed, or None.
+  """
+  process, begin = _start(arguments, workdir)
+  process.wait()
+  return _why(process, workdir, begin)
+
+
+def _why(process, workdir, begin):
+  """The error that an ended process told, or its last line; None if none."""
+  process.stdin.close()
+  if not process.returncode:
+    return None
+  with (workdir / "log.txt").open(errors="replace") as log:
+    log.seek(begin)
+    lines = log.read().splitlines()
+  # Another process may write there still, and dashboards after an error.
+  errors = [line for line in lines if line.startswith("error:")]
+  return " ".join([f"({process.returncode})", *(errors or lines)[-1:]])
+
+
+def _first_line(error):
+  """The beginning of a message of several lines."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """A list of each signal of `stopping.catch` that came so far.
+
+  SIGHUP is in it at the beginning alone: nobody means it as "at once".
+  """
+  came = []
+
+  def note(number, frame):
+    del frame
+    if number != signal.SIGHUP or not came:
+      came.append(number)
+
+  before = stopping.catch(note)
+  try:
+    yield came
+  finally:
+    stopping.give_back(before)
+
+
+def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
+  """A launcher of processes here, each with its share of cores.
+
+  A signal goes on to them as SIGTERM; it ends when they have ended.
+
+  Args:
+    jobs: processes at once.
+    on_stop: called at the first signal.
+  """
+  shares = [None] * jobs
+  if jobs > 1 and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    shares = [set(cores[i::jobs]) or set(cores) for i in range(jobs)]
+
+  def launch(commands):
+    waiting, free, running = list(commands.items()), list(shares), {}
+    passed_on = 0
+    with _signals() as came:
+      while running or (waiting and not came):
+        while waiting and free and not came:
+          workdir, arguments = waiting.pop(0)
+          try:
+            running[workdir] = *_start(arguments, workdir, free[-1]), free.pop()
+          except OSError as error:
+            yield workdir, str(error)
+        if len(came) > passed_on:
+          if not passed_on:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+              on_stop()
+          passed_on += 1
+          for process, *_ in running.values():
+            process.terminate()
+        time.sleep(_LOCAL_SECONDS)
+        for workdir, (process, begin, share) in list(running.items()):
+          if process.poll() is not None:
+            del running[workdir]
+            free.append(share)
+            why = _why(process, workdir, begin)
+            # What a signal ended has not failed.
+            if not came or why is None:
+              yield workdir, why
+      if came:
+        raise StoppedError("stopped")
+
+  return launch
+
+
+def _number(text):
+  """An option's value as int or float where it reads as one."""
+  for kind in (int, float):
+    with contextlib.suppress(ValueError):
+      return kind(text)
+  return text
+
+
+def slurm(folder: Path, options: list[str]) -> Callable:
+  """A launcher of jobs of Slurm; they go on where it is stopped.
+
+  A run's job.txt names its job: started again, it waits for a live one.
+
+  Args:
+    folder: of the sweep, which all nodes see.
+    options: name=value, of submitit's executor.
+
+  Raises:
+    ConfigError: submitit or Slurm is not there, or an option is none.
+  """
+  try:
+    import submitit
+  except ImportError as error:
+    raise ConfigError(
+        "--launcher=slurm: needs submitit: pip install 'agsfl[slurm]'"
+    ) from error
+  parsed = {}
+  for option in options:
+    name, equals, value = option.partition("=")
+    if not equals:
+      raise ConfigError(f"--slurm={option}: must be name=value")
+    parsed[name] = _number(value)
+  jobs_folder = folder / "jobs"
+  try:
+    executor = submitit.AutoExecutor(jobs_folder, cluster="slurm")
+  except RuntimeError as error:
+    raise ConfigError(
+        "--launcher=slurm: must be started where Slurm's srun is"
+    ) from error
+  try:
+    executor.update_parameters(**parsed)
+  except (AssertionError, NameError, TypeError, ValueError) as error:
+    raise ConfigError(
+        f"--slurm={','.join(options)}: must be options of submitit "
+        f"({_first_line(error)})"
+    ) from error
+
+  def job_of(arguments, workdir):
+    """The run's live job, or a new one."""
+    note = workdir / "job.txt"
+    if note.exists():
+      job = submitit.SlurmJob(jobs_folder, note.read_text().strip())
+      # Slurm forgets; what it does not know will not end.
+      if not job.done(force_check=True) and job.state != "UNKNOWN":
+        return job
+    workdir.mkdir(parents=True, exist_ok=True)
+    job = executor.submit(execute, arguments, workdir)
+    note.write_text(f"{job.job_id}\n")
+    return job
+
+  def launch(commands):
+    jobs = {}
+    with stopping.Signals() as signals:
+      for workdir, arguments in commands.items():
+        if signals.seen:
+          break
+        try:
+          jobs[workdir] = job_of(arguments, workdir)
+        except (OSError, RuntimeError) as error:
+          yield workdir, _first_line(error)
+      while jobs and not signals.seen:
+        time.sleep(_SLURM_SECONDS)
+        for workdir, job in list(jobs.items()):
+          if job.done():
+            del jobs[workdir]
+            try:
+              yield workdir, job.result()
+            except RuntimeError as error:  # killed, or out of time
+              yield workdir, re.sub(r"\s*\n\s*", " ", str(error).strip())
+      if signals.seen:
+        raise StoppedError("stopped waiting, Slurm's jobs go on")
+
+  return launch

@@ -1,0 +1,81 @@
+"""How far k falls as sending takes longer: k and loss for several beta.
+
+Source: Han, Wang, Leung, ICDCS 2020, the comparison of communication times.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments.lib import groups as results
+from experiments.paper import study
+
+flags.adopt_module_key_flags(study)
+COMM_TIMES = flags.DEFINE_list(
+    "comm_times", ["0.1", "1", "10", "100"], "Values of beta."
+)
+
+
+def by_comm_time(base: settings.Config) -> dict[str, settings.Config]:
+  """A Config for each beta of the flag, by the text given.
+
+  Raises:
+    ConfigError: one is no number, or out of range.
+  """
+  comm_times = study.numbers("comm_times")
+  return {
+      text: dataclasses.replace(base, comm_time=comm_time)
+      for text, comm_time in zip(COMM_TIMES.value, comm_times, strict=True)
+  }
+
+
+def label_of(comm_time: str) -> str:
+  """The folder of one beta."""
+  return f"beta{comm_time}"
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  configs = by_comm_time(base)
+  done = study.run_all(
+      {label_of(text): study.seeded(one) for text, one in configs.items()}
+  )
+  figure, (ks, loss) = plt.subplots(
+      1, 2, figsize=(11, 4.2), layout="constrained"
+  )
+  lines = []
+  for text in configs:
+    runs = done[label_of(text)]
+    rounds = [row["round"] for row in runs[0].rows]
+    ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
+    results.draw_spread(loss, runs, "train_loss", f"beta = {text}")
+    halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
+    lines.append([
+        text,
+        results.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
+        results.final(runs, "train_loss"),
+        results.final(runs, "test_accuracy"),
+        results.final(runs, "time"),
+    ])
+  ks.set(xlabel="round m", ylabel="$k_m$, first seed", yscale="log")
+  loss.set(
+      xlabel="normalised time (rounds of computation)",
+      ylabel="training loss",
+      xscale="log",
+  )
+  for axes in (ks, loss):
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+  header = [
+      "beta", "mean k, second half", "training loss", "test accuracy", "time",
+  ]
+  study.finish(figure, results.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

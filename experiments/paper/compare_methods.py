@@ -1,0 +1,95 @@
+"""All methods at one k: loss, accuracy and fairness against normalised time.
+
+Source: Han, Wang, Leung, ICDCS 2020, the comparison of sparsifiers.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments.lib import groups as results
+from experiments.paper import study
+
+flags.adopt_module_key_flags(study)
+flags.DEFINE_list(
+    "methods", list(settings.METHODS), "Methods to compare."
+)
+
+
+def _draw_cdf(axes, runs, label):
+  """Elements per client of all seeds, as a share of the mean."""
+  counts = np.sort(np.concatenate([run.contributed for run in runs]))
+  share = np.arange(1, len(counts) + 1) / len(counts)
+  axes.step(counts / max(counts.mean(), 1), share, where="post", label=label)
+
+
+def _with_method(base, name):
+  """Dense methods have few rounds, long ones: each is evaluated."""
+  dense = name in settings.METHODS_WITHOUT_K
+  return dataclasses.replace(
+      base,
+      method=name,
+      controller="fixed",
+      per_layer=base.per_layer and not dense,
+      eval_every=1 if dense else base.eval_every,
+  )
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  names = study.items("methods")
+  for name in names:
+    if name not in settings.METHODS:
+      raise settings.ConfigError(
+          f"--methods={name}: must be of {', '.join(settings.METHODS)}"
+      )
+  done = study.run_all(
+      {name: study.seeded(_with_method(base, name)) for name in names}
+  )
+  figure, (loss, accuracy, fairness) = plt.subplots(
+      1, 3, figsize=(17, 4.2), layout="constrained"
+  )
+  lines = []
+  for name, runs in done.items():
+    results.draw_spread(loss, runs, "train_loss", name)
+    results.draw_spread(accuracy, runs, "test_accuracy", name)
+    _draw_cdf(fairness, runs, name)
+    jain = np.mean([results.jain_index(run.contributed) for run in runs])
+    silent = np.mean([np.mean(run.contributed == 0) for run in runs])
+    lines.append([
+        name,
+        results.final(runs, "train_loss"),
+        results.final(runs, "test_accuracy"),
+        f"{jain:.3f}",
+        f"{silent:.0%}",
+        results.final(runs, "round"),
+        results.final(runs, "time"),
+    ])
+  time = "normalised time (rounds of computation)"
+  loss.set(xlabel=time, ylabel="training loss")
+  accuracy.set(xlabel=time, ylabel="test accuracy")
+  fairness.set(
+      xlabel="elements contributed by a client / mean",
+      ylabel="share of clients (CDF)",
+      ylim=(0, 1.02),
+  )
+  for axes in (loss, accuracy, fairness):
+    axes.grid(alpha=0.3)
+  figure.legend(
+      *loss.get_legend_handles_labels(), loc="outside right center"
+  )
+  header = [
+      "method", "training loss", "test accuracy", "Jain's index",
+      "clients unheard", "rounds", "time",
+  ]
+  study.finish(figure, results.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

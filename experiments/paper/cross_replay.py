@@ -1,0 +1,97 @@
+"""The k learned at one beta, played under the others: a matrix of losses.
+
+All runs under one beta get the time that learning under it took; where a
+sequence ends before, its last k stays. A replay measures no losses, so that its
+rounds are shorter by 1 / batch_size.
+
+Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
+"""
+
+import dataclasses
+import math
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from experiments.lib import groups as results
+from experiments.paper import communication_times, study
+
+flags.adopt_module_key_flags(study)
+flags.adopt_module_key_flags(communication_times)
+
+
+def _replayed(config, source, own):
+  """Seed by seed, `config` with the k of the run in the folder `source`.
+
+  Args:
+    config: of the beta to play under.
+    source: folder of the seeds whose k are played.
+    own: seed -> the run that learned under this beta.
+  """
+
+  def config_of(seed):
+    time = own[seed].summary["time"]
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        controller="replay",
+        replay=str(source / f"seed{seed}"),
+        time_budget=time,
+        num_rounds=math.ceil(time),  # a round takes at least 1
+    )
+
+  return config_of
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  configs = communication_times.by_comm_time(base)
+  label = communication_times.label_of
+  learned = study.run_all(
+      {label(text): study.seeded(one) for text, one in configs.items()}
+  )
+  played = study.run_all({
+      f"{label(source)}_under_{label(target)}": _replayed(
+          configs[target],
+          study.folder() / label(source),
+          dict(zip(study.seeds(), learned[label(target)], strict=True)),
+      )
+      for source in configs
+      for target in configs
+  })
+  cells = np.array(list(played)).reshape(len(configs), len(configs))
+  loss = lambda name: np.mean(
+      [run.summary["train_loss"] for run in played[name]]
+  )
+  losses = np.vectorize(loss)(cells)
+  figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
+  # By column: loss under one beta tells nothing of loss under another.
+  ratios = losses / losses.min(axis=0)
+  picture = axes.imshow(ratios, cmap="viridis_r")
+  figure.colorbar(picture, label="training loss / the column's least")
+  for (i, j), value in np.ndenumerate(losses):
+    color = "w" if picture.norm(ratios[i, j]) > 0.5 else "k"
+    axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=color)
+  axes.set(
+      xticks=range(len(configs)),
+      yticks=range(len(configs)),
+      xticklabels=list(configs),
+      yticklabels=list(configs),
+      xlabel="beta of the run",
+      ylabel="beta at which k was learned",
+  )
+  lines = [
+      [source, *[results.final(played[name], "train_loss") for name in row]]
+      for source, row in zip(configs, cells, strict=True)
+  ]
+  header = ["k learned at", *[f"beta = {text}" for text in configs]]
+  study.finish(figure, results.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

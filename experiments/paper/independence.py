@@ -1,0 +1,206 @@
+"""Whether the loss after a change of k remembers the k before it.
+
+Runs train with a k of their own until the loss over all training samples has
+fallen to --switch_loss, and all with --then_k from there on. By Assumption 1
+of the paper the loss after the switch depends on that k alone, so the lines
+should agree as well as seeds of one line do.
+
+A run hands on all of its state. Its residuals do remember the first k: the
+smaller it was, the more gradient is left in them, which a larger k then sends.
+--nokeep_residuals empties them at the switch, to tell how much comes of that.
+The switch comes at the first evaluation that finds the loss low enough, so a
+small --eval_every lets the lines begin closer together.
+
+Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
+"""
+
+import dataclasses
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from agsfl import config as settings
+from agsfl import simulation
+from agsfl.data import federated as data
+from experiments.lib import groups as results
+from experiments.paper import study
+
+flags.adopt_module_key_flags(study)
+FIRST_KS = flags.DEFINE_list(
+    "first_ks",
+    ["100", "1000", "10000", "100000"],
+    "k up to the switch, one run each.",
+)
+THEN_K = flags.DEFINE_float("then_k", 1000.0, "k after the switch.")
+SWITCH_LOSS = flags.DEFINE_float(
+    "switch_loss", 1.5, "Training loss at which k is switched."
+)
+MAX_ROUNDS = flags.DEFINE_integer(
+    "max_rounds", 2000, "Rounds before the switch at most."
+)
+KEEP_RESIDUALS = flags.DEFINE_boolean(
+    "keep_residuals", True, "Whether residuals outlive the switch."
+)
+
+
+def _train_until(config, simulated, loss):
+  """Trains until an evaluation finds this loss; the state and that Step."""
+  for step in study.progress(simulation.run(config, simulated)):
+    if step.evaluation is not None and step.evaluation.train_loss <= loss:
+      return step.state, step
+  raise settings.ConfigError(
+      f"--switch_loss={loss:g}: must be reached within "
+      f"--max_rounds={config.num_rounds}; with k = {config.k:g} the loss is "
+      f"{step.evaluation.train_loss:.4g} by then"
+  )
+
+
+def _as_row(step, since):
+  """An evaluated Step; `since` counts rounds from the switch."""
+  return {"since": since, **simulation.as_row(step)}
+
+
+def switched_run(
+    before: settings.Config,
+    after: settings.Config,
+    loss: float,
+    keep_residuals: bool = True,
+) -> list[dict]:
+  """Trains by `before` down to a loss, then by `after`.
+
+  Args:
+    before, after: settings that differ in k and num_rounds alone, k fixed.
+    loss: over all training samples, at which the second takes over.
+    keep_residuals: else the second begins with none.
+
+  Returns:
+    A row for the switch and one for each later evaluation.
+
+  Raises:
+    ConfigError: the loss is not reached in the first one's rounds.
+    DivergedError: a gradient or the loss was not finite.
+  """
+  federated = data.load(before.dataset, before.as_partition())
+  state, step = _train_until(before, simulation.build(before, federated), loss)
+  then = simulation.build(after, federated)
+  state = state.replace(
+      controller=then.state.controller, proposal=then.state.proposal
+  )
+  if not keep_residuals:
+    state = state.replace(residual=then.state.residual)  # zeros
+  rows = [_as_row(step, 0)]
+  start = rows[0]["round"]
+  steps = simulation.run(after, then._replace(state=state))
+  for step in study.progress(steps, after.num_rounds):
+    if step.evaluation is not None:
+      rows.append(_as_row(step, int(step.info.round_index) - start))
+  return rows
+
+
+def _recorded(base, first_k, path):
+  """The rows of one run, from its file where there is one."""
+  before, after = (
+      dataclasses.replace(base, controller="fixed", k=k, num_rounds=rounds)
+      for k, rounds in (
+          (first_k, MAX_ROUNDS.value),
+          (THEN_K.value, base.num_rounds),
+      )
+  )
+  asked = {
+      **dataclasses.asdict(base),
+      "first_k": first_k,
+      "then_k": THEN_K.value,
+      "switch_loss": SWITCH_LOSS.value,
+      "max_rounds": MAX_ROUNDS.value,
+      "keep_residuals": KEEP_RESIDUALS.value,
+  }
+  for name in ("controller", "k"):  # They have no part in it.
+    del asked[name]
+
+  def make():
+    study.say(f"first k {first_k:g}, seed {base.seed}")
+    return switched_run(
+        before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
+    )
+
+  return study.kept(path, asked, make)
+
+
+def _as_run(rows, path):
+  """Rows as a study's run whose time is counted in rounds from the switch."""
+  rows = [{**row, "time": row["since"]} for row in rows]
+  return results.Run(rows, rows[-1], np.array([]), path.parent)
+
+
+def greatest_gaps(lines: np.ndarray) -> np.ndarray:
+  """How far each line strays from another, as a share of their fall.
+
+  Args:
+    lines: [F, P] losses, the first of each at the switch.
+
+  Returns:
+    [F] the greatest distance of each from any other at any point, over the
+    mean fall of all from the switch to the end; NaN where they did not fall.
+  """
+  distances = np.abs(lines[:, None] - lines[None]).max(axis=(1, 2))
+  fall = np.mean(lines[:, 0] - lines[:, -1])
+  return distances / (fall if fall > 0 else np.nan)
+
+
+def compare(base: settings.Config):
+  """Runs, draws and tabulates."""
+  if base.time_budget is not None:
+    raise settings.ConfigError(
+        f"--time_budget={base.time_budget}: must be unset; lines are compared "
+        "over the same rounds"
+    )
+  folder = study.folder()
+  study.share_compiled_code()
+  done = {}
+  first_ks = study.numbers("first_ks")
+  for text, first_k in zip(FIRST_KS.value, first_ks, strict=True):
+    done[text] = []
+    for seed in study.seeds():
+      path = folder / f"k{text}" / f"seed{seed}.json"
+      rows = _recorded(study.seeded(base)(seed), first_k, path)
+      done[text].append(_as_run(rows, path))
+  # [F, S, P]; all have evaluations in the same rounds.
+  losses = np.array([
+      [run.series("train_loss")[1] for run in runs] for runs in done.values()
+  ])
+  since = next(iter(done.values()))[0].series("train_loss")[0]
+  gaps = greatest_gaps(losses.mean(axis=1))
+  figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+  lines = []
+  for (text, runs), loss, gap in zip(done.items(), losses, gaps, strict=True):
+    results.draw_spread(axes, runs, "train_loss", f"k = {text} before")
+    half = [np.interp(since[-1] / 2, since, one) for one in loss]
+    lines.append([
+        text,
+        results.over_seeds([run.rows[0]["round"] for run in runs]),
+        results.over_seeds(loss[:, 0]),
+        results.over_seeds(half),
+        results.over_seeds(loss[:, -1]),
+        f"{gap:.1%}",
+        f"{greatest_gaps(loss).max():.1%}" if len(runs) > 1 else "",
+    ])
+  axes.set(
+      xlabel=f"rounds since the switch to k = {THEN_K.value:g}",
+      ylabel="training loss",
+  )
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  header = [
+      "k before", "rounds to the switch", "loss there", "loss half-way",
+      "loss at the end", "greatest gap to another k / fall",
+      "between seeds / fall",
+  ]
+  study.finish(figure, results.table(header, lines))
+
+
+if __name__ == "__main__":
+  app.run(study.main(compare))

@@ -1,0 +1,112 @@
+"""Writes one HTML page about runs: settings, results, curves, bytes, clients.
+
+  python -m experiments.report WORKDIR... [--out=report.html]
+
+A WORKDIR is the folder of a run, or one with runs anywhere below it: a study.
+Runs that differ in their seed alone are shown together. The page needs nothing
+but itself. Unfinished runs are shown as far as they went.
+"""
+
+from pathlib import Path
+
+from absl import app, flags
+
+from agsfl.errors import ConfigError
+from experiments.lib import out, scripts
+from experiments.report import figures, tables
+from experiments.report import runs as report_runs
+from experiments.report import svg as report_svg
+from experiments.report.markup import STYLE, escape
+from experiments.report.runs import Run
+
+flags.adopt_module_key_flags(out)
+
+
+def _title(groups):
+  runs = [run for group in groups for run in group.runs]
+  if len(runs) == 1:
+    config = runs[0].config
+    name = lambda key: report_runs.in_words(config.get(key))
+    how = f" with {name('controller')}" if runs[0].has_k else ""
+    return f"{name('method')}{how} on {name('dataset')}"
+  if len(groups) == 1:
+    return f"{len(runs)} runs: {groups[0].label}"
+  if len(groups) == len(runs):
+    return f"{len(runs)} runs"
+  return f"{len(runs)} runs of {len(groups)} settings"
+
+
+def page(where: str, runs: list[Run]) -> str:
+  """The page about some runs, as one HTML document.
+
+  Args:
+    where, runs: from `report_runs.read_all`.
+  """
+  groups = report_runs.group(runs)
+  title = escape(_title(groups))
+  unfinished = sum(not run.finished for run in runs)
+  lead = f"Folder {escape(where)}."
+  if unfinished:
+    lead += (
+        " This run is unfinished; what follows is as far as it went."
+        if len(runs) == 1
+        else f" {tables.count(unfinished, 'run')} of {len(runs)} unfinished."
+    )
+  first, *others = (
+      f"<section><h2>{name}</h2>\n{show(groups)}</section>\n"
+      for name, show in (
+          ("Settings", tables.settings),
+          ("Results", tables.results),
+          ("Curves", figures.curves),
+          ("Fairness", figures.fairness),
+          ("Bytes", tables.sent),
+          ("Clients", tables.clients),
+      )
+  )
+  if len(runs) == 1:
+    first = f'<div class="beside">\n{first}{others.pop(0)}</div>\n'
+  body = first + "".join(others)
+  return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>agsfl: {title}</title>
+<style>{STYLE}{report_svg.STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p class="soft">{lead}</p>
+{body}</main>
+</body>
+</html>
+"""
+
+
+def write(place: Path, text: str):
+  """Writes a file whole or not at all; its folder is made.
+
+  Raises:
+    ConfigError: it cannot be written.
+  """
+  with out.written(place) as path:
+    path.write_text(text, encoding="utf-8")
+
+
+def main(argv):
+  scripts.start(argv[:1])
+  with scripts.one_line_errors():
+    if len(argv) < 2:
+      raise ConfigError("no WORKDIR is given; a report takes one or more")
+    where, runs = report_runs.read_all([Path(name) for name in argv[1:]])
+    path = out.path("report.html")
+    write(path, page(where, runs))
+  print(f"report: {path}")
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,384 @@
+"""The tables of a report: settings, results, bytes, clients."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from agsfl.config import Config
+from experiments.lib.groups import over_seeds
+from experiments.report import runs as report_runs
+from experiments.report.markup import NONE, data, details, escape, table
+from experiments.report.runs import Group, Run
+
+_OPEN_CLIENTS = 60  # longer tables of clients are closed at first
+
+
+def size_in_words(
+    count: float, form: str = ".4g", unit_of: float | None = None
+) -> str:
+  """Bytes in a unit of 1,000, that of `unit_of` if given.
+
+  >>> size_in_words(640), size_in_words(1_234_567)
+  ('640 B', '1.235 MB')
+  """
+  size = count if unit_of is None else unit_of
+  for scale, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    if size >= scale:
+      return f"{count / scale:{form}} {unit}"
+  return f"{count:{form}} B"
+
+
+class _Metric(NamedTuple):
+  """A number of a run's end.
+
+  Attributes:
+    title: of its column.
+    of: the number, or None.
+    mean, spread: formats of it and of half its range over seeds; None for
+      bytes.
+  """
+
+  title: str
+  of: Callable[[Run], float | None]
+  mean: str | None = ".4g"
+  spread: str = ".2g"
+
+  def text(self, runs: list[Run]) -> str:
+    """Markup of the runs' mean and half range; a dash where there is none."""
+    values = [self.of(run) for run in runs]
+    values = [value for value in values if value is not None]
+    if not values:
+      return NONE
+    mean = values[0] if len(values) == 1 else float(np.mean(values))
+    alike = max(values) == min(values)
+    if self.mean is None:
+      text = size_in_words(mean)
+      if not alike:
+        half = size_in_words(np.ptp(values) / 2, ".3g", unit_of=mean)
+        text = f"{text.split()[0]} ± {half}"
+    elif alike:
+      text = format(mean, self.mean)
+    else:
+      text = over_seeds(values, self.mean, self.spread)
+    return data(mean, text)
+
+
+def _last(key):
+  return lambda run: run.evaluated[-1][key] if run.evaluated else None
+
+
+def _of_summary(key):
+  return lambda run: run.summary.get(key) if run.finished else None
+
+
+def _end(key):
+  return lambda run: run.rows[-1][key] if run.rows else None
+
+
+_METRICS = (
+    _Metric("training loss", _last("train_loss"), ".4f"),
+    _Metric("test loss", _last("test_loss"), ".4f"),
+    _Metric("test accuracy", _last("test_accuracy"), ".4f"),
+    _Metric("rounds", _end("round"), ".0f", ".0f"),
+    _Metric("normalised time", _end("time"), ".1f"),
+    _Metric("mean k, second half", Run.mean_k, ".0f", ".0f"),
+    _Metric("sent up", lambda run: run.total("k_up"), None),
+    _Metric("sent down", lambda run: run.total("k_down"), None),
+    _Metric("Jain's index", Run.jain, ".4f"),
+    _Metric("wall s per round", _of_summary("median_round_seconds"), ".3g"),
+)
+_OF_ONE_RUN = (
+    *_METRICS,
+    _Metric(
+        "least test accuracy of a client",
+        _of_summary("client_test_accuracy_min"),
+        ".4f",
+    ),
+    _Metric(
+        "its 10th percentile", _of_summary("client_test_accuracy_p10"), ".4f"
+    ),
+    _Metric("its median", _of_summary("client_test_accuracy_median"), ".4f"),
+    _Metric("wall s of the first round", _of_summary("first_round_seconds")),
+    _Metric("peak memory, MB", _of_summary("peak_memory_mb"), ".0f"),
+)
+
+
+def count(number: int, what: str) -> str:
+  """So many of something."""
+  return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _state(run):
+  """How far a run is, in words."""
+  most = run.config["num_rounds"]
+  if run.finished:
+    return "finished"
+  if not run.rows:
+    return f"unfinished: no round of at most {most:,} is done"
+  told = f"unfinished: {len(run.rows):,} of at most {most:,} rounds"
+  if not run.evaluated:
+    return f"{told}, not evaluated yet"
+  return f"{told}, last evaluated at {run.evaluated[-1]['round']:,}"
+
+
+def _head(label, runs):
+  """The head of a row: a label, and what is unfinished about it."""
+  stopped = "".join(
+      f'<span class="stopped">{_state(run)}</span>'
+      for run in runs
+      if not run.finished
+  )
+  return escape(label) + stopped
+
+
+def _flat(config, prefix=""):
+  """config.json with dots for levels, but for what was asked."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      if prefix or name != "asked":
+        flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _words(values):
+  """Settings as a cell's text, each once."""
+  every = [report_runs.in_words(value) for value in values]
+  return escape(", ".join(dict.fromkeys(every)))
+
+
+def _settings_of_one(run):
+  config = _flat(run.config)
+  told = (
+      "dataset", "partition", "num_clients_used", "num_train", "num_test",
+      "model", "num_weights", "method", "controller", "comm_time",
+      "num_rounds", "seed",
+  )
+  default = dataclasses.asdict(Config())
+  asked = run.config.get("asked", run.settings())
+  changed = [
+      name
+      for name, value in default.items()
+      if name not in (*told, "num_clients") and asked.get(name, value) != value
+  ]
+  rows = lambda names: [
+      [escape(name), _words([config[name]])] for name in names if name in config
+  ]
+  main = [*(name for name in told if name in config), *changed]
+  others = [name for name in config if name not in main]
+  return (
+      '<p class="soft">The main settings, and those that are not the default.'
+      "</p>\n"
+      + table("main settings", None, rows(main), "words")
+      + details(
+          f"All others ({len(others)})",
+          table("other settings", None, rows(others), "words"),
+      )
+  )
+
+
+def _settings_of_many(groups):
+  configs = [[_flat(run.config) for run in group.runs] for group in groups]
+  every = [config for group in configs for config in group]
+  names = list(dict.fromkeys(name for config in every for name in config))
+  differs = lambda name: len({repr(config.get(name)) for config in every}) > 1
+  # The data's fingerprint follows from the others, and tells a reader nothing.
+  differing = [name for name in names if name != "data" and differs(name)]
+  common = [name for name in names if not differs(name)]
+  text = "<p>All settings are the same.</p>\n"
+  if differing:
+    lines = [
+        [
+            escape(group.label),
+            *(
+                _words([config.get(name) for config in held])
+                for name in differing
+            ),
+        ]
+        for group, held in zip(groups, configs, strict=True)
+    ]
+    header = ["setting", *map(escape, differing)]
+    text = table("settings that differ", header, lines, "names words")
+  rows = [[escape(name), _words([every[0][name]])] for name in common]
+  return text + details(
+      f"What is common ({len(common)})",
+      table("settings that are common", None, rows, "words"),
+  )
+
+
+def settings(groups: list[Group]) -> str:
+  """The settings: of several runs, first what differs."""
+  runs = [run for group in groups for run in group.runs]
+  if len(runs) == 1:
+    return _settings_of_one(runs[0])
+  return _settings_of_many(groups)
+
+
+def results(groups: list[Group]) -> str:
+  """What runs came to: by setting, and each."""
+  runs = [run for group in groups for run in group.runs]
+  note = (
+      "Losses and accuracy are over all samples, at the last evaluation. Bytes "
+      "are of all clients together, see “Bytes”. Wall time is that of a median "
+      "round. Jain's index is of the elements that each client contributed: 1 "
+      "if all did alike, 1/N if one did alone."
+  )
+  if len(runs) == 1:
+    (run,) = runs
+    lines = [["state", _state(run)]]
+    for metric in _OF_ONE_RUN:
+      text = metric.text(runs)
+      if text != NONE or metric in _METRICS:
+        lines.append([escape(metric.title), text])
+    text = table("results", None, lines, "pairs")
+    return f'{text}<p class="soft">{note}</p>\n'
+  header = [escape(metric.title) for metric in _METRICS]
+  lines = [
+      [
+          _head(group.label, group.runs),
+          str(len(group.runs)),
+          *(metric.text(group.runs) for metric in _METRICS),
+      ]
+      for group in groups
+  ]
+  text = table(
+      "results by setting", ["setting", "runs", *header], lines, "names"
+  )
+  several = any(len(group.runs) > 1 for group in groups)
+  if several:
+    note += " ± is half the range over runs that differ in their seed alone."
+  text += f'<p class="soft">{note}</p>\n'
+  lines = [
+      [
+          _head(run.name, [run]),
+          _words([run.config.get("seed")]),
+          *(metric.text([run]) for metric in _METRICS),
+      ]
+      for run in runs
+  ]
+  each = table(
+      "results of each run", ["folder", "seed", *header], lines, "names"
+  )
+  return text + details(f"Each run ({len(runs)})", each)
+
+
+def sent(groups: list[Group]) -> str:
+  """What was sent, and how it is counted."""
+  columns = (
+      _Metric("clients", lambda run: run.senders, ".0f"),
+      _Metric(
+          "bytes per element",
+          lambda run: report_runs.element_bytes(run.config["method"]),
+          ".0f",
+      ),
+      _Metric(
+          "elements up, a client",
+          lambda run: run.elements("k_up")[-1] if run.rows else None,
+          ",.0f",
+          ",.0f",
+      ),
+      _Metric(
+          "elements down, a client",
+          lambda run: run.elements("k_down")[-1] if run.rows else None,
+          ",.0f",
+          ",.0f",
+      ),
+      _Metric("up, all clients", lambda run: run.total("k_up"), None),
+      _Metric("down, all clients", lambda run: run.total("k_down"), None),
+      _Metric("of sending all D", _share_of_all, ".2%", ".2%"),
+  )
+  header = [escape(metric.title) for metric in columns]
+  runs = [run for group in groups for run in group.runs]
+  if len(runs) == 1:
+    lines = [[escape(c.title), c.text(runs)] for c in columns]
+    text = table("bytes", None, lines, "pairs")
+  else:
+    text = table(
+        "bytes by setting",
+        ["setting", *header],
+        [
+            [
+                escape(group.label),
+                *(metric.text(group.runs) for metric in columns),
+            ]
+            for group in groups
+        ],
+        "names",
+    )
+  plain = ", ".join(report_runs.PLAIN_METHODS)
+  notes = [
+      "An element of a sparse message is its index and its value, 4 bytes "
+      f"each: 8 bytes. Of {plain} both sides know the indices: 4 bytes.",
+      "Up: the message of k_up elements that each client sends in each round, "
+      "summed over rounds and over the clients that have samples. Down: the "
+      "server's message of k_down elements, once for each of these clients; "
+      "where all hear one broadcast, divide by their number.",
+      "Not counted: the first weights, headers of packets, and the few numbers "
+      "per client and round, and the probe k', by which k is learned. The last "
+      "row or column compares with 4 bytes for each of the D weights both ways "
+      "in each of the run's rounds.",
+  ]
+  if any(
+      not run.finished and run.config.get("min_samples") == 0 for run in runs
+  ):
+    notes.append(
+        "Which clients of an unfinished run have no samples is not recorded: "
+        "all are counted there."
+    )
+  return text + "".join(f'<p class="soft">{note}</p>\n' for note in notes)
+
+
+def _share_of_all(run):
+  if not run.rows:
+    return None
+  sent = run.total("k_up") + run.total("k_down")
+  each = report_runs.element_bytes("send_all") * run.config["num_weights"]
+  whole = 2 * each * len(run.rows) * run.senders
+  return sent / whole if whole else None
+
+
+def _clients_of(run):
+  """The table of one run's clients."""
+  formats = {
+      "samples": ("samples", ",.0f"),
+      "test_samples": ("test samples", ",.0f"),
+      "test_loss": ("test loss", ".4f"),
+      "test_accuracy": ("test accuracy", ".4f"),
+      "contributed": ("contributed", ",.0f"),
+  }
+  columns = [
+      [
+          NONE if value != value else format(value, form)
+          for value in run.clients[name]
+      ]
+      for name, (_, form) in formats.items()
+  ]
+  names = map(escape, run.clients["client"])
+  lines = [list(line) for line in zip(names, *columns, strict=True)]
+  header = ["client", *(title for title, _ in formats.values())]
+  return table(f"clients of {run.name}", header, lines)
+
+
+def clients(groups: list[Group]) -> str:
+  """The tables of clients, run by run."""
+  runs = [run for group in groups for run in group.runs]
+  parts = []
+  for run in runs:
+    name = escape(run.name)
+    if not run.finished:
+      parts.append(f"<p>{name}: not known before the run is finished.</p>\n")
+      continue
+    told = count(len(run.clients["client"]), "client")
+    opened = len(runs) == 1 and len(run.clients["client"]) <= _OPEN_CLIENTS
+    summary = told if len(runs) == 1 else f"{name}: {told}"
+    parts.append(details(summary, _clients_of(run), is_open=opened))
+  note = (
+      '<p class="soft">Loss and accuracy of the final weights on the client\'s '
+      "own test samples; contributed: elements of its messages that the server "
+      "used.</p>\n"
+  )
+  return note + "".join(parts)

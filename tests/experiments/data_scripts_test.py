@@ -1,0 +1,292 @@
+"""The scripts about data, as a user starts them."""
+
+import io
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from matplotlib import image as matplotlib_image
+from PIL import Image
+
+from agsfl import errors
+from agsfl.data import federated as data
+from agsfl.data.partitions import Partition
+from agsfl.errors import ConfigError
+from experiments import decode_images, describe_data
+from experiments.lib import scripts
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(script, *arguments):
+  return subprocess.run(
+      [sys.executable, "-m", f"experiments.{script}", *map(str, arguments)],
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+      check=False,
+  )
+
+
+def encoded(images, labels, form="PNG"):
+  """The arrays of a file of encoded images."""
+  files = []
+  for image in images:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form)
+    files.append(file.getvalue())
+  return {
+      "jpeg": np.frombuffer(b"".join(files), np.uint8),
+      "offsets": np.cumsum([0, *map(len, files)]),
+      "labels": np.asarray(labels, np.uint8),
+  }
+
+
+class ScriptsTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+
+  def assert_one_line(self, result, *words):
+    self.assertNotEqual(result.returncode, 0)
+    self.assertNotIn("Traceback", result.stderr)
+    (line,) = [
+        line for line in result.stderr.splitlines() if line.startswith("error")
+    ]
+    for word in words:
+      self.assertIn(word, line)
+
+  def test_decoded_then_described(self):
+    """PNGs lose nothing: the npz holds the pixels, and clients get them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 9, 8, 3), np.uint8)
+    labels = np.arange(40) % 4
+    train, test, out = (
+        self.folder / f"{name}.npz" for name in ("train", "test", "$s{$")
+    )
+    np.savez(train, **encoded(images[:30], labels[:30]))
+    np.savez(test, **encoded(images[30:], labels[30:]))
+    asked = f"--train={train}", f"--test={test}", f"--out={out}"
+    result = start("decode_images", *asked)
+    self.assertEqual(result.stdout, f"--dataset=npz:{out}\n", result.stderr)
+    federated = data.load(f"npz:{out}", Partition("shards", 5))
+    np.testing.assert_array_equal(federated.clients.images, images)
+    np.testing.assert_array_equal(federated.clients.labels, labels)
+    self.assertEqual(federated.test_rows.tolist(), list(range(30, 40)))
+
+    result = start(
+        "describe_data",
+        f"--dataset=npz:{out}",
+        "--partition=shards",
+        "--num_clients=5",
+        # Matplotlib would read formulas between dollars.
+        f"--workdir={self.folder / '$seen{$'}",
+    )
+    lines = result.stdout.splitlines()
+    self.assertLen(lines, 8, result.stderr)
+    clients = federated.clients
+    ends = clients.starts + clients.counts
+    for client, line in enumerate(lines[1:6]):
+      own = clients.order[clients.starts[client] : ends[client]]
+      name, size, tests, *held = line.split()
+      self.assertEqual(name, str(client))
+      self.assertEqual(int(size), len(own))
+      self.assertEqual(int(tests), (federated.test_clients == client).sum())
+      told = dict(map(int, pair.split(":")) for pair in held)
+      want = np.unique_counts(labels[own])
+      self.assertEqual(
+          told, dict(zip(*(x.tolist() for x in want), strict=True))
+      )
+    self.assertStartsWith(
+        lines[6], "5 clients, 30 training and 10 test samples, of these 10 of"
+    )
+    picture = matplotlib_image.imread(self.folder / "$seen{$" / "labels.png")
+    self.assertGreater(np.ptp(picture[..., :3]), 0.9)
+
+  def test_bad_input(self):
+    good = encoded(np.zeros((3, 4, 4), np.uint8), [1, 2, 3])
+    paths = {}
+    for name, changes in {
+        "good": {},
+        "torn": {"jpeg": good["jpeg"][::-1]},
+        "uneven": {"labels": np.zeros(5, np.uint8)},
+        "short": {"offsets": good["offsets"] + 9},
+        "sizes": encoded(np.zeros((3, 5, 4), np.uint8), [1, 2, 3]),
+        "empty": {"labels": good["labels"][:0], "offsets": np.zeros(1, int)},
+        "floats": {"offsets": good["offsets"].astype(float)},
+        "below": {"labels": np.array([0, -1, 2])},
+        "above": {"labels": np.array([0, 1000, 2], np.uint64)},
+        "alpha": encoded(np.zeros((3, 4, 4, 4), np.uint8), [1, 2, 3]),
+    }.items():
+      paths[name] = self.folder / f"{name}.npz"
+      np.savez(paths[name], **{**good, **changes})
+    out = self.folder / "out.npz"
+    for name, word in (
+        ("torn", "image 0"), ("uneven", "offsets"), ("short", "offsets"),
+        ("sizes", "[5, 4]"), ("none", "must be an npz"), ("empty", "offsets"),
+        ("floats", "offsets"), ("alpha", "RGBA"),
+        ("below", "0 to 999"), ("above", "0 to 999"),
+    ):
+      test = paths.get(name, self.folder / "none.npz")
+      with self.assertRaises(ConfigError) as caught:
+        decode_images.convert(
+            [
+                decode_images.read("--train", paths["good"]),
+                decode_images.read("--test", test),
+            ],
+            out,
+        )
+      problem = str(caught.exception)
+      self.assertNotIn("\n", problem)
+      self.assertIn(f"--test={test}", problem)
+      self.assertIn(word, problem)
+      self.assertLen(list(self.folder.iterdir()), len(paths))
+
+  def test_labels_of_two_types(self):
+    """Unsigned and signed ones would be floats together."""
+    one = encoded(np.zeros((2, 4, 4), np.uint8), [0, 1])
+    path, out = self.folder / "one.npz", self.folder / "out.npz"
+    parts = []
+    for dtype in (np.uint64, np.int64):
+      np.savez(path, **{**one, "labels": np.array([0, 1], dtype)})
+      parts.append(decode_images.read("--train", path))
+    decode_images.convert(parts, out)
+    with np.load(out) as file:
+      self.assertEqual(file["labels"].dtype, np.int32)
+      self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1])
+
+  def test_no_input_is_written_over(self):
+    paths = [self.folder / f"{name}.npz" for name in ("train", "test")]
+    for path in paths:
+      np.savez(path, **encoded(np.zeros((2, 4, 4), np.uint8), [0, 1]))
+    before = [path.read_bytes() for path in paths]
+    link = self.folder / "link.npz"
+    link.symlink_to(paths[1])
+    self.assert_one_line(
+        start(
+            "decode_images",
+            f"--train={paths[0]}", f"--test={paths[1]}", f"--out={link}",
+        ),
+        f"--out={link}: must be another file than --test",
+    )
+    self.assertEqual([path.read_bytes() for path in paths], before)
+    self.assertTrue(link.is_symlink())
+
+  def test_errors_are_one_line(self):
+    self.assert_one_line(
+        start("describe_data", "--dataset=npz:/none"), "--dataset=npz:/none"
+    )
+    self.assert_one_line(
+        start("decode_images", "--train=/none", "--test=/none", "--out=/tmp"),
+        "--out=/tmp",
+    )
+    self.assert_one_line(
+        start("decode_images", f"--out={self.folder / 'all.npz'}"), "--train"
+    )
+    for split in ("train", "test"):
+      (self.folder / split).mkdir()
+      (self.folder / split / "a.json").write_text(
+          '{"users": ["a"], "num_samples": [1], "user_data": {"a": {}}}'
+      )
+    asked = f"--leaf_dir={self.folder}", f"--data_dir={self.folder / 'tfds'}"
+    self.assert_one_line(
+        start("prepare_femnist", *asked), f"error: {asked[0]}: ", "'a', x"
+    )
+
+
+class EndsTest(parameterized.TestCase):
+  """How `experiments.scripts` ends a program."""
+
+  def ended(self, body):
+    """A script of this body, which has begun."""
+    program = textwrap.dedent("""
+        import sys, time
+        from absl import app
+        from agsfl import errors, files
+        from pathlib import Path
+        from experiments.lib import scripts
+        def main(argv):
+          scripts.start(argv)
+          with scripts.one_line_errors():
+    """) + textwrap.indent(textwrap.dedent(body), "    ") + "app.run(main)"
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+  @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGINT, 130))
+  def test_signals(self, number, code):
+    """Nothing half written is left, and no traceback is told."""
+    with tempfile.TemporaryDirectory() as folder:
+      process = self.ended(f"""
+          with files.written_whole(Path({folder!r}) / "file") as path:
+            path.write_text("half")
+            print("begun", flush=True)
+            time.sleep(60)
+      """)
+      self.assertEqual(process.stdout.readline(), "begun\n")
+      self.assertLen(list(Path(folder).iterdir()), 1)
+      process.send_signal(number)
+      self.assertEqual(process.communicate()[1], "")
+      self.assertEqual(process.returncode, code)
+      self.assertEmpty(list(Path(folder).iterdir()))
+
+  def test_a_reader_that_leaves(self):
+    process = self.ended("""
+        print("begun", flush=True)
+        for _ in range(10000):
+          print("more")
+    """)
+    self.assertEqual(process.stdout.readline(), "begun\n")
+    process.stdout.close()
+    self.assertEqual(process.stderr.read(), "")
+    self.assertEqual(process.wait(), 141)
+
+  def test_too_little_memory(self):
+    with self.assertRaisesRegex(
+        SystemExit, r"^error: not enough memory \(.* 4\.00 EiB .*\)$"
+    ), scripts.one_line_errors():
+      np.zeros(2**59)
+
+
+class HistogramsTest(absltest.TestCase):
+
+  def test_by_hand(self):
+    federated = data.FederatedData(
+        clients=data.ClientData.of(
+            np.zeros((8, 1, 1, 1), np.uint8),
+            np.array([0, 90, 2, 0, 90, 90, 2, 0]),
+            [np.array([4, 1, 0]), np.array([2])],
+        ),
+        test_rows=np.array([3, 5, 6, 7]),
+        test_clients=np.array([1, 0, -1, 1]),
+        client_names=np.array(["a", "b"]),
+        num_classes=91,
+    )
+    present, held = describe_data.histograms(federated)
+    np.testing.assert_array_equal(present, [0, 2, 90])
+    np.testing.assert_array_equal(
+        held, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
+    )
+
+  def test_control_characters(self):
+    """A terminal would obey them."""
+    told = describe_data.table(
+        np.array(["é\x1b[2J"]), np.array([5]), np.ones((2, 1, 1), int)
+    )
+    self.assertEqual(told.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
+    with self.assertRaisesRegex(ConfigError, r"^--dataset=set: a \\x1b b$"):
+      errors.refuse("--dataset=set", "a \x1b\nb")
+
+
+if __name__ == "__main__":
+  absltest.main()

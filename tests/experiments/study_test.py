@@ -1,0 +1,228 @@
+"""The studies as real processes: what they leave, and a second start."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.image
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+from absl.testing import absltest, flagsaver, parameterized
+
+from agsfl.config import ConfigError
+from agsfl.records import folder as records
+from experiments.lib import groups as results
+from experiments.paper import study
+from tests.experiments import run_test
+
+SETTINGS = (
+    "--dataset=npz:FOLDER/tiny.npz", "--model=mlp", "--batch_size=8",
+    "--partition=natural", "--k=40", "--k_min=20", "--num_rounds=6",
+    "--eval_every=2",
+)
+# Script: further arguments, labels of its runs.
+STUDIES = {
+    "compare_methods": (
+        ["--methods=fab_top_k,fedavg", "--local_steps=2", "--seeds=0,3"],
+        ("fab_top_k", "fedavg"),
+    ),
+    "compare_controllers": (
+        ["--controllers=value,exp3,bandit,fixed=50"],
+        ("value", "exp3", "bandit", "fixed=50"),
+    ),
+    "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
+    "cross_replay": (
+        ["--comm_times=9,1"],
+        ("beta9", "beta1", "beta9_under_beta1", "beta1_under_beta9"),
+    ),
+}
+BAD = {
+    "compare_methods": ("--methods=fab", "fab_top_k"),
+    "compare_controllers": ("--controllers=pid", "bandit"),
+    "communication_times": ("--comm_times=1,x", "numbers"),
+    "cross_replay": ("--seeds=0,x", "whole numbers"),
+    "regret": ("--seeds=", "at least one"),
+    "independence": ("--first_ks=9,x", "numbers"),
+}
+
+
+class StudyTest(parameterized.TestCase):
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
+    run_test.write_data(cls.folder)
+
+  def start(self, name, *arguments):
+    return run_test.run_python("-m", f"experiments.{name}", *run_test.filled(
+        (*SETTINGS, f"--workdir=FOLDER/{name}", *arguments), self.folder
+    ))
+
+  def times(self, workdir):
+    return {
+        path: path.stat().st_mtime_ns
+        for path in workdir.rglob("*")
+        if path.is_file() and "compiled" not in path.parts
+    }
+
+  @parameterized.parameters(*sorted(set(STUDIES) - {"compare_methods"}))
+  def test_leaves_runs_a_figure_and_a_table(self, name):
+    self.check(name, self.start(name, *STUDIES[name][0]))
+
+  def check(self, name, result):
+    arguments, labels = STUDIES[name]
+    self.assertEqual(result.returncode, 0, result.stderr)
+    workdir = self.folder / name
+    image = matplotlib.image.imread(workdir / "figure.png")
+    self.assertGreater(np.ptp(image[..., :3]), 0.5)
+    self.assertIn((workdir / "table.md").read_text(), result.stdout)
+    for label in labels:
+      for run in (workdir / label).iterdir():
+        rounds = [row["round"] for row in records.read_rows(run)]
+        self.assertEqual(rounds[:6], [1, 2, 3, 4, 5, 6])
+        if "under" not in label:
+          self.assertLen(rounds, 6)
+          continue
+        # Law: k is of the one run, beta and the time are of the other.
+        source, target = (
+            workdir / beta / run.name for beta in label.split("_under_")
+        )
+        rows, k_rows = records.read_rows(run), records.read_rows(source)
+        for row, k_row in zip(rows, k_rows, strict=False):
+          self.assertEqual(row["k"], k_row["k"])
+        own = records.read_rows(target)
+        self.assertGreaterEqual(rows[-1]["time"], own[-1]["time"])
+        self.assertLess(rows[-2]["time"], own[-1]["time"])
+        config = json.loads((run / "config.json").read_text())
+        self.assertEqual(f"beta{config['comm_time']:g}", target.parent.name)
+        # And its loss stands in the row of the one, the column of the other.
+        column = arguments[0].removeprefix("--comm_times=").split(",").index(
+            target.parent.name.removeprefix("beta")
+        )
+        beta = source.parent.name.removeprefix("beta")
+        (line,) = (
+            line.strip("| ").split(" | ")
+            for line in (workdir / "table.md").read_text().splitlines()
+            if line.startswith(f"| {beta} |")
+        )
+        loss = records.read_summary(run)["train_loss"]
+        self.assertEqual(line[1 + column], f"{loss:.4g}")
+
+  @mock.patch.dict(os.environ)
+  def test_a_second_start_does_what_is_missing(self):
+    """Of a study that leaves what the others do."""
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    name = "compare_methods"
+    arguments, labels = STUDIES[name]
+    workdir = self.folder / name
+    start = lambda *more: self.start(name, *arguments, *more)
+    self.check(name, start())
+    # Law: seeds of one setting share a program.
+    programs = list((workdir / "compiled").glob("jit_chunk*"))
+    self.assertLen(programs, len(labels))
+    before, table = self.times(workdir), (workdir / "table.md").read_text()
+    # As if it was stopped in the middle of the last run.
+    last = workdir / labels[-1] / "seed3"
+    (last / "summary.json").unlink()
+    again = start()
+    self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertEqual((workdir / "table.md").read_text(), table)
+    changed = {
+        path for path, time in self.times(workdir).items()
+        if before[path] != time
+    }
+    inside = {path for path in changed if path.is_relative_to(last)}
+    self.assertEqual(
+        {path.name for path in changed - inside}, {"figure.png", "table.md"}
+    )
+    self.assertIn(last / "metrics.jsonl", inside)
+    other = start("--learning_rate=0.5")
+    self.assertEqual(other.returncode, 1)
+    self.assertEqual(
+        other.stderr.splitlines()[-1],
+        f"error: --workdir={workdir / labels[0] / 'seed0'}: must hold no run, "
+        "or one of the same settings; it has learning_rate=0.01, asked for 0.5",
+    )
+
+  @parameterized.parameters(*BAD)
+  def test_a_wrong_list_is_refused(self, name):
+    argument, allowed = BAD[name]
+    result = self.start(name, argument, "--workdir=FOLDER/bad")
+    self.assertEqual(result.returncode, 1)
+    (line,) = run_test.error_lines(result)
+    self.assertIn(argument.split("=")[0], line)
+    self.assertIn(allowed, line)
+    self.assertFalse((self.folder / "bad").exists())
+
+
+class NumbersTest(parameterized.TestCase):
+
+  @parameterized.parameters("0,0", "1,0,01")
+  def test_named_twice(self, texts):
+    """A run counted twice would tell a wrong spread."""
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(seeds=texts.split(",")):
+      with self.assertRaisesRegex(ConfigError, f"^--seeds={texts}: must name "):
+        study.seeds()
+
+
+class OverSeedsTest(absltest.TestCase):
+
+  def test_worked(self):
+    self.assertEqual(results.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
+    self.assertEqual(results.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
+                     "43840 ± 85")
+    self.assertEqual(results.over_seeds([0.12345]), "0.1235")
+
+
+class JainTest(absltest.TestCase):
+
+  def test_worked(self):
+    """(1 + 2 + 3)^2 / (3 * 14); all alike 1; one of four alone 1/4."""
+    self.assertAlmostEqual(results.jain_index(np.array([1, 2, 3])), 36 / 42)
+    self.assertEqual(results.jain_index(np.array([5, 5, 5])), 1)
+    self.assertEqual(results.jain_index(np.array([0, 7, 0, 0])), 0.25)
+    self.assertEqual(results.jain_index(np.zeros(3)), 1)
+
+
+class SpreadTest(absltest.TestCase):
+
+  def drawn(self, *all_times):
+    """What is drawn of losses that are the times, and 3 times the times."""
+    runs = [
+        results.Run(
+            [{"time": t, "loss": slope * t} for t in times], {}, None, None
+        )
+        for times, slope in zip(all_times, (1, 3), strict=True)
+    ]
+    _, axes = plt.subplots()
+    self.addCleanup(plt.close)
+    results.draw_spread(axes, runs, "loss", "two")
+    return axes
+
+  def test_mean_over_the_time_that_all_have(self):
+    axes = self.drawn((1, 2, 4), (2, 6))
+    (line,) = axes.lines
+    np.testing.assert_allclose(line.get_xydata(), [[2, 4], [4, 8]])
+    self.assertLen(axes.collections, 1)
+
+  def test_runs_that_share_no_time_are_drawn_each(self):
+    """In one colour, once in the legend."""
+    axes = self.drawn((1, 4), (20, 60))
+    one, two = axes.lines
+    np.testing.assert_allclose(one.get_xydata(), [[1, 1], [4, 4]])
+    np.testing.assert_allclose(two.get_xydata(), [[20, 60], [60, 180]])
+    self.assertEqual(one.get_color(), two.get_color())
+    self.assertEqual(axes.get_legend_handles_labels()[1], ["two"])
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,7 +1,6 @@
 """The records that flow between the parts of a round; no logic."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -9,23 +8,44 @@ import jax
 PyTree = Any
 
 
+class ModelInit(Protocol):
+  """Draws the initial weights."""
+
+  def __call__(self, key: jax.Array, /) -> jax.Array:
+    """Returns [D] f32."""
+
+
+class ModelApply(Protocol):
+  """Runs the network."""
+
+  def __call__(self, params: jax.Array, features: jax.Array, /) -> jax.Array:
+    """[D] f32 weights, [B, ...] f32 features -> [B, L] logits."""
+
+
 class Model(NamedTuple):
   """A network as two pure functions of a flat weight vector.
 
   Attributes:
     init: key -> [D] f32, the initial weights.
-    apply: ([D] weights, [B, ...] f32 images) -> [B, L] logits.
+    apply: ([D] weights, [B, ...] f32 features) -> [B, L] logits.
     sizes: of the arrays of weights and biases in the vector, in its order.
   """
 
-  init: Callable[[jax.Array], jax.Array]
-  apply: Callable[[jax.Array, jax.Array], jax.Array]
+  init: ModelInit
+  apply: ModelApply
   sizes: tuple[int, ...]
 
   @property
   def dim(self) -> int:
     """D."""
     return sum(self.sizes)
+
+
+class Loss(Protocol):
+  """What training minimises; its mean over samples."""
+
+  def __call__(self, logits: jax.Array, labels: jax.Array, /) -> jax.Array:
+    """[B, L] f32 logits, [B] i32 labels -> [B] f32 losses."""
 
 
 class Selection(NamedTuple):
@@ -68,23 +88,56 @@ class Split(NamedTuple):
   residual: jax.Array
 
 
+class SparsifierInit(Protocol):
+  """The state before round 1."""
+
+  def __call__(self, num_clients: int, dim: int, /) -> PyTree:
+    """Returns a pytree of arrays."""
+
+
+class Select(Protocol):
+  """Decides what all clients send and what the server sends back."""
+
+  def __call__(
+      self,
+      key: jax.Array,
+      accumulated: jax.Array,
+      weights: jax.Array,
+      k: jax.Array,
+      state: PyTree,
+      /,
+  ) -> tuple[Selection, PyTree]:
+    """accumulated [N, D] f32, weights [N] f32 summing to 1, k [] i32."""
+
+
+class SplitClient(Protocol):
+  """ONE client's side of a selection, once it has the downlink."""
+
+  def __call__(
+      self, accumulated: jax.Array, mask: jax.Array, client: PyTree, /
+  ) -> Split:
+    """accumulated [D], J [D] bool, its part of `Selection.clients`."""
+
+
 class Sparsifier(NamedTuple):
   """A way to pick what is sent.
 
+  Its arrays hold all clients, on however many devices they lie: a sum over
+  clients is `jnp.sum(..., axis=0)`.
+
   Attributes:
     init: (num_clients, dim) -> state.
-    select: (key, accumulated [N, D] f32, weights [N] f32 summing to 1,
-      k [] i32, state) -> (Selection, state). Pure, so a round may try another
-      k beside the one it uses, under vmap, and drop the second state. With
-      k = 0 nothing is sent, and clients of weight 0 send nothing.
-    split: (accumulated [D], J [D], its part of `Selection.clients`) -> Split:
-      ONE client's side, once it has the downlink. A step of its own, for a k
-      that is only tried needs no arrays of [N, D].
+    select: (key, accumulated, weights, k, state) -> (Selection, state). Pure,
+      so a round may try another k beside the one it uses, under vmap, and drop
+      the second state. With k = 0 nothing is sent, and clients of weight 0
+      send nothing.
+    split: (accumulated, mask, client) -> Split. A step of its own: a k that is
+      only tried needs no arrays of [N, D].
   """
 
-  init: Callable[[int, int], PyTree]
-  select: Callable[..., tuple[Selection, PyTree]]
-  split: Callable[..., Split]
+  init: SparsifierInit
+  select: Select
+  split: SplitClient
 
 
 class KProposal(NamedTuple):
@@ -118,8 +171,27 @@ class Observation(NamedTuple):
   loss_probe: jax.Array
 
 
+class ControllerInit(Protocol):
+  """What is played in round 1."""
+
+  def __call__(self, key: jax.Array, /) -> tuple[KProposal, PyTree]:
+    """Returns k for round 1, and the state."""
+
+
+class ControllerUpdate(Protocol):
+  """What is played in the next round."""
+
+  def __call__(
+      self, key: jax.Array, observed: Observation | None, state: PyTree, /
+  ) -> tuple[KProposal, PyTree]:
+    """Returns k for the next round, and the state."""
+
+
 class KController(NamedTuple):
   """A rule that picks k from round to round.
+
+  All that changes from run to run, such as the first k, lies in its state: so
+  runs that differ in it share a compiled program.
 
   Attributes:
     init: key -> (KProposal for round 1, state).
@@ -130,21 +202,24 @@ class KController(NamedTuple):
       of the probe are those of k.
   """
 
-  init: Callable[[jax.Array], tuple[KProposal, PyTree]]
-  update: Callable[..., tuple[KProposal, PyTree]]
+  init: ControllerInit
+  update: ControllerUpdate
   observes: bool
   probes: bool
 
 
 @flax.struct.dataclass
 class RoundState:
-  """All that the next round needs; with the root key it resumes a run.
+  """All that the next round needs: from it and the data a run goes on exactly.
 
   Attributes:
+    key: [] the root key of every draw; it never changes.
+    learning_rate: [] f32, eta of the clients' steps.
+    comm_time: [] f32, beta.
     params: [D] f32, w(m).
     residual: [N, D] f32, accumulated and not yet sent.
     sparsifier: the sparsifier's state.
-    server: the server optimiser's state.
+    server: the server optimiser's state, its learning rate in it.
     controller: the controller's state.
     proposal: k for the next round.
     round_index: [] i32, rounds done, m.
@@ -152,6 +227,9 @@ class RoundState:
     elapsed_rest: [] f32, what rounding left out of it, see `cost.add_time`.
   """
 
+  key: jax.Array
+  learning_rate: jax.Array
+  comm_time: jax.Array
   params: jax.Array
   residual: jax.Array
   sparsifier: PyTree
@@ -171,10 +249,13 @@ class RoundInfo(NamedTuple):
     elapsed: [] f32, normalised time at the round's end.
     k, k_probe: [] f32, the controller's real numbers.
     k_up, k_down: [] i32, elements really sent each way.
+    volume_up, volume_down: [] f32, numbers of a client's message and of the
+      server's.
     minibatch_loss: [] f32, data-size-weighted mean at w(m-1).
     sign: [] f32, the cost's estimated slope: -1, 0 or 1; NaN if none was had.
     contributed: [N] i32, elements of each client that the server used.
     finite: [] bool; False: a gradient was not finite and nothing was sent.
+    metrics: by name [] each, what the user asked for; see `build_round`.
   """
 
   round_index: jax.Array
@@ -183,7 +264,10 @@ class RoundInfo(NamedTuple):
   k_probe: jax.Array
   k_up: jax.Array
   k_down: jax.Array
+  volume_up: jax.Array
+  volume_down: jax.Array
   minibatch_loss: jax.Array
   sign: jax.Array
   contributed: jax.Array
   finite: jax.Array
+  metrics: dict[str, jax.Array]

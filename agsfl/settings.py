@@ -1,0 +1,162 @@
+"""A setting is said once: type, default, help, bounds and choices.
+
+`Config` and `Partition` are frozen dataclasses whose fields come from
+`setting`. Their checks, the flags of all commands and the table of flags are
+made of these fields.
+"""
+
+import dataclasses
+import math
+import numbers
+import os
+import typing
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from agsfl.errors import require
+
+# JAX computes in float32: a larger number would become infinite.
+LARGEST = 1e30
+
+# k may be a number of elements, or text such as "1%": a share of D.
+Amount = float | str
+
+# By a field's type: what may stand for it, and that in words.
+_KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool, np.bool_), "True or False"),
+    int: ((numbers.Integral,), "a whole number"),
+    float: ((numbers.Real,), "a number"),
+    str: ((str, os.PathLike), "text"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is said of a setting beside its name, type and default.
+
+  Attributes:
+    help: one or two sentences.
+    least, most: bounds, both allowed.
+    choices: names that are allowed; a registry grows later.
+  """
+
+  help: str
+  least: float | None = None
+  most: float | None = None
+  choices: Collection[str] | None = None
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: Collection[str] | None = None,
+) -> Any:
+  """A field of a dataclass of settings; see `Setting`."""
+  said = Setting(help, least, most, choices)
+  return dataclasses.field(default=default, metadata={"setting": said})
+
+
+def said_of(field: dataclasses.Field) -> Setting:
+  """What is said of a field."""
+  return field.metadata["setting"]
+
+
+def kinds_of(field: dataclasses.Field) -> tuple[type, ...]:
+  """The types of a field's value: (float, str) of a k, None left out."""
+  kinds = typing.get_args(field.type) or (field.type,)
+  return tuple(kind for kind in kinds if kind is not type(None))
+
+
+def is_optional(field: dataclasses.Field) -> bool:
+  """Whether the value may be None."""
+  return type(None) in typing.get_args(field.type)
+
+
+def check(settings: Any):
+  """Checks every field and brings its value to the field's own type.
+
+  Args:
+    settings: an instance of a frozen dataclass; called in `__post_init__`.
+
+  Raises:
+    ConfigError: a value is of another type, out of bounds or no choice.
+  """
+  for field in dataclasses.fields(settings):
+    value = _checked(field, getattr(settings, field.name))
+    object.__setattr__(settings, field.name, value)
+
+
+def _checked(field, value):
+  if value is None and is_optional(field):
+    return None
+  kinds = kinds_of(field)
+  if kinds == typing.get_args(Amount):
+    value = _amount(field.name, value)
+  else:
+    value = _typed(field.name, kinds[0], value)
+  said = said_of(field)
+  if said.choices is not None:
+    allowed = f"one of {', '.join(said.choices)}"
+    require(value in said.choices, field.name, value, allowed)
+  if isinstance(value, (int, float)) and not isinstance(value, bool):
+    _require_bounds(field.name, value, said)
+  return value
+
+
+def _typed(name, kind, value):
+  """The value in its own type, NumPy's numbers as Python's."""
+  kinds, allowed = _KINDS[kind]
+  # A bool is an integer to Python.
+  fits = isinstance(value, kinds) and (
+      kind is bool or not isinstance(value, bool)
+  )
+  require(fits, name, repr(value), allowed)
+  return kind(value)
+
+
+def _amount(name, value):
+  """A number of elements as a float, a share as text such as "1%"."""
+  if not isinstance(value, str):
+    return _typed(name, float, value)
+  allowed = "a number, or a share of D from above 0% to 100%, such as 1%"
+  number, percent, rest = value.strip().partition("%")
+  try:
+    parsed = float(number)
+  except ValueError:
+    parsed = math.nan
+  require(not rest and math.isfinite(parsed), name, value, allowed)
+  if not percent:
+    return parsed
+  require(0 < parsed <= 100, name, value, allowed)
+  return f"{parsed:g}%"
+
+
+def elements(amount: Amount, dim: int) -> float:
+  """A number of elements that an `Amount` stands for.
+
+  Args:
+    amount: as checked.
+    dim: D.
+
+  Returns:
+    Elements; a share of D, but at least one.
+  """
+  if isinstance(amount, str):
+    return max(1.0, float(amount.removesuffix("%")) / 100 * dim)
+  return amount
+
+
+def _require_bounds(name, value, said):
+  require(math.isfinite(value), name, value, "a finite number")
+  if isinstance(value, float):
+    require(value <= LARGEST, name, value, f"at most {LARGEST:g}")
+  if said.least is not None:
+    require(value >= said.least, name, value, f"at least {said.least:g}")
+  if said.most is not None:
+    most = f"{said.most:,}" if isinstance(said.most, int) else f"{said.most:g}"
+    require(value <= said.most, name, value, f"at most {most}")

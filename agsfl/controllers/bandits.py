@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agsfl.controllers.rule import Rule
+from agsfl.errors import require
 from agsfl.types import KController, KProposal
 
-# Where no reward was seen yet, the scale to divide by.
+# What rewards are divided by before any was seen.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -18,8 +20,10 @@ def _fall_per_time(observed):
 
   Negative where the loss rose, 0 where it is not finite.
   """
-  rate = (observed.loss_before - observed.loss_after) / observed.time
-  return jnp.where(jnp.isfinite(rate), rate, 0.0)
+  fall = observed.loss_before - observed.loss_after
+  usable = jnp.isfinite(fall) & (observed.time != 0)
+  rate = fall / jnp.where(usable, observed.time, 1.0)
+  return jnp.where(usable & jnp.isfinite(rate), rate, 0.0)
 
 
 class Exp3State(NamedTuple):
@@ -39,7 +43,7 @@ class Exp3State(NamedTuple):
 
 
 def probabilities(log_weights: jax.Array, gamma: float) -> jax.Array:
-  """What EXP3 draws its next arm with.
+  """The probabilities with which EXP3 draws its next arm.
 
   Args:
     log_weights: [K] log w, up to a constant.
@@ -69,13 +73,16 @@ def exp3(
 
   Once K ln K >= (e - 1) T, gamma is 1 and every arm stays as likely as any
   other: with an arm for every k of a large model, nothing is learned in a run
-  of usual length. (The authors' code takes sqrt(ln K / (K T)).)
+  of usual length.
 
   EXP3 needs rewards in [0, 1]. The reward here is the fall of the one-sample
   loss per unit of normalised time, (loss_before - loss_after) / time, divided
   by the largest such fall of the run so far, this round's included, and cut
   to [0, 1]. So the first fall has reward 1, and a round whose loss rose, or is
   not finite, has reward 0.
+
+  In the authors' code gamma is sqrt(ln K / (K T)), and the reward is time /
+  (loss_after - loss_before), which has no bounds.
 
   Args:
     k_min, k_max: elements; arms lie from ceil(k_min) to floor(k_max).
@@ -87,15 +94,15 @@ def exp3(
     A controller that observes and does not probe.
 
   Raises:
-    ValueError: no integer lies in [k_min, k_max].
+    ConfigError: no integer lies in [k_min, k_max].
 
   Source: Auer, Cesa-Bianchi, Freund, Schapire, "The nonstochastic multiarmed
   bandit problem", SIAM J. Comput. 2002, EXP3 and its tuning of gamma; Han,
   Wang, Leung, ICDCS 2020, compare with it.
   """
   low, span = math.ceil(k_min), math.floor(k_max) - math.ceil(k_min)
-  if span < 0:
-    raise ValueError(f"no integer k lies in [{k_min}, {k_max}]")
+  allowed = f"at least {low}, the first whole k from k_min on"
+  require(span >= 0, "k_max", k_max, allowed)
   count = span + 1 if num_arms is None else min(num_arms, span + 1)  # K
   # In integers, so that no half is missed; gaps of 1 or more stay distinct.
   gaps = max(count - 1, 1)
@@ -106,8 +113,9 @@ def exp3(
 
   def play(key, log_weights, largest):
     p = probabilities(log_weights, gamma)
-    # "high", for the 23 bits of "low" make ties among very many arms.
+    # "high": the 23 bits of "low" make ties among very many arms.
     arm = jax.random.categorical(key, jnp.log(p), mode="high")
+    arm = arm.astype(jnp.int32)
     k = jnp.asarray(arms)[arm]
     return KProposal(k, k), Exp3State(log_weights, arm, p[arm], largest)
 
@@ -120,7 +128,7 @@ def exp3(
     reward = jnp.clip(rate / jnp.maximum(largest, _TINY), 0.0, 1.0)
     gain = gamma * (reward / state.probability) / count
     log_weights = state.log_weights.at[state.arm].add(gain)
-    # The likely arms near 0, where float32 resolves small gains.
+    # Near 0 float32 resolves small gains, so the likely arms must lie there.
     return play(key, log_weights - jnp.max(log_weights), largest)
 
   return KController(init, update, observes=True, probes=False)
@@ -142,7 +150,7 @@ class BanditState(NamedTuple):
 
 
 def bandit(
-    k_init: float,
+    k_init: float | jax.Array,
     k_min: float,
     k_max: float,
     horizon: int,
@@ -159,13 +167,17 @@ def bandit(
   so y stays in [-1, 1]. In one dimension (c / delta) u is the estimate of the
   cost's slope in x, and `step` is eta, the step on that estimate. Flaxman,
   Kalai and McMahan write the product as one, x - nu c u: nu = eta / delta, with
-  the defaults T^(-1/2), their order. (The authors' code takes the same powers
-  of T, with a radius in elements, not scaled.)
+  the defaults T^(-1/2), their order.
 
   The cost must be bounded. Here it is minus the fall of the one-sample loss
   per unit of normalised time, (loss_before - loss_after) / time, divided by
   the largest absolute value of that in the run so far, this round's included:
   in [-1, 1]. A round whose losses are not finite costs 0 and leaves x.
+
+  In the authors' code delta = T^(-1/4) is in elements, not in halves of B;
+  eta = T^(-3/4) is in units of B, so twice ours; the first point is
+  (k_max + k_min) / 200; and the cost is time / (loss_before - loss_after),
+  which has no bounds.
 
   Args:
     k_init: elements; x_1 is the nearest point of P's interval to it.
@@ -187,8 +199,9 @@ def bandit(
   reach = 1.0 - radius
 
   def play(key, x, largest):
-    u = jax.random.rademacher(key, (), jnp.float32)
-    # Cut once more: rounding may carry an end beyond K.
+    side = jax.random.bernoulli(key, jnp.float32(0.5))
+    u = 2.0 * side.astype(jnp.float32) - 1.0
+    # The last clip is for rounding, which may carry an end beyond K.
     k = jnp.clip(centre + half * (x + radius * u), k_min, k_max)
     return KProposal(k, k), BanditState(x, u, largest)
 
@@ -204,3 +217,24 @@ def bandit(
     return play(key, jnp.clip(x, -reach, reach), largest)
 
   return KController(init, update, observes=True, probes=False)
+
+
+RULES = {
+    "exp3": Rule(
+        lambda k, k_min, k_max, settings: exp3(
+            k_min, k_max, settings.num_rounds, settings.exp3_arms
+        ),
+        uses_horizon=True,
+    ),
+    "bandit": Rule(
+        lambda k, k_min, k_max, settings: bandit(
+            k,
+            k_min,
+            k_max,
+            settings.num_rounds,
+            radius=settings.bandit_radius,
+            step=settings.bandit_step,
+        ),
+        uses_horizon=True,
+    ),
+}

@@ -13,7 +13,7 @@ def round_time(
     volume_down: jax.Array,
     *,
     dim: int,
-    comm_time: float,
+    comm_time: float | jax.Array,
     compute: float = 1.0,
 ) -> jax.Array:
   """Normalised duration of a round, theta_m(k).
@@ -44,9 +44,9 @@ def add_time(
 ) -> tuple[jax.Array, jax.Array]:
   """Adds a round's duration to the time of all rounds, in two floats.
 
-  Where rounds are short beside their sum, a float32 sum rounds each the same
-  way: after 1e5 rounds it may be off by 0.1%. So what a sum rounds off is kept
-  for the next one.
+  A float32 sum rounds every short duration the same way: after 1e5 rounds it
+  may be off by 0.1%. So the second float holds what rounding left out of the
+  first, and goes into the next sum.
 
   Args:
     elapsed: [] f32.
@@ -67,9 +67,9 @@ class CostSlope(NamedTuple):
   """An estimate of d tau_m / dk.
 
   Attributes:
-    value: [] f32, time per element; NaN where not valid.
+    value: [] f32, time per element; 0 where not valid.
     sign: [] f32, its sign, -1, 0 or 1; 0 where not valid.
-    valid: [] bool, both losses fell and all that it is made of is finite.
+    valid: [] bool, both losses fell and all numbers are finite.
   """
 
   value: jax.Array
@@ -83,6 +83,9 @@ def cost_slope(observed: Observation) -> CostSlope:
   tau^(k') = theta(k') * (L(w-) - L(w)) / (L(w-) - L(w')), and the slope is
   (theta(k) - tau^(k')) / (k - k').
 
+  No NaN or infinity arises here unless it is in the observation, or a
+  quotient is too large for float32.
+
   Args:
     observed: one round's losses and times, k > k'.
 
@@ -93,10 +96,8 @@ def cost_slope(observed: Observation) -> CostSlope:
   """
   fall = observed.loss_before - observed.loss_after
   fall_probe = observed.loss_before - observed.loss_probe
-  cost_probe = observed.time_probe * fall / fall_probe
-  slope = (observed.time - cost_probe) / (observed.k - observed.k_probe)
-  needed = (
-      slope,
+  gap = observed.k - observed.k_probe
+  given = jnp.stack((
       observed.k,
       observed.k_probe,
       observed.time,
@@ -104,11 +105,13 @@ def cost_slope(observed: Observation) -> CostSlope:
       observed.loss_before,
       observed.loss_after,
       observed.loss_probe,
+  ))
+  usable = (
+      (fall > 0) & (fall_probe > 0) & (gap != 0) & jnp.all(jnp.isfinite(given))
   )
-  finite = jnp.all(jnp.isfinite(jnp.stack(needed)))
-  valid = (fall > 0) & (fall_probe > 0) & finite
-  return CostSlope(
-      value=jnp.where(valid, slope, jnp.nan),
-      sign=jnp.where(valid, jnp.sign(slope), 0.0),
-      valid=valid,
-  )
+  # Elsewhere the division is by 1, and its result is not used.
+  cost_probe = observed.time_probe * fall / jnp.where(usable, fall_probe, 1.0)
+  slope = (observed.time - cost_probe) / jnp.where(usable, gap, 1.0)
+  valid = usable & jnp.isfinite(slope)
+  value = jnp.where(valid, slope, 0.0)
+  return CostSlope(value, jnp.sign(value), valid)

@@ -1,42 +1,33 @@
-"""How k moves from round to round: the rules, as (init, update) pairs."""
+"""Descent on k by the slope of the cost, which a smaller k' is tried for."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from agsfl.controllers.cost import cost_slope
+from agsfl.controllers.cost import CostSlope, cost_slope
+from agsfl.controllers.rule import Rule
 from agsfl.types import KController, KProposal
 
 
-def fixed(k: float) -> KController:
-  """The same k in every round; nothing is measured."""
-  proposal = lambda: KProposal(jnp.float32(k), jnp.float32(k))
-
-  def init(key):
-    del key
-    return proposal(), ()
-
-  def update(key, observed, state):
-    del key, observed
-    return proposal(), state
-
-  return KController(init, update, observes=False, probes=False)
+def _step_length(width, rounds):
+  """delta_m = B / sqrt(2 m) of the next round, m = rounds + 1."""
+  return width / jnp.sqrt(2.0 * (rounds.astype(jnp.float32) + 1.0))
 
 
 def _count_without(valid, without, stuck_rounds):
-  """Rounds in a row without a slope, and whether k is stuck by now.
+  """Counts rounds in a row without a slope.
 
   Args:
     valid: [] bool, whether this round has a slope.
     without: [] i32, rounds in a row before it that had none.
-    stuck_rounds: so many are too many and counting begins anew; None: never.
+    stuck_rounds: with so many in a row k is stuck, and counting begins anew;
+      None: never.
 
   Returns:
-    (the new `without`, stuck [] bool).
+    (the new `without` [] i32, whether k is stuck [] bool).
   """
   without = jnp.where(valid, 0, without + 1)
   if stuck_rounds is None:
@@ -46,11 +37,7 @@ def _count_without(valid, without, stuck_rounds):
 
 
 def _propose(k, step_length, k_min):
-  """k beside its probe k' = k - delta / 2.
-
-  The probe stays one element below k and above a tenth of k_min, as in the
-  authors' code; the paper leaves those ends open.
-  """
+  """k beside its probe k' = k - delta / 2; see `sign_descent`."""
   floor = max(1.0, 0.1 * k_min)
   return KProposal(k, jnp.clip(k - step_length / 2.0, floor, k - 1.0))
 
@@ -69,32 +56,39 @@ class DescentState(NamedTuple):
   without: jax.Array
 
 
-def _descent(k_init, k_min, k_max, slope_of, stuck_rounds=None):
+def _descent(
+    k_init: float | jax.Array,
+    k_min: float,
+    k_max: float,
+    slope_of: Callable[[CostSlope], jax.Array],
+    stuck_rounds: int | None = None,
+) -> KController:
   """k_{m+1} = P_K(k_m - delta_m slope_of(CostSlope)), as a KController."""
   width = k_max - k_min  # B
 
-  def step_length(rounds):  # delta_m, m = rounds + 1
-    return width / jnp.sqrt(2.0 * (rounds + 1.0))
+  def propose(state):
+    delta = _step_length(width, state.rounds)
+    return _propose(state.k, delta, k_min), state
 
   def init(key):
     del key
-    state = DescentState(jnp.float32(k_init), jnp.int32(0), jnp.int32(0))
-    return _propose(state.k, step_length(state.rounds), k_min), state
+    k = jnp.float32(k_init)
+    return propose(DescentState(k, jnp.int32(0), jnp.int32(0)))
 
   def update(key, observed, state):
     del key
     slope = cost_slope(observed)
     without, stuck = _count_without(slope.valid, state.without, stuck_rounds)
     towards = jnp.where(stuck, -1.0, slope_of(slope))
-    k = jnp.clip(state.k - step_length(state.rounds) * towards, k_min, k_max)
-    state = DescentState(k, state.rounds + 1, without)
-    return _propose(k, step_length(state.rounds), k_min), state
+    delta = _step_length(width, state.rounds)
+    k = jnp.clip(state.k - delta * towards, k_min, k_max)
+    return propose(DescentState(k, state.rounds + 1, without))
 
   return KController(init, update, observes=True, probes=True)
 
 
 def sign_descent(
-    k_init: float,
+    k_init: float | jax.Array,
     k_min: float,
     k_max: float,
     stuck_rounds: int | None = None,
@@ -104,12 +98,19 @@ def sign_descent(
   k_{m+1} = P_K(k_m - delta_m s_m) with delta_m = B / sqrt(2 m). A round
   without a usable sign leaves k where it is and still counts for m.
 
+  The probe is k' = k - delta / 2 with the delta of the same round. The paper
+  leaves its bounds open: here k' is at least 1 and k_min / 10, and at most
+  k - 1.
+
+  The authors' code learns from round 3 on, and its first probe is 0.9 k. Later
+  probes use the delta of the round before.
+
   Args:
     k_init: k_1, elements.
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
-    stuck_rounds: the last of so many rounds in a row without a sign raises k
-      by delta_m, where the losses perhaps do fall. None: k stays, as in the
-      paper; in the authors' code it is the twelfth such round.
+    stuck_rounds: after so many rounds in a row without a sign k rises by
+      delta_m, for with more elements the losses may fall. None: k stays, as in
+      the paper. In the authors' code it rises after 12 such rounds.
 
   Returns:
     A controller that probes.
@@ -120,14 +121,20 @@ def sign_descent(
   return _descent(k_init, k_min, k_max, sign_of, stuck_rounds)
 
 
-def value_descent(k_init: float, k_min: float, k_max: float) -> KController:
+def value_descent(
+    k_init: float | jax.Array, k_min: float, k_max: float
+) -> KController:
   """Descent on k by the value of the estimated slope of the cost.
 
-  `sign_descent` with the slope itself, time per element, in the place of its
-  sign: k_{m+1} = P_K(k_m - delta_m slope_m), delta_m = B / sqrt(2 m). So how
-  far k moves depends on the unit of time and on how steep the cost is, which
-  the sign leaves out. A round without a usable slope leaves k where it is and
-  still counts for m.
+  `sign_descent` with the slope itself, time per element, in place of its sign:
+  k_{m+1} = P_K(k_m - delta_m slope_m), delta_m = B / sqrt(2 m). So how far k
+  moves depends on the unit of time and on how steep the cost is. A round
+  without a usable slope leaves k where it is and still counts for m.
+
+  The probe is k' = k - delta / 2, as with the sign. In the authors' code it is
+  k - delta |slope| / 2; and after 11 rounds in a row without a slope, the next
+  such round moves k by delta times the last slope, upwards where that was
+  positive. Here k stays.
 
   Args:
     k_init: k_1, elements.
@@ -139,7 +146,7 @@ def value_descent(k_init: float, k_min: float, k_max: float) -> KController:
   Source: Han, Wang, Leung, ICDCS 2020, the value-based descent of the
   experiments.
   """
-  value_of = lambda slope: jnp.where(slope.valid, slope.value, 0.0)
+  value_of = lambda slope: slope.value
   return _descent(k_init, k_min, k_max, value_of)
 
 
@@ -152,7 +159,8 @@ class IntervalState(NamedTuple):
     rounds: [] i32, rounds done in this instance, m - m0.
     without: [] i32, rounds in a row without a sign.
     previous_rounds: [] i32, length of the instance before it.
-    window_low, window_high: [] f32, range of k in the current window.
+    window_low, window_high: [] f32, range of k in the current window; before
+      its first update k_max and k_min, so that any k replaces them.
     window_count: [] i32, updates in the current window.
   """
 
@@ -168,7 +176,7 @@ class IntervalState(NamedTuple):
 
 
 def sign_interval(
-    k_init: float,
+    k_init: float | jax.Array,
     k_min: float,
     k_max: float,
     growth: float = 1.5,
@@ -181,6 +189,10 @@ def sign_interval(
   taken as a new interval if it is at most sqrt(2) - 1 times as wide as the
   current one and this instance lasted as many rounds as the one before it.
   Rounds without a usable sign count for the step length, not for the window.
+
+  The bounds of k' are those of `sign_descent`, with the whole interval's k_min.
+  The authors' code takes a tenth of the current instance's k_min, and its first
+  probe after a restart still uses the delta of the old interval.
 
   Args:
     k_init: k_1, elements.
@@ -197,38 +209,44 @@ def sign_interval(
   shrink = math.sqrt(2.0) - 1.0
 
   def step_length(state):  # delta_m = B / sqrt(2 (m - m0))
-    width = state.k_high - state.k_low
-    return width / jnp.sqrt(2.0 * (state.rounds + 1.0))
+    return _step_length(state.k_high - state.k_low, state.rounds)
+
+  def propose(state):
+    return _propose(state.k, step_length(state), k_min), state
 
   def init(key):
     del key
-    state = IntervalState(
+    return propose(IntervalState(
         k=jnp.float32(k_init),
         k_low=jnp.float32(k_min),
         k_high=jnp.float32(k_max),
         rounds=jnp.int32(0),
         without=jnp.int32(0),
         previous_rounds=jnp.int32(0),
-        window_low=jnp.float32(jnp.inf),
-        window_high=jnp.float32(-jnp.inf),
+        window_low=jnp.float32(k_max),
+        window_high=jnp.float32(k_min),
         window_count=jnp.int32(0),
-    )
-    return _propose(state.k, step_length(state), k_min), state
+    ))
 
   def update(key, observed, state):
     del key
+    # Alg. 2 on the current interval.
     slope = cost_slope(observed)
     without, stuck = _count_without(slope.valid, state.without, stuck_rounds)
     sign = jnp.where(stuck, -1.0, slope.sign)
-    moves = slope.valid | stuck
     k = state.k - step_length(state) * sign
     k = jnp.clip(k, state.k_low, state.k_high)
     rounds = state.rounds + 1
+
+    # The window takes in every k that came from a sign.
+    moves = slope.valid | stuck
     low = jnp.where(moves, jnp.minimum(state.window_low, k), state.window_low)
     high = jnp.where(
         moves, jnp.maximum(state.window_high, k), state.window_high
     )
-    count = state.window_count + moves
+    count = state.window_count + moves.astype(jnp.int32)
+
+    # When it is full: is its range, widened by alpha, a better interval?
     review = count == window
     new_low = jnp.maximum(low / growth, k_min)
     new_high = jnp.minimum(high * growth, k_max)
@@ -239,62 +257,33 @@ def sign_interval(
         & (new_width <= shrink * (state.k_high - state.k_low))
         & (rounds >= state.previous_rounds)
     )
-    state = IntervalState(
+    return propose(IntervalState(
         k=k,
         k_low=jnp.where(restart, new_low, state.k_low),
         k_high=jnp.where(restart, new_high, state.k_high),
         rounds=jnp.where(restart, 0, rounds),
         without=without,
         previous_rounds=jnp.where(restart, rounds, state.previous_rounds),
-        window_low=jnp.where(review, jnp.inf, low),
-        window_high=jnp.where(review, -jnp.inf, high),
+        window_low=jnp.where(review, k_max, low),
+        window_high=jnp.where(review, k_min, high),
         window_count=jnp.where(review, 0, count),
-    )
-    return _propose(k, step_length(state), k_min), state
+    ))
 
   return KController(init, update, observes=True, probes=True)
 
 
-class ReplayState(NamedTuple):
-  """State of `replay`: [] i32, where in the sequence the next round stands."""
-
-  index: jax.Array
-
-
-def replay(ks: Sequence[float]) -> KController:
-  """Plays a recorded sequence of k; nothing is measured.
-
-  Args:
-    ks: [T] elements, k of rounds 1..T; each later round plays the last.
-
-  Returns:
-    A controller that neither observes nor probes.
-
-  Raises:
-    ValueError: `ks` is not a sequence of at least one number, or one of its
-      numbers is not finite and at least 1.
-
-  Source: Han, Wang, Leung, ICDCS 2020, the experiments that use the k learned
-  at one communication time at another.
-  """
-  ks = np.asarray(ks, np.float32)
-  if ks.ndim != 1 or not ks.size:
-    raise ValueError(f"ks must be a sequence of numbers, has shape {ks.shape}")
-  wrong = np.flatnonzero(~(np.isfinite(ks) & (ks >= 1)))
-  if wrong.size:
-    at = wrong[0]
-    raise ValueError(f"ks[{at}] must be finite and at least 1, is {ks[at]}")
-
-  def propose(index):
-    k = jnp.asarray(ks)[index]
-    return KProposal(k, k), ReplayState(index)
-
-  def init(key):
-    del key
-    return propose(jnp.int32(0))
-
-  def update(key, observed, state):
-    del key, observed
-    return propose(jnp.minimum(state.index + 1, len(ks) - 1))
-
-  return KController(init, update, observes=False, probes=False)
+RULES = {
+    "sign": Rule(
+        lambda k, k_min, k_max, settings: sign_descent(
+            k, k_min, k_max, settings.stuck_rounds
+        )
+    ),
+    "sign_interval": Rule(
+        lambda k, k_min, k_max, settings: sign_interval(
+            k, k_min, k_max, stuck_rounds=settings.stuck_rounds
+        )
+    ),
+    "value": Rule(
+        lambda k, k_min, k_max, settings: value_descent(k, k_min, k_max)
+    ),
+}

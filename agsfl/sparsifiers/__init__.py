@@ -1,1 +1,40 @@
-"""Which gradient elements travel."""
+"""Which gradient elements travel.
+
+`methods` has the factories of sparsifiers. `plain` says their choices as the
+papers do; `fast` chooses the same with less work, and is what they use unless
+they get another.
+"""
+
+from agsfl.sparsifiers import fast, plain
+from agsfl.sparsifiers.choice import Choice, Choose
+from agsfl.sparsifiers.methods import (
+  METHODS,
+  Method,
+  fab_top_k,
+  from_masks,
+  fub_top_k,
+  fub_top_k_tree,
+  periodic_k,
+  register_method,
+  send_all,
+  unidirectional_top_k,
+)
+from agsfl.sparsifiers.per_layer import per_layer
+
+__all__ = [
+    "METHODS",
+    "Choice",
+    "Choose",
+    "Method",
+    "fab_top_k",
+    "fast",
+    "from_masks",
+    "fub_top_k",
+    "fub_top_k_tree",
+    "per_layer",
+    "periodic_k",
+    "plain",
+    "register_method",
+    "send_all",
+    "unidirectional_top_k",
+]

@@ -1,53 +1,26 @@
 """Which gradient elements travel: the methods, as (init, select, split)."""
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap, sequential_vmap
 
-from agsfl.sparsifiers import topk
-from agsfl.sparsifiers.fast import fab, fub, uplink
-from agsfl.types import Selection, Sparsifier
-
-# Numbers per element of a message: its index and its value, or the value alone
-# where both sides know the indices.
-_SPARSE, _PLAIN = 2.0, 1.0
-
-
-def _shared_choice(choose):
-  """A choice for one k, which under vmap over k alone shares its work.
-
-  Under any other vmap (seeds) the choices are made one after another, so that
-  branches stay branches.
-
-  Args:
-    choose: (accumulated, weights, ks [S]) -> a pytree with leading axis S.
-  """
-  in_turn = sequential_vmap(choose)
-
-  @custom_vmap
-  def choose_one(accumulated, weights, k):
-    return jax.tree.map(
-        lambda x: x[0], in_turn(accumulated, weights, k[None])
-    )
-
-  @choose_one.def_vmap
-  def batched(axis_size, in_batched, accumulated, weights, k):
-    del axis_size
-    if in_batched[0] or in_batched[1]:
-      chosen = jax.vmap(
-          in_turn, [0 if batched else None for batched in in_batched]
-      )(accumulated, weights, k[..., None])
-      chosen = jax.tree.map(lambda x: x[:, 0], chosen)
-    else:
-      chosen = in_turn(accumulated, weights, k)
-    return chosen, jax.tree.map(lambda _: True, chosen)
-
-  return choose_one
+from agsfl.registry import Registry
+from agsfl.sparsifiers import fast, topk
+from agsfl.sparsifiers.choice import (
+  INDICES_KNOWN,
+  SPARSE,
+  Choice,
+  Choose,
+  check_arguments,
+  common,
+  for_one_k,
+  selection,
+  split,
+  weighted_sum,
+)
+from agsfl.types import PyTree, Sparsifier, SparsifierInit
 
 
 def _stateless(num_clients, dim):
@@ -55,49 +28,21 @@ def _stateless(num_clients, dim):
   return ()
 
 
-def check_arguments(accumulated, weights, k):
-  """Ranks and types of what `select` takes, at trace time."""
-  chex.assert_rank([accumulated, weights, k], [2, 1, 0])
-  chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
-
-
-def _selection(choice, k_up, numbers):
-  k_down = jnp.sum(choice.mask)
-  return Selection(
-      mask=choice.mask,
-      aggregate=choice.aggregate,
-      k_up=k_up,
-      k_down=k_down,
-      volume_up=numbers * k_up.astype(jnp.float32),
-      volume_down=numbers * k_down.astype(jnp.float32),
-      contributed=choice.contributed,
-      clients=choice.clients,
-  )
-
-
-def _top_k(choose, window, axes, client_chunk):
-  """A method by its `choose`, without state, that sends sparse messages."""
-  choose = _shared_choice(
-      functools.partial(
-          choose, width=window, axes=axes, client_chunk=client_chunk
-      )
-  )
+def _top_k(choose):
+  """A method without state, whose choices are sent as sparse messages."""
+  choose_one = for_one_k(choose)
 
   def select(key, accumulated, weights, k, state):
     del key
     check_arguments(accumulated, weights, k)
     k = jnp.minimum(k, accumulated.shape[1])
-    choice = choose(accumulated, weights, k)
-    return _selection(choice, k, _SPARSE), state
+    choice = choose_one(accumulated, weights, k)
+    return selection(choice, k, SPARSE), state
 
-  return Sparsifier(_stateless, select, uplink.split)
+  return Sparsifier(_stateless, select, split)
 
 
-def fab_top_k(
-    axes: tuple[str, ...] = (),
-    client_chunk: int | None = None,
-    window: int = uplink.WIDTH,
-) -> Sparsifier:
+def fab_top_k(choose: Choose = fast.fab) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
   J takes every client's kappa largest entries, with kappa as large as k
@@ -107,53 +52,40 @@ def fab_top_k(
   client of weight 0 sends nothing.
 
   Args:
-    axes: mesh axes over which clients are split; () for none.
-    client_chunk: 1: clients one after another, in little memory; else all at
-      once.
-    window: entries of each client that are sorted at a time; it changes the
-      cost, never the result.
+    choose: how J is found; `plain.fab` says it as the paper does.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
   """
-  return _top_k(fab.choose, window, axes, client_chunk)
+  return _top_k(choose)
 
 
-def fub_top_k(
-    axes: tuple[str, ...] = (),
-    client_chunk: int | None = None,
-    window: int = uplink.WIDTH,
-) -> Sparsifier:
+def fub_top_k(choose: Choose = fast.fub) -> Sparsifier:
   """Fairness-unaware bidirectional top-k, flat: J is the k largest |b_j|.
 
   A client whose entries are small may contribute nothing, round after round.
 
   Args:
-    axes, client_chunk, window: see `fab_top_k`.
+    choose: how J is found; `plain.fub` says it as the paper does.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FUB-top-k.
   """
-  choose = functools.partial(uplink.choose, fub.largest_of_sum)
-  return _top_k(choose, window, axes, client_chunk)
+  return _top_k(choose)
 
 
-def fub_top_k_tree(
-    axes: tuple[str, ...] = (),
-    client_chunk: int | None = None,
-    window: int = uplink.WIDTH,
-) -> Sparsifier:
+def fub_top_k_tree(choose: Choose = fast.fub_tree) -> Sparsifier:
   """FUB-top-k by pairwise merges, each cut to its k largest (gTop-k).
 
   What a merge drops goes back to the residuals of the clients below it, so
   no gradient is lost here either.
 
   Args:
-    axes, client_chunk, window: see `fab_top_k`.
+    choose: how J is found; `plain.fub_tree` says it as the paper does.
 
   Returns:
     A sparsifier without state.
@@ -162,38 +94,21 @@ def fub_top_k_tree(
   Top-k Sparsification for Low Bandwidth Networks", ICDCS 2019; as FUB-top-k in
   Han, Wang, Leung, ICDCS 2020.
   """
-  tree = _top_k(fub.choose_tree, window, axes, client_chunk)
-  return tree._replace(
-      split=lambda accumulated, mask, used: uplink.split_where(
-          accumulated, used & mask
-      )
-  )
+  return _top_k(choose)
 
 
-def unidirectional_top_k(
-    axes: tuple[str, ...] = (),
-    client_chunk: int | None = None,
-    window: int = uplink.WIDTH,
-) -> Sparsifier:
+def unidirectional_top_k(choose: Choose = fast.unidirectional) -> Sparsifier:
   """Top-k on the way up alone: J is all that any client sent, up to N k.
 
   Args:
-    axes, client_chunk, window: see `fab_top_k`.
+    choose: how J is found; `plain.unidirectional` says it as the paper does.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, unidirectional top-k.
   """
-  choose = functools.partial(uplink.choose, uplink.Uplink.union)
-  return _top_k(choose, window, axes, client_chunk)
-
-
-def _common(accumulated, weights, mask, axes, client_chunk):
-  """The choice of a J that all clients know beforehand."""
-  clients = uplink.Clients(accumulated, weights, axes, client_chunk)
-  last = uplink.everything(clients, jnp.any(mask))
-  return uplink.Choice(mask, last, *uplink.sums(clients, last, mask))
+  return _top_k(choose)
 
 
 class PeriodState(NamedTuple):
@@ -206,9 +121,7 @@ class PeriodState(NamedTuple):
   left: jax.Array
 
 
-def periodic_k(
-    axes: tuple[str, ...] = (), client_chunk: int | None = None
-) -> Sparsifier:
+def periodic_k() -> Sparsifier:
   """k random coordinates, the same at all clients, each once per period.
 
   Every round sends exactly k different ones. They are drawn from what the
@@ -218,9 +131,6 @@ def periodic_k(
   (In the authors' code the last coordinates of a period count for the next one
   too.) Indices follow from a seed that is known to all, so an element is one
   number, its value; the authors' code counts two.
-
-  Args:
-    axes, client_chunk: see `fab_top_k`.
 
   Returns:
     A sparsifier.
@@ -242,21 +152,17 @@ def periodic_k(
     mask = topk.at_or_above(
         order, topk.nth_largest(order, topk.count(order), k)
     )
+    # Where nothing is left, the next period has begun with the others.
     left = state.left & ~mask
     left = jnp.where(jnp.any(left), left, ~(mask & ~state.left))
-    choice = _common(accumulated, weights, mask, axes, client_chunk)
-    return _selection(choice, k, _PLAIN), PeriodState(left)
+    choice = common(accumulated, weights, mask)
+    return selection(choice, k, INDICES_KNOWN), PeriodState(left)
 
-  return Sparsifier(init, select, uplink.split)
+  return Sparsifier(init, select, split)
 
 
-def send_all(
-    axes: tuple[str, ...] = (), client_chunk: int | None = None
-) -> Sparsifier:
+def send_all() -> Sparsifier:
   """All D elements, whatever k; with k = 0 none.
-
-  Args:
-    axes, client_chunk: see `fab_top_k`.
 
   Returns:
     A sparsifier without state, whose residuals stay zero.
@@ -268,31 +174,118 @@ def send_all(
     del key
     check_arguments(accumulated, weights, k)
     dim = accumulated.shape[1]
-    mask = jnp.broadcast_to(k > 0, dim)
-    choice = _common(accumulated, weights, mask, axes, client_chunk)
-    k = jnp.where(k > 0, dim, 0)
-    return _selection(choice, k, _PLAIN), state
+    choice = common(accumulated, weights, jnp.broadcast_to(k > 0, dim))
+    return selection(choice, jnp.where(k > 0, dim, 0), INDICES_KNOWN), state
 
-  return Sparsifier(_stateless, select, uplink.split)
+  return Sparsifier(_stateless, select, split)
+
+
+class Pick(Protocol):
+  """Picks the entries that each client sends."""
+
+  def __call__(
+      self,
+      key: jax.Array,
+      accumulated: jax.Array,
+      weights: jax.Array,
+      k: jax.Array,
+      state: PyTree,
+      /,
+  ) -> tuple[jax.Array, PyTree]:
+    """The arguments of `types.Select` -> ([N, D] bool, all J_i; the state)."""
+
+
+def from_masks(pick: Pick, init: SparsifierInit = _stateless) -> Sparsifier:
+  """A method of your own, from one function.
+
+  Each client sends its picked entries as they are, the server sends the
+  weighted sum of all of them back, and the rest stays at the clients. Whatever
+  is picked, nothing is sent by clients of weight 0, or where k = 0.
+
+      def largest(key, accumulated, weights, k, state):
+        ranks = jnp.argsort(jnp.argsort(-jnp.abs(accumulated)))
+        return ranks < k, state
+
+      mine = from_masks(largest)
+
+  Args:
+    pick: see `Pick`; of all clients, on however many devices they lie.
+    init: its state before round 1; by default it has none.
+
+  Returns:
+    A sparsifier, whose elements are an index and a value each.
+  """
+
+  def select(key, accumulated, weights, k, state):
+    check_arguments(accumulated, weights, k)
+    picked, state = pick(key, accumulated, weights, k, state)
+    used = picked & (weights > 0)[:, None] & (k > 0)
+    contributed = jnp.sum(used, axis=1, dtype=jnp.int32)
+    choice = Choice(
+        mask=jnp.any(used, axis=0),
+        clients=used,
+        aggregate=weighted_sum(jnp.where(used, accumulated, 0.0), weights),
+        contributed=contributed,
+    )
+    # The round waits for the client that sends most.
+    return selection(choice, jnp.max(contributed), SPARSE), state
+
+  return Sparsifier(init, select, split)
 
 
 class Method(NamedTuple):
   """An entry of `METHODS`.
 
   Attributes:
-    build: (axes, client_chunk) -> Sparsifier.
+    build: () -> Sparsifier.
     takes_k: whether k decides what is sent, so that it can be learned.
+    numbers_per_element: of a message: 2, an index and a value; or 1, the value
+      alone, where both sides know the indices.
   """
 
-  build: Callable[..., Sparsifier]
+  build: Callable[[], Sparsifier]
   takes_k: bool = True
+  numbers_per_element: int = SPARSE
 
 
-METHODS = {
-    "fab_top_k": Method(fab_top_k),
-    "fub_top_k": Method(fub_top_k),
-    "fub_top_k_tree": Method(fub_top_k_tree),
-    "unidirectional_top_k": Method(unidirectional_top_k),
-    "periodic_k": Method(periodic_k),
-    "send_all": Method(send_all, takes_k=False),
-}
+METHODS = Registry(
+    "method",
+    {
+        "fab_top_k": Method(fab_top_k),
+        "fub_top_k": Method(fub_top_k),
+        "fub_top_k_tree": Method(fub_top_k_tree),
+        "unidirectional_top_k": Method(unidirectional_top_k),
+        "periodic_k": Method(periodic_k, numbers_per_element=INDICES_KNOWN),
+        "send_all": Method(
+            send_all, takes_k=False, numbers_per_element=INDICES_KNOWN
+        ),
+    },
+)
+
+
+def register_method(
+    name: str, *, takes_k: bool = True, numbers_per_element: int = SPARSE
+) -> Callable[[Callable[[], Sparsifier]], Callable[[], Sparsifier]]:
+  """Makes a method known by name, in `Config` and in the flags of all commands.
+
+      @register_method("mine")
+      def mine():
+        return from_masks(pick)
+
+  Args:
+    name: letters, digits and underscores.
+    takes_k: see `Method`.
+    numbers_per_element: see `Method`.
+
+  Returns:
+    A decorator of a function () -> Sparsifier.
+
+  Raises:
+    ConfigError: no such name, or the name of one of the package's methods.
+  """
+
+  def register(build):
+    METHODS.add(name, Method(build, takes_k, numbers_per_element))
+    return build
+
+  return register

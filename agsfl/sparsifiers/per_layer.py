@@ -5,7 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-from agsfl.sparsifiers.methods import check_arguments
+from agsfl.sparsifiers.choice import check_arguments
 from agsfl.types import Selection, Sparsifier
 
 

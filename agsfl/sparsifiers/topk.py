@@ -17,13 +17,13 @@ from jax import lax
 _LOW_BITS = 16
 _LOW_BINS = 1 << _LOW_BITS
 
-# Exact zeros are many and go by index: stretches of coordinates are their bins,
-# below those of the high digits.
+# Exact zeros are many, and their order is that of their indices. So their bins
+# are stretches of coordinates, below the bins of the high digits.
 _ZERO_BINS = 1024
 NUM_BINS = _ZERO_BINS + (1 << (31 - _LOW_BITS))
 _ROWS = 256
 
-# Values of which `top` looks at the largest first.
+# Values in a block; `top` looks at the largest of each block first.
 _BLOCK = 32
 
 
@@ -68,7 +68,7 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
 
 
 def bins(keys: jax.Array) -> jax.Array:
-  """A coarse order of one vector's entries: later entries, lower bins.
+  """A coarse order of one vector's entries: a later entry has no higher bin.
 
   Args:
     keys: [D] i32 from `magnitude_key`.
@@ -119,7 +119,8 @@ def bin_at(
 ) -> tuple[jax.Array, jax.Array]:
   """The bin at a rank.
 
-  Sums of rows first: two short searches cost a tenth of a long one.
+  First the row is found by the sums of rows, then the bin in it: two short
+  searches cost a tenth of a long one.
 
   Args:
     counts: [B] i32, entries by bin; 256 divides B.
@@ -188,7 +189,7 @@ def _nth_of_digit(keys, high, n):
   low, n_low = bin_at(low_counts, n)
   key = (high << _LOW_BITS) | low
   ties = keys == key
-  # Mostly one entry alone, which needs no scan.
+  # The n-th is mostly the last with its key; then no scan is needed.
   index = lax.cond(
       n_low == low_counts[low],
       lambda: jnp.max(jnp.where(ties, lax.iota(jnp.int32, keys.size), -1)),
@@ -200,9 +201,9 @@ def _nth_of_digit(keys, high, n):
 def top(values: jax.Array, width: int) -> jax.Array:
   """The coordinates of the largest values, as `lax.top_k` gives them.
 
-  Blocks of values with the largest maxima, as many as coordinates are wanted,
-  hold them all: whatever another block holds comes after those maxima, among
-  equal values too, as blocks go by index like entries.
+  The W largest values lie in the W blocks with the largest maxima: each value
+  of another block comes after those W maxima. That holds for equal values too,
+  because blocks with equal maxima go by index, as entries do.
 
   Args:
     values: [D] f32.
@@ -215,7 +216,7 @@ def top(values: jax.Array, width: int) -> jax.Array:
   if num_blocks <= width:
     return lax.top_k(values, width)[1]
   end = num_blocks * _BLOCK
-  # As integers: a maximum of floats may take denormals for zeros.
+  # Integers, because a maximum of floats may take denormals for zeros.
   bits = lax.bitcast_convert_type(values[:end], jnp.int32)
   maxima = jnp.max(_ordered(bits).reshape(num_blocks, _BLOCK), axis=1)
   maxima = lax.bitcast_convert_type(_ordered(maxima), jnp.float32)
@@ -236,19 +237,6 @@ def above_all() -> Entry:
   return Entry(jnp.int32(jnp.iinfo(jnp.int32).max), jnp.int32(-1))
 
 
-def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
-  """Rounds k to floor(k) or ceil(k) without bias: E = k.
-
-  With one `uniform` for both, k' <= k - 1 stays below k after rounding.
-  The fraction is compared rather than added: floor(k + u) in float32 would
-  overshoot near k = 444,062.
-
-  Args:
-    k: [] f32, not negative.
-    uniform: [] f32 from [0, 1).
-
-  Returns:
-    [] i32.
-  """
-  whole = jnp.floor(k)
-  return whole.astype(jnp.int32) + (uniform < k - whole).astype(jnp.int32)
+def below_all() -> Entry:
+  """The place below every entry of any vector."""
+  return Entry(jnp.int32(0), jnp.int32(jnp.iinfo(jnp.int32).max))

@@ -1,6 +1,6 @@
 """What clients send up: J_i, each one's k largest entries, and their sums.
 
-All methods pick from J_i; they differ in J, the coordinates that come back.
+All methods start from J_i; they differ in J, the coordinates that come back.
 """
 
 from collections.abc import Callable
@@ -10,105 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from agsfl.over_clients import fold_clients, map_clients
 from agsfl.sparsifiers import topk
-from agsfl.types import PyTree, Split
+from agsfl.sparsifiers.choice import Choice, split
+from agsfl.sparsifiers.fast.folds import Clients, over_devices
 
 # More ranks sorted show more at once, fewer sort faster: on CPU `lax.top_k` of
 # 444,062 floats takes 0.9 ms for 64 of them, 1.4 for 1024 and 3.2 for 4096.
 WIDTH = 1024
-
-_COLLECTIVES = {
-    jnp.minimum: lax.pmin,
-    jnp.maximum: lax.pmax,
-    jnp.add: lax.psum,
-}
-
-
-class Clients(NamedTuple):
-  """The clients of this device.
-
-  Keys are formed where they are used: inside branches and loops a second array
-  of this size would have to be stored and copied.
-
-  Attributes:
-    accumulated: [N, D] f32, a_i.
-    weights: [N] f32, C_i / C; one of weight 0 sends nothing.
-    axes: mesh axes over which N is split; () for none.
-    chunk: clients at a time, see `over_clients`.
-  """
-
-  accumulated: jax.Array
-  weights: jax.Array
-  axes: tuple[str, ...]
-  chunk: int | None
-
-  @property
-  def active(self):
-    """[N] bool, who sends."""
-    return self.weights > 0
-
-  def map(self, function, *arguments):
-    """Over each client's accumulated gradient and further arguments."""
-    return map_clients(function, (self.accumulated, *arguments), self.chunk)
-
-  def fold(self, function, merge, start, *arguments):
-    """The same, merged over all clients, those of other devices too."""
-    merged, results = fold_clients(
-        function, merge, start, (self.accumulated, *arguments), self.chunk
-    )
-    return _COLLECTIVES[merge](merged, self.axes), results
-
-  def entries_at(self, index):
-    """Each client's entry at its own coordinate of `index` [N]."""
-    value = jnp.take_along_axis(self.accumulated, index[:, None], axis=1)
-    return topk.Entry(topk.magnitude_key(value[:, 0]), index)
-
-
-class Choice(NamedTuple):
-  """What is sent, in little memory.
-
-  Attributes:
-    mask: [D] bool, J.
-    clients: with a leading axis N, what tells each J_i: its last entry, above
-      all where it is empty; or whatever the method's split takes.
-    aggregate: [D] f32, b.
-    contributed: [N] i32, |J_i and J|.
-  """
-
-  mask: jax.Array
-  clients: PyTree
-  aggregate: jax.Array
-  contributed: jax.Array
-
-
-def split(
-    accumulated: jax.Array, mask: jax.Array, last: topk.Entry
-) -> Split:
-  """One client's part of a choice.
-
-  Args:
-    accumulated: [D] f32, a_i.
-    mask: [D] bool, J.
-    last: [] the last entry of J_i.
-
-  Returns:
-    The split; `sent + residual == accumulated`, bit for bit but for the sign
-    of a zero.
-
-  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
-  """
-  used = topk.at_or_above(topk.magnitude_key(accumulated), last) & mask
-  return split_where(accumulated, used)
-
-
-def split_where(accumulated: jax.Array, used: jax.Array) -> Split:
-  """The same with J_i and J together, [D] bool, told outright."""
-  return Split(
-      mask=used,
-      sent=jnp.where(used, accumulated, 0.0),
-      residual=jnp.where(used, 0.0, accumulated),
-  )
 
 
 def first_entries(clients: Clients, width: int) -> jax.Array:
@@ -140,29 +48,6 @@ def nth_largest(
   )
 
 
-def everything(clients: Clients, sends: jax.Array) -> topk.Entry:
-  """The last of all entries, [N], of clients that send; J_i is dense.
-
-  Args:
-    clients: this device's.
-    sends: [] bool, whether anybody does.
-
-  Returns:
-    [N] entries, above all for those that do not.
-  """
-  num_clients, dim = clients.accumulated.shape
-  last = topk.Entry(
-      jnp.zeros(num_clients, jnp.int32), jnp.full(num_clients, dim, jnp.int32)
-  )
-  return _silenced(last, clients.active & sends)
-
-
-def _silenced(last, sends):
-  return jax.tree.map(
-      lambda some, none: jnp.where(sends, some, none), last, topk.above_all()
-  )
-
-
 class Uplink(NamedTuple):
   """J_i of all clients for any k; what the k at hand do not need is empty.
 
@@ -177,34 +62,49 @@ class Uplink(NamedTuple):
   counts: jax.Array
 
   @property
-  def width(self):
+  def width(self) -> int:
     """W."""
     return self.order.shape[1]
 
   def last(self, k: jax.Array) -> topk.Entry:
     """The last entry of each J_i, [N]; k [] i32, 0..D."""
     clients = self.clients
-    dim = clients.accumulated.shape[1]
+    num_clients, dim = clients.accumulated.shape
     deep = (k >= self.width).astype(jnp.int32) + (k >= dim)
     last = lax.switch(
         deep,
         [
             lambda: clients.entries_at(self.order[:, jnp.maximum(k - 1, 0)]),
             lambda: nth_largest(clients, self.counts, k),
-            lambda: everything(clients, True),
+            lambda: jax.tree.map(
+                lambda x: jnp.full(num_clients, x), topk.below_all()
+            ),
         ],
     )
-    return _silenced(last, clients.active & (k > 0))
+    return jax.tree.map(
+        lambda some, none: jnp.where(clients.active & (k > 0), some, none),
+        last,
+        topk.above_all(),
+    )
 
-  def sums(self, k, last, mask):
-    """b [D] over the coordinates of `mask` [D], and |J_i and mask| [N].
+  def sums(
+      self, k: jax.Array, last: topk.Entry, mask: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """What the server adds up.
 
-    The mean is by data size; the divisor is C, whoever sent.
+    Args:
+      k: [] i32.
+      last: [N], `last(k)`.
+      mask: [D] bool.
+
+    Returns:
+      b [D] f32 over the coordinates of `mask`, the mean by data size whose
+      divisor is C, whoever sent; and |J_i and mask|, [N] i32.
     """
     return lax.cond(
         k < self.width,
         lambda: self._sums_of_few(k, mask),
-        lambda: sums(self.clients, last, mask),
+        lambda: self._sums_of_many(last, mask),
     )
 
   def _sums_of_few(self, k, mask):
@@ -222,11 +122,21 @@ class Uplink(NamedTuple):
     total, contributed = lax.scan(add, zeros, arguments)
     return lax.psum(total, clients.axes), contributed
 
+  def _sums_of_many(self, last, mask):
+    """By all entries down to `last`."""
+
+    def part(accumulated, weight, last):
+      result = split(accumulated, mask, last)
+      return weight * result.sent, jnp.sum(result.mask)
+
+    zeros = jnp.zeros(mask.shape, jnp.float32)
+    return self.clients.fold(part, jnp.add, zeros, self.clients.weights, last)
+
   def _sent(self, k, order, weight):
     return (lax.iota(jnp.int32, order.shape[-1]) < k) & (weight > 0)
 
-  def union(self, k, last):
-    """The coordinates that any client sends, [D] bool."""
+  def union(self, k: jax.Array, last: topk.Entry) -> jax.Array:
+    """The coordinates that any client sends, [D] bool; see `sums`."""
     clients = self.clients
     nobody = jnp.zeros(clients.accumulated.shape[1], jnp.int32)
 
@@ -245,17 +155,6 @@ class Uplink(NamedTuple):
       return clients.fold(sent, jnp.maximum, nobody, last)[0]
 
     return lax.cond(k < self.width, few, many) > 0
-
-
-def sums(clients: Clients, last: topk.Entry, mask: jax.Array):
-  """The same as `Uplink.sums`, by all entries at or above `last` [N]."""
-
-  def part(accumulated, weight, last):
-    result = split(accumulated, mask, last)
-    return weight * result.sent, jnp.sum(result.mask)
-
-  zeros = jnp.zeros(mask.shape, jnp.float32)
-  return clients.fold(part, jnp.add, zeros, clients.weights, last)
 
 
 def open_uplink(clients: Clients, ks: jax.Array, width: int) -> Uplink:
@@ -289,26 +188,46 @@ def choose(
     accumulated: jax.Array,
     weights: jax.Array,
     ks: jax.Array,
-    *,
     width: int,
-    axes: tuple[str, ...],
-    client_chunk: int | None,
 ) -> Choice:
-  """The choices for several k, where J follows from what is sent.
+  """The choices where J follows from what is sent.
 
   Args:
     pick: (Uplink, k [], last [N]) -> [D] bool, J.
-    accumulated, weights, ks, width, axes, client_chunk: see `fab.choose`.
+    accumulated, weights, ks: see `choice.Choose`.
+    width: see `open_uplink`.
 
   Returns:
     The choices, with a leading axis S.
   """
-  clients = Clients(accumulated, weights, axes, client_chunk)
-  sent = open_uplink(clients, ks, width)
 
-  def one(k):
-    last = sent.last(k)
-    mask = pick(sent, k, last)
-    return Choice(mask, last, *sent.sums(k, last, mask))
+  def local(clients, ks):
+    uplink = open_uplink(clients, ks, width)
 
-  return lax.map(one, ks)
+    def one(k):
+      last = uplink.last(k)
+      mask = pick(uplink, k, last)
+      return Choice(mask, last, *uplink.sums(k, last, mask))
+
+    return lax.map(one, ks)
+
+  return over_devices(local, accumulated, weights, ks)
+
+
+def unidirectional(
+    accumulated: jax.Array,
+    weights: jax.Array,
+    ks: jax.Array,
+    *,
+    width: int = WIDTH,
+) -> Choice:
+  """Top-k on the way up alone; see `methods.unidirectional_top_k`.
+
+  Args:
+    accumulated, weights, ks: see `choice.Choose`.
+    width: see `open_uplink`.
+
+  Returns:
+    The choices, with a leading axis S.
+  """
+  return choose(Uplink.union, accumulated, weights, ks, width)

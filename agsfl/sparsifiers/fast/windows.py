@@ -1,11 +1,11 @@
 """Sorted windows: where U(q) = |union_i J_i^q| passes k.
 
-Only ranks near kappa matter to FAB, so no client's entries are sorted in full:
-a `Window` is a short sorted stretch of each client's entries, and kappa is read
-off the window that holds it. The first to try starts at the largest entries;
-where kappa lies deeper, a histogram of magnitudes tells roughly where, and a
-search settles what it misses. Windows count exactly, so a bad guess costs time
-and never the result.
+FAB needs only the ranks near kappa, so no client's entries are sorted in full.
+A `Window` is a short sorted stretch of each client's entries, and kappa is
+found in the window that holds it. The first window starts at the largest
+entries. Where kappa lies deeper, a histogram of magnitudes says roughly where;
+where this guess is wrong, a search follows. Windows count exactly, so a wrong
+guess costs time but never changes the result.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from agsfl.over_clients import fold_clients
 from agsfl.sparsifiers import topk
-from agsfl.sparsifiers.fast.uplink import Clients, first_entries, nth_largest
+from agsfl.sparsifiers.fast.folds import Clients
+from agsfl.sparsifiers.fast.uplink import first_entries, nth_largest
 
 
 class Window(NamedTuple):
   """The sorted stretch of W entries that follows each client's start.
 
-  With U(q) = |union_i J_i^q|, it tells U from depth `low` to `low + reach`.
+  With U(q) = |union_i J_i^q|, it shows U from depth `low` to `low + reach`.
 
   Attributes:
     order: [N, W] i32, coordinates, largest magnitude first.
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 
   @classmethod
   def nowhere(cls, num_clients: int, dim: int, width: int) -> "Window":
-    """One that tells nothing but U(0) = 0."""
+    """One that shows nothing but U(0) = 0."""
     return cls(
         order=jnp.zeros((num_clients, width), jnp.int32),
         num_above=jnp.zeros(num_clients, jnp.int32),
@@ -90,12 +90,8 @@ def open_window(
     num_above = jnp.zeros(num_clients, jnp.int32)
     order = first_entries(clients, width)
   else:
-    covered, (order, num_above) = fold_clients(
-        stretch,
-        jnp.logical_or,
-        covered,
-        (clients.accumulated, starts, clients.active),
-        clients.chunk,
+    covered, (order, num_above) = clients.fold_here(
+        stretch, jnp.logical_or, covered, starts, clients.active
     )
   ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
   counted = clients.active[:, None] & (ranks <= dim)
@@ -156,9 +152,10 @@ def search(
 ) -> Window:
   """The window that holds kappa, where `first` does not.
 
-  The guess from the histogram nearly always does. If not: a bracketed search
-  over exact starts, two thirds of the steps by interpolation (U grows
-  smoothly), one third by halving, so that their number stays logarithmic.
+  The guess from the histogram nearly always finds it. If not, a bracketed
+  search over exact starts follows: two thirds of its steps interpolate (U grows
+  smoothly), one third halve the bracket, so that their number stays
+  logarithmic.
 
   Args:
     clients: this device's.

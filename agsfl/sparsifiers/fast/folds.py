@@ -1,0 +1,134 @@
+"""All clients of one device, and their split over the devices of a mesh."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from agsfl import for_each_client, platforms
+from agsfl.sparsifiers import topk
+from agsfl.sparsifiers.choice import Choice
+from agsfl.types import PyTree
+
+_COLLECTIVES = {
+    jnp.minimum: lax.pmin,
+    jnp.maximum: lax.pmax,
+    jnp.add: lax.psum,
+}
+
+
+class Clients(NamedTuple):
+  """The clients of one device.
+
+  Keys of magnitudes are computed where they are used: inside branches and loops
+  a second array of this size would have to be stored and copied.
+
+  Attributes:
+    accumulated: [N, D] f32, a_i.
+    weights: [N] f32, C_i / C; a client of weight 0 sends nothing.
+    axes: mesh axes over which all clients are split; () for one device.
+  """
+
+  accumulated: jax.Array
+  weights: jax.Array
+  axes: tuple[str, ...]
+
+  @property
+  def active(self) -> jax.Array:
+    """[N] bool, who sends."""
+    return self.weights > 0
+
+  def map(self, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
+    """`function(a_i, *arguments_i)` of each client, stacked."""
+    way = (
+        for_each_client.one_by_one
+        if platforms.keeps_to_caches()
+        else jax.vmap
+    )
+    return way(function)(self.accumulated, *arguments)
+
+  def fold(
+      self,
+      function: Callable[..., tuple[jax.Array, PyTree]],
+      merge: Any,
+      start: jax.Array,
+      *arguments: PyTree,
+  ) -> tuple[jax.Array, PyTree]:
+    """The same, where a part of the results is merged over all devices.
+
+    One client at a time, no array of N times the merged size is formed.
+
+    Args:
+      function: (a_i, *arguments_i) -> (what is merged, what is stacked).
+      merge: jnp.add, jnp.minimum or jnp.maximum.
+      start: the neutral array of the merge.
+      *arguments: pytrees with a leading axis N.
+
+    Returns:
+      The merged array of all clients, and the stacked results of this device's.
+    """
+    merged, results = self.fold_here(function, merge, start, *arguments)
+    return _COLLECTIVES[merge](merged, self.axes), results
+
+  def fold_here(self, function, merge, start, *arguments):
+    """`fold` of this device's clients alone; `merge` is any jnp.ufunc."""
+    clients = (self.accumulated, *arguments)
+    if not platforms.keeps_to_caches():
+      parts, results = jax.vmap(function)(*clients)
+      return merge(start, merge.reduce(parts, axis=0)), results
+
+    def step(merged, client):
+      part, result = function(*client)
+      return merge(merged, part), result
+
+    return lax.scan(step, start, clients)
+
+  def entries_at(self, index: jax.Array) -> topk.Entry:
+    """Each client's entry at its own coordinate of `index` [N]."""
+    value = jnp.take_along_axis(self.accumulated, index[:, None], axis=1)
+    return topk.Entry(topk.magnitude_key(value[:, 0]), index)
+
+
+def over_devices(
+    choose: Callable[[Clients, jax.Array], Choice],
+    accumulated: jax.Array,
+    weights: jax.Array,
+    ks: jax.Array,
+) -> Choice:
+  """The choices of all clients, wherever they lie.
+
+  Args:
+    choose: (one device's clients, ks) -> the choices with a leading axis S,
+      where the collectives over `Clients.axes` have made mask and aggregate
+      equal on all devices.
+    accumulated, weights, ks: of all clients, see `choice.Choose`. Where a mesh
+      is in use, its number of devices divides N.
+
+  Returns:
+    The choices.
+  """
+  if not for_each_client.is_split():
+    return choose(Clients(accumulated, weights, ()), ks)
+
+  def local(accumulated, weights, ks):
+    return choose(Clients(accumulated, weights, (for_each_client.AXIS,)), ks)
+
+  per_client = for_each_client.PER_CLIENT
+  everywhere = for_each_client.EVERYWHERE
+  # Behind the axis of ks.
+  per_client_of_k = PartitionSpec(None, for_each_client.AXIS)
+  return jax.shard_map(
+      local,
+      in_specs=(per_client, per_client, everywhere),
+      out_specs=Choice(
+          mask=everywhere,
+          clients=per_client_of_k,
+          aggregate=everywhere,
+          contributed=per_client_of_k,
+      ),
+      # It does not see that branches on equal numbers are the same everywhere.
+      check_vma=False,
+  )(accumulated, weights, ks)

@@ -1,0 +1,463 @@
+"""A run, and the one strict reader of what runs leave on disk."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import os
+import re
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agsfl.errors import ConfigError, printable, refuse
+from agsfl.records import tables
+
+# Columns of every row: whole numbers, real ones, and what may be null.
+_COUNTS = ("round", "k_up", "k_down")
+_REALS = ("time", "k", "k_probe")
+_OTHERS = ("minibatch_loss", "sign")
+_EVALUATION = ("train_loss", "test_loss", "test_accuracy")
+# Runs of version 0.1 have none of these two.
+_BYTES = ("bytes_up", "bytes_down")
+_COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
+
+_CLIENT_COUNTS = ("samples", "test_samples", "contributed")
+_CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
+
+
+@dataclasses.dataclass(frozen=True, init=False, repr=False)
+class Run:
+  """A run, finished or as far as it went.
+
+  Attributes:
+    rows: a dict for each round, as in metrics.jsonl.
+    clients: columns by client, [N] each, as in clients.csv; empty where the run
+      is unfinished.
+    summary: the last row, and what the run took, as in summary.json; None where
+      the run is unfinished.
+    config: the settings as used and where the run was, as in config.json.
+    workdir: its folder; None for a run in memory.
+  """
+
+  rows: list[dict[str, Any]]
+  clients: dict[str, list]
+  summary: dict[str, Any] | None
+  config: dict[str, Any]
+  workdir: Path | None
+
+  def __init__(
+      self,
+      rows: list[dict[str, Any]],
+      clients: dict[str, list],
+      summary: dict[str, Any] | None,
+      config: dict[str, Any],
+      workdir: Path | None = None,
+      params: np.ndarray | None = None,
+  ):
+    """A run of these parts.
+
+    Args:
+      rows, clients, summary, config, workdir: see the class.
+      params: [D] f32, the final weights; None where they lie in `workdir`.
+    """
+    fields = (rows, clients, summary, config, workdir)
+    for field, value in zip(dataclasses.fields(self), fields, strict=True):
+      object.__setattr__(self, field.name, value)
+    if params is not None:
+      vars(self)["params"] = params  # where the cached property looks first
+
+  @functools.cached_property
+  def params(self) -> np.ndarray:
+    """[D] f32, the final weights, read from params.npy when first asked for.
+
+    Raises:
+      ConfigError: there are none, or the file is damaged.
+    """
+    if self.workdir is None or not self.finished:
+      refuse(str(self.workdir), "has no params; only a finished run has")
+    with _file(self.workdir, "params.npy") as path:
+      return _read_params(path, self.config["num_weights"])
+
+  @property
+  def finished(self) -> bool:
+    """Whether the run is done."""
+    return self.summary is not None
+
+  @property
+  def asked(self) -> dict[str, Any]:
+    """The settings as the user gave them."""
+    return self.config["asked"]
+
+  @property
+  def evaluated(self) -> list[dict[str, Any]]:
+    """The rows with losses over all samples."""
+    return [row for row in self.rows if "test_loss" in row]
+
+  @property
+  def contributed(self) -> np.ndarray:
+    """[N] i64, elements of each client that the server used in all rounds."""
+    return np.array(self.clients.get("contributed", []), np.int64)
+
+  @property
+  def metrics(self) -> list[str]:
+    """The names of further columns, which the user's own round measures."""
+    names = dict.fromkeys(itertools.chain.from_iterable(self.rows))
+    return [name for name in names if name not in _COLUMNS]
+
+  def series(
+      self, key: str, against: str = "time"
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """A column of the rows against another one.
+
+    Args:
+      key: of the column.
+      against: of the other one, which every row has.
+
+    Returns:
+      (x, y), [points] f64 each: of the rows that have a finite number.
+    """
+    points = [
+        (row[against], row[key])
+        for row in self.rows
+        if row.get(key) is not None and math.isfinite(row[key])
+    ]
+    x, y = np.array(points, float).reshape(-1, 2).T
+    return x, y
+
+  def __repr__(self):
+    state = "finished" if self.finished else "unfinished"
+    where = f", {self.workdir}" if self.workdir else ""
+    return f"Run({state}, {len(self.rows)} rounds{where})"
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+  """The runs that a folder stands for: itself, or all below it.
+
+  Symbolic links are followed; a run that is reached twice counts once. Nothing
+  below the folder of a run is searched.
+
+  Args:
+    folder: as the user gave it; ~ is the home folder.
+
+  Returns:
+    Folders that hold a config.json; seed2 comes before seed10.
+
+  Raises:
+    ConfigError: the folder is not there, cannot be read, or holds no run.
+  """
+  root = Path(os.path.expanduser(folder))
+
+  def cannot_be_read(error):
+    refuse(str(error.filename), f"cannot be read ({error.strerror})")
+
+  if not root.is_dir():
+    problem = "is no folder" if root.exists() else "there is no such folder"
+    refuse(str(root), problem)
+  found, seen = [], set()
+  for place, below, files in os.walk(
+      root, onerror=cannot_be_read, followlinks=True
+  ):
+    below.sort()  # so that of two links always the same one counts
+    real = os.path.realpath(place)
+    if real in seen:
+      below.clear()
+      continue
+    seen.add(real)
+    if "config.json" in files:
+      found.append(Path(place))
+      below.clear()
+  if not found:
+    refuse(str(root), "holds no run, here or below (config.json)")
+  return sorted(found, key=natural_order)
+
+
+def natural_order(name: Any) -> list[str | int]:
+  """A key to sort by that compares numbers within names as numbers.
+
+  >>> sorted(["seed10", "seed2"], key=natural_order)
+  ['seed2', 'seed10']
+  """
+  pieces = re.split(r"([0-9]+)", str(name))  # text and digits take turns
+  return [int(p) if index % 2 else p for index, p in enumerate(pieces)]
+
+
+def read_runs(*folders: str | Path) -> list[Run]:
+  """The runs of several folders, each once.
+
+  Args:
+    *folders: see `find_runs`.
+
+  Returns:
+    The runs, unfinished ones too.
+
+  Raises:
+    ConfigError: no folder is given; see also `find_runs` and `read_run`.
+  """
+  if not folders:
+    raise ConfigError("no folder of runs is given, such as runs/first")
+  found: dict[Path, Path] = {}
+  for folder in folders:
+    for workdir in find_runs(folder):
+      found.setdefault(workdir.resolve(), workdir)
+  return [read_run(workdir) for workdir in found.values()]
+
+
+def read_run(workdir: str | Path) -> Run:
+  """Reads a run and checks that it is whole and that its files agree.
+
+  Args:
+    workdir: its folder.
+
+  Returns:
+    The run; without a summary.json it is unfinished, and a last line that was
+    not written whole is no row.
+
+  Raises:
+    ConfigError: a file is missing or damaged; the text names it and the line.
+  """
+  workdir = Path(workdir)
+  config = read_config(workdir)
+  finished = (workdir / "summary.json").exists()
+  rows = _read_rows(workdir, config["num_weights"], finished)
+  if not finished:
+    return Run(rows, {}, None, config, workdir)
+  summary = read_summary(workdir)
+  with _file(workdir, "summary.json"):
+    _check_end(summary, rows)
+  with _file(workdir, "clients.csv") as path:
+    clients = tables.read_clients(path)
+    _check_clients(clients, config, len(rows))
+  return Run(rows, clients, summary, config, workdir)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """config.json of a run; raises ConfigError."""
+  with _file(workdir, "config.json") as path:
+    config = _object(path.read_bytes())
+    _check_config(config)
+  return config
+
+
+def read_summary(workdir: Path) -> dict[str, Any]:
+  """summary.json of a finished run; raises ConfigError."""
+  with _file(workdir, "summary.json") as path:
+    summary = _object(path.read_bytes())
+    _check_row(summary)
+  return summary
+
+
+def parse_row(workdir: Path, number: int, line: bytes) -> dict[str, Any]:
+  """A row of metrics.jsonl.
+
+  Args:
+    workdir: of the run, for messages.
+    number: of the line, from 1.
+    line: of the file.
+
+  Raises:
+    ConfigError: the line is no row of this round.
+  """
+  with _file(workdir, f"metrics.jsonl, line {number}"):
+    row = _object(line)
+    _require(row.get("round") == number, "round", row.get("round"))
+    _check_row(row)
+  return row
+
+
+def _read_rows(workdir, num_weights, finished):
+  with _file(workdir, "metrics.jsonl") as path:
+    # A run that was stopped at its very start has none yet.
+    content = path.read_bytes() if finished or path.exists() else b""
+    *lines, rest = content.split(b"\n")
+    if rest and finished:
+      raise ValueError("its last line is not whole")
+  rows: list[dict[str, Any]] = []
+  for number, line in enumerate(lines, 1):
+    row = parse_row(workdir, number, line)
+    with _file(workdir, f"metrics.jsonl, line {number}"):
+      for name in ("k_up", "k_down"):
+        _require(row[name] <= num_weights, name, row[name])
+      if rows and row["time"] < rows[-1]["time"]:
+        raise ValueError(f"time is {row['time']}, less than one line before")
+    rows.append(row)
+  return rows
+
+
+@contextlib.contextmanager
+def _file(workdir: Path, name: str) -> Iterator[Path]:
+  """The path of a file of a run; errors in one line that names both."""
+  try:
+    yield workdir / name
+  except OSError as error:
+    problem = f"{name} cannot be read ({error.strerror or error})"
+    raise ConfigError(printable(f"{workdir}: {problem}")) from error
+  except (ValueError, RecursionError, csv.Error) as error:
+    problem = f"{name} is damaged: {error}"
+    raise ConfigError(printable(f"{workdir}: {problem}")) from error
+
+
+def _object(content: bytes) -> dict[str, Any]:
+  """A JSON object; a ValueError says why it is none."""
+  try:
+    value = json.loads(content.decode("utf-8"))
+  except ValueError as error:
+    raise ValueError(f"no JSON ({error})") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"must be a JSON object, not {reprlib.repr(value)}")
+  return value
+
+
+def _is_count(value):
+  return type(value) is int and 0 <= value < 2**53
+
+
+def _is_number(value):
+  """Whether it is one that a float can hold, perhaps infinite or NaN."""
+  return type(value) is float or (type(value) is int and abs(value) < 2**64)
+
+
+def _is_real(value):
+  return _is_number(value) and math.isfinite(value)
+
+
+def _require(fits, name, value):
+  if not fits:
+    raise ValueError(f"{name} is {reprlib.repr(value)}")
+
+
+def _check_config(config):
+  asked = config.get("asked")
+  _require(isinstance(asked, dict), "asked", asked)
+  for name in ("method", "controller"):
+    value = config.get(name)
+    _require(isinstance(value, str), name, value)
+  for name in ("num_weights", "num_clients_used", "num_rounds"):
+    value = config.get(name)
+    _require(_is_count(value) and 0 < value < 2**31, name, value)
+  _check_values("", config)
+
+
+def _check_values(name, value):
+  """Refuses numbers and text that nothing else could print or compute with."""
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      _check_values("a name", key)
+      _check_values(key, inner)
+  elif isinstance(value, list):
+    for inner in value:
+      _check_values(name, inner)
+  elif isinstance(value, str):
+    valid = not any("\ud800" <= c <= "\udfff" for c in value)
+    _require(valid, name, value)
+  elif not isinstance(value, bool) and value is not None:
+    _require(_is_real(value), name, value)
+
+
+def _check_row(row):
+  """What holds for each row, and for a summary."""
+  for name in _COUNTS:
+    value = row.get(name)
+    _require(_is_count(value), name, value)
+  for name in _REALS:
+    value = row.get(name)
+    _require(_is_real(value), name, value)
+  for name in _OTHERS:
+    _require(name in row, name, None)
+  for names in (_EVALUATION, _BYTES):
+    held = [name for name in names if name in row]
+    if held and len(held) < len(names):
+      raise ValueError(f"must have all or none of {', '.join(names)}")
+  for name, value in row.items():
+    # A loss may overflow, and so may what the user's own round measures.
+    _require(value is None or _is_number(value), name, value)
+    if name not in _COLUMNS:
+      _check_values("a name", name)
+  for name in _BYTES:
+    value = row.get(name, 0)
+    _require(_is_real(value) and value >= 0, name, value)
+  sign, accuracy = row["sign"], row.get("test_accuracy")
+  _require(sign in (-1, 0, 1, None), "sign", sign)
+  _require(_is_share(accuracy), "test_accuracy", accuracy)
+
+
+def _is_share(value):
+  """Whether it is from 0 to 1, or not known."""
+  return value is None or math.isnan(value) or 0 <= value <= 1
+
+
+def _check_end(summary, rows):
+  """Whether a summary is that of these rows."""
+  if summary["round"] != len(rows) or not rows:
+    raise ValueError(
+        f"round is {summary['round']}, metrics.jsonl has {len(rows)} rows"
+    )
+  if "test_loss" not in rows[-1]:
+    raise ValueError("the last row of metrics.jsonl has no test_loss")
+  for name, value in rows[-1].items():
+    same = name in summary and _known(summary[name]) == _known(value)
+    if not same:
+      raise ValueError(
+          f"{name} is {reprlib.repr(summary.get(name))}, in the last row "
+          f"{reprlib.repr(value)}"
+      )
+
+
+def _known(value):
+  """The number, or None where it is not finite."""
+  return value if value is not None and math.isfinite(value) else None
+
+
+def _check_clients(clients, config, num_rounds):
+  lacking = [name for name in _CLIENT_COLUMNS if name not in clients]
+  if lacking:
+    raise ValueError(f"no column {', '.join(lacking)}")
+  num_clients = config["num_clients_used"]
+  if len(clients["client"]) != num_clients:
+    raise ValueError(
+        f"{len(clients['client'])} clients, config.json has {num_clients}"
+    )
+  for name in _CLIENT_COUNTS:
+    for value in clients[name]:
+      _require(_is_count(value), name, value)
+  most = config["num_weights"] * num_rounds
+  for value in clients["contributed"]:
+    _require(value <= most, "contributed", value)
+  for value in clients["test_accuracy"]:
+    _require(_is_share(value), "test_accuracy", value)
+  samples, tested = sum(clients["samples"]), sum(clients["test_samples"])
+  if samples != config.get("num_train", samples):
+    raise ValueError(
+        f"{samples} samples, config.json has {config['num_train']}"
+    )
+  if tested > config.get("num_test", tested):
+    raise ValueError(
+        f"{tested} test samples, config.json has {config['num_test']}"
+    )
+
+
+def _read_params(path, num_weights):
+  """[D] f32 of an npy file; its header is checked before memory is taken."""
+  with path.open("rb") as file:
+    # NumPy's parser of the header may raise anything.
+    try:
+      version = np.lib.format.read_magic(file)
+      shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except OSError:
+      raise
+    except Exception as error:
+      raise ValueError(f"no npy file ({error})") from error
+    if (version, shape, dtype) != ((1, 0), (num_weights,), np.dtype("<f4")):
+      raise ValueError(
+          f"must hold [{num_weights}] float32, not {list(shape)} {dtype}"
+      )
+    content = bytearray(file.read())
+    if len(content) != 4 * num_weights:
+      raise ValueError(f"must hold {num_weights} numbers, not more or less")
+  return np.frombuffer(content, "<f4")

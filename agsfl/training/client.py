@@ -1,7 +1,6 @@
 """ONE client: its minibatch and its gradient. No client axis in this file."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ from jax import lax
 
 from agsfl.data.federated import ClientData
 from agsfl.training.models import sample_losses
-from agsfl.types import Model
+from agsfl.types import Loss, Model
 
 
 class LocalResult(NamedTuple):
@@ -21,13 +20,13 @@ class LocalResult(NamedTuple):
       local steps minus the sum of their updates over eta, which for plain SGD
       is the sum of gradients.
     loss: [] f32, of the first minibatch at w(m-1).
-    image: [...] f32, one sample h of that minibatch.
+    sample: [...] f32, the features of one sample h of that minibatch.
     label: [] i32, its label.
   """
 
   gradient: jax.Array
   loss: jax.Array
-  image: jax.Array
+  sample: jax.Array
   label: jax.Array
 
 
@@ -36,25 +35,43 @@ class LocalTraining(NamedTuple):
 
   Attributes:
     steps: tau, at least 1.
-    optimizer: of the client; it begins anew every round.
-    learning_rate: eta, in whose unit the update is told.
+    optimizer: of the client, with a learning rate of 1, for eta comes from the
+      round's state; it begins anew every round.
   """
 
   steps: int
   optimizer: optax.GradientTransformation
-  learning_rate: float
 
 
-def as_float(images: jax.Array) -> jax.Array:
-  """uint8 images scaled to [0, 1]; other types as float32, unscaled."""
-  if images.dtype == jnp.uint8:
-    return images.astype(jnp.float32) / 255.0
-  return images.astype(jnp.float32)
+class Client(Protocol):
+  """The work of one client in one round."""
+
+  def __call__(
+      self,
+      key: jax.Array,
+      params: jax.Array,
+      data: ClientData,
+      start: jax.Array,
+      count: jax.Array,
+      learning_rate: jax.Array,
+      /,
+  ) -> LocalResult:
+    """Its samples are order[start : start + count]; learning_rate is eta."""
+
+
+def as_float(features: jax.Array) -> jax.Array:
+  """uint8 features scaled to [0, 1]; other types as float32, unscaled."""
+  if features.dtype == jnp.uint8:
+    return features.astype(jnp.float32) / 255.0
+  return features.astype(jnp.float32)
 
 
 def build_client(
-    model: Model, batch_size: int, training: LocalTraining | None = None
-) -> Callable[..., LocalResult]:
+    model: Model,
+    batch_size: int,
+    training: LocalTraining | None = None,
+    loss: Loss = sample_losses,
+) -> Client:
   """The client's work as a pure function.
 
   Minibatches are drawn uniformly with replacement: each is an unbiased
@@ -65,56 +82,60 @@ def build_client(
   Args:
     model: the network.
     batch_size: samples per minibatch.
-    training: None for one gradient.
+    training: None for one gradient; eta then has no effect.
+    loss: of samples.
 
   Returns:
-    (key, params [D], ClientData, start [], count []) -> LocalResult; the
-    client's own samples are order[start : start + count] of the data.
+    (key, params [D], ClientData, start [] i32, count [] i32, learning_rate []
+    f32) -> LocalResult; the client's own samples are order[start : start +
+    count] of the data.
 
   Source: one gradient: Han, Wang, Leung, ICDCS 2020, Alg. 1; several steps:
   McMahan et al., "Communication-Efficient Learning of Deep Networks from
   Decentralized Data", AISTATS 2017.
   """
 
-  def loss_of(params, images, labels):
-    return jnp.mean(sample_losses(model.apply(params, images), labels))
+  def loss_of(params, features, labels):
+    return jnp.mean(loss(model.apply(params, features), labels))
 
   gradient_of = jax.value_and_grad(loss_of)
 
-  def local_result(key, params, data: ClientData, start, count):
+  def local_result(key, params, data, start, count, learning_rate):
     def draw(key):
-      chosen = jax.random.randint(key, (batch_size,), 0, count)
+      chosen = jax.random.randint(key, (batch_size,), 0, count, jnp.int32)
       rows = data.order[start + chosen]
-      return as_float(data.images[rows]), data.labels[rows]
+      return as_float(data.features[rows]), data.labels[rows]
 
     batch = draw(key)
-    loss, gradient = gradient_of(params, *batch)
+    first_loss, gradient = gradient_of(params, *batch)
 
     def gradient_at(step, params):
       return gradient_of(params, *draw(jax.random.fold_in(key, step)))[1]
 
     if training is not None:
-      gradient = _train(training, params, gradient, gradient_at)
+      gradient = _train(training, params, gradient, gradient_at, learning_rate)
     # The draws are independent, so the first is as random as any other.
-    return LocalResult(gradient, loss, batch[0][0], batch[1][0])
+    return LocalResult(gradient, first_loss, batch[0][0], batch[1][0])
 
   return local_result
 
 
-def _train(training, start, gradient, gradient_at):
+def _train(training, start, gradient, gradient_at, learning_rate):
   """The steps from `start`, whose gradient is known already."""
   optimizer = training.optimizer
 
-  # Not the weights but their way is carried: beside a large weight, steps
-  # below half its last place would be lost.
+  # Carry the displacement, not the weights: a tiny step added to a large
+  # float32 is rounded away.
   def step(index, carry):
-    way, state = carry
-    params = start + way
+    displacement, state = carry
+    params = start + displacement
     updates, state = optimizer.update(
         gradient_at(index, params), state, params
     )
-    return way + updates, state
+    return displacement + learning_rate * updates, state
 
-  first = optimizer.update(gradient, optimizer.init(start), start)
-  way, _ = lax.fori_loop(1, training.steps, step, first)
-  return -way / training.learning_rate
+  updates, state = optimizer.update(gradient, optimizer.init(start), start)
+  displacement, _ = lax.fori_loop(
+      1, training.steps, step, (learning_rate * updates, state)
+  )
+  return -displacement / learning_rate

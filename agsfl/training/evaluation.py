@@ -7,14 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from agsfl import devices
 from agsfl.data.federated import ClientData, FederatedData
+from agsfl.for_each_client import PER_CLIENT, one_by_one, over_devices
 from agsfl.training.client import as_float
 from agsfl.training.models import sample_losses
-from agsfl.types import Model
+from agsfl.types import Loss, Model, ModelApply
 
 _BATCH = 250
 
@@ -23,8 +22,9 @@ class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
   Attributes:
-    train_loss: L(w) over all the clients' training samples, nats.
-    test_loss: mean over the test samples, nats.
+    train_loss: L(w) over all the clients' training samples; cross entropy is
+      in nats.
+    test_loss: mean over the test samples.
     test_accuracy: share of test samples classified right.
     client_test_loss: [N] means over each client's own test samples, NaN
       where it has none.
@@ -40,37 +40,28 @@ class Evaluation(NamedTuple):
 
 def _in_batches(rows, mesh):
   """[batches, size] over devices, with padding of row 0."""
-  batches = devices.pad_rows(rows, _BATCH * mesh.size).reshape(-1, _BATCH)
-  return jax.device_put(batches, NamedSharding(mesh, devices.PER_CLIENT))
+  padded = np.pad(rows, (0, -len(rows) % (_BATCH * mesh.size)))
+  return jax.device_put(
+      padded.reshape(-1, _BATCH), NamedSharding(mesh, PER_CLIENT)
+  )
 
 
 @functools.lru_cache(maxsize=16)
-def _build_of_samples(model, mesh):
-  """The compiled part of an evaluation, which all of a model share.
+def _build_of_batches(apply: ModelApply, loss: Loss):
+  """The compiled part of an evaluation, which all runs of a model share.
 
-  It is (params [D], ClientData, rows [batches, size]) -> each row's loss, and
-  whether it is classified right.
+  It is (params [D], features, labels, rows [batches, size]) -> each row's
+  loss, and whether it is classified right.
   """
 
-  def of_samples(params, clients, batches):
-    def one(rows):
-      logits = model.apply(params, as_float(clients.images[rows]))
-      labels = clients.labels[rows]
-      return sample_losses(logits, labels), jnp.argmax(logits, 1) == labels
+  def of_batch(params, features, labels, rows):
+    logits = apply(params, as_float(features[rows]))
+    right = jnp.argmax(logits, axis=1) == labels[rows]
+    return loss(logits, labels[rows]), right
 
-    return lax.map(one, batches)
-
-  return jax.jit(
-      jax.shard_map(
-          of_samples,
-          mesh=mesh,
-          in_specs=(
-              devices.REPLICATED, devices.CLIENT_DATA, devices.PER_CLIENT
-          ),
-          out_specs=devices.PER_CLIENT,
-          check_vma=False,
-      )
-  )
+  # Batches take the place of clients: each device has its share of them.
+  of_batches = over_devices(one_by_one)(of_batch, (None, None, None, 0))
+  return jax.jit(of_batches)
 
 
 def build_evaluate(
@@ -78,19 +69,21 @@ def build_evaluate(
     data: FederatedData,
     clients: ClientData,
     mesh: Mesh,
+    loss: Loss = sample_losses,
 ) -> Callable[[jax.Array], Evaluation]:
   """The evaluation of a weight vector on all data.
 
   Args:
     model: the network.
     data: which samples are tested.
-    clients: `data.clients` as `devices.split_clients` placed it.
-    mesh: the devices that share the work.
+    clients: `data.clients`, on the devices.
+    mesh: those devices; they share the work.
+    loss: of samples.
 
   Returns:
     params [D] -> Evaluation.
   """
-  of_samples = _build_of_samples(model, mesh)
+  of_batches = _build_of_batches(model.apply, loss)
   num_clients = len(data.client_names)
   train = _in_batches(data.clients.order, mesh)
   test = _in_batches(data.test_rows, mesh)
@@ -99,11 +92,10 @@ def build_evaluate(
   test_counts = np.bincount(owners, minlength=num_clients)
 
   def results(params, batches, count):
-    """The same on the host, in float64: single sums of so many drift."""
-    return (
-        np.asarray(x, np.float64).ravel()[:count]
-        for x in of_samples(params, clients, batches)
-    )
+    """The same on the host, in float64: float32 sums of so many drift."""
+    with jax.set_mesh(mesh):
+      each = of_batches(params, clients.features, clients.labels, batches)
+    return (np.asarray(x, np.float64).ravel()[:count] for x in each)
 
   def client_means(values):
     sums = np.bincount(owners, values[owned], num_clients)

@@ -1,8 +1,11 @@
-"""Networks, as pure functions of one flat weight vector."""
+"""Any network as pure functions of one flat weight vector."""
 
 import functools
+import math
 from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,89 +13,222 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from agsfl.training import layers
+from agsfl.errors import refuse, refused
+from agsfl.registry import Registry
+from agsfl.training.networks import CNN, MLP
 from agsfl.types import Model, PyTree
 
 
-class _Conv(nn.Module):
-  """5 x 5 convolution with bias, SAME padding."""
+class Network(Protocol):
+  """What becomes a `Model`; Flax Linen modules have this form."""
 
-  features: int
+  def init(self, key: jax.Array, features: jax.Array, /) -> PyTree:
+    """Draws parameters, floating arrays, for [1, ...] f32 features."""
 
-  @nn.compact
-  def __call__(self, x):
-    shape = (5, 5, x.shape[-1], self.features)
-    kernel = self.param("kernel", _weights, shape)
-    bias = self.param("bias", _biases, (self.features,))
-    return layers.conv(x, kernel) + bias[None, None, None]
+  def apply(self, params: PyTree, features: jax.Array, /) -> jax.Array:
+    """[B, ...] f32 features -> [B, L] logits."""
 
 
-_weights = nn.initializers.truncated_normal(0.1)
-_biases = nn.initializers.constant(0.1)
+# L -> a network of L outputs.
+Factory = Callable[[int], Network | Model]
+AnyFactory = TypeVar("AnyFactory", bound=Callable[[int], Any])
+
+MODELS: Registry[Factory] = Registry("model", {"cnn": CNN, "mlp": MLP})
 
 
-class CNN(nn.Module):
-  """The paper's network.
+def register_model(name: str) -> Callable[[AnyFactory], AnyFactory]:
+  """Gives a network a name, so that settings can ask for it.
 
-  D = 444,062 on 28 x 28 x 1 images and 62 classes, 555,178 on 32 x 32 x 3 and
-  10, where the paper standardises each image (see `build`).
+  Args:
+    name: letters, digits and underscores.
 
-  Source: the authors' code: conv 5x5x32, relu, pool, LRN, conv 5x5x32, relu,
-  LRN, pool, dense 256, relu, dense; truncated normal 0.1, biases 0.1.
+  Returns:
+    A decorator for num_classes -> `Network` or `Model`, such as a Flax module
+    whose one field is the number of classes.
+
+  Raises:
+    ConfigError: the name cannot be used.
   """
 
-  num_classes: int
+  def register(factory: AnyFactory) -> AnyFactory:
+    MODELS.add(name, factory)
+    return factory
 
-  @nn.compact
-  def __call__(self, x):
-    dense = lambda size: nn.Dense(
-        size, kernel_init=_weights, bias_init=_biases
+  return register
+
+
+def build(
+    name: str,
+    feature_shape: tuple[int, ...],
+    num_classes: int,
+    standardize: bool = False,
+) -> Model:
+  """A network of `MODELS`; the same one for the same arguments.
+
+  Args:
+    name: its key.
+    feature_shape: of one sample, [H, W, C] for images.
+    num_classes: L.
+    standardize: whether its input is `standardized`.
+
+  Returns:
+    The model.
+
+  Raises:
+    ConfigError: the network does not fit, see `as_model`, or has fewer
+      outputs than there are classes.
+  """
+  # The factory is part of the key: a name may be registered again.
+  return _build(
+      MODELS[name], name, tuple(feature_shape), num_classes, standardize
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _build(factory, name, feature_shape, num_classes, standardize):
+  model = as_model(factory(num_classes), feature_shape, standardize, name)
+  outputs = _traced_logits(model, feature_shape).shape[1]
+  if outputs < num_classes:
+    refuse(
+        f"--model={name}",
+        f"has {outputs} outputs, but the data have {num_classes} classes",
     )
-    x = nn.relu(_Conv(32)(x))
-    x = layers.local_response_norm(layers.max_pool_2x2(x))
-    x = nn.relu(_Conv(32)(x))
-    x = layers.max_pool_2x2(layers.local_response_norm(x))
-    x = nn.relu(dense(256)(x.reshape(x.shape[0], -1)))
-    return dense(self.num_classes)(x)
+  return model
 
 
-class MLP(nn.Module):
-  """One hidden layer of 128; small and quick."""
+def as_model(
+    network: Network | Model,
+    feature_shape: tuple[int, ...],
+    standardize: bool = False,
+    name: str | None = None,
+) -> Model:
+  """Brings a network to the flat form.
 
-  num_classes: int
+  Flax Linen modules are networks as they are. Of other libraries write the two
+  functions of `Network`.
 
-  @nn.compact
-  def __call__(self, x):
-    x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
-    return nn.Dense(self.num_classes)(x)
+  Args:
+    network: a `Network` or a `Model`.
+    feature_shape: of one sample.
+    standardize: whether its input is `standardized`.
+    name: for messages; None: that of the network's type.
+
+  Returns:
+    The model.
+
+  Raises:
+    ConfigError: the network has no parameters, or some that are not floating;
+      it has state, or needs random numbers; or its logits are not [B, L].
+
+  >>> class Linear:
+  ...   def init(self, key, features):
+  ...     return {"w": jax.random.normal(key, (features.size, 10))}
+  ...   def apply(self, params, features):
+  ...     return features.reshape(len(features), -1) @ params["w"]
+  >>> as_model(Linear(), (8, 8)).dim
+  640
+  """
+  setting = f"--model={name or type(network).__name__}"
+  model = network if isinstance(network, Model) else _flat(
+      setting, network, feature_shape
+  )
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  if (params.shape, params.dtype) != ((model.dim,), jnp.float32):
+    refuse(
+        setting,
+        f"init must give float32[{model.dim}], for that is the sum of sizes; "
+        f"gives {_described(params)}",
+    )
+  if standardize:
+    plain = model.apply
+    model = model._replace(
+        apply=lambda params, features: plain(params, standardized(features))
+    )
+  _require_logits(setting, _traced_logits(model, feature_shape), 2)
+  return model
 
 
-MODELS = {"cnn": CNN, "mlp": MLP}
+def _traced_logits(model, feature_shape):
+  """Shape and type of the logits of two samples; nothing is computed."""
+  return jax.eval_shape(
+      lambda: model.apply(
+          model.init(jax.random.key(0)), _zeros(2, feature_shape)
+      )
+  )
+
+
+def _zeros(num_samples, feature_shape):
+  return jnp.zeros((num_samples, *feature_shape), jnp.float32)
+
+
+def _flat(setting, network, feature_shape):
+  """A `Network` as a `Model`."""
+  fits = not isinstance(network, type) and all(
+      callable(getattr(network, name, None)) for name in ("init", "apply")
+  )
+  if not fits:
+    refuse(
+        setting,
+        "must be an agsfl.Model, or an object with init(key, features) and "
+        "apply(params, features)",
+    )
+  init = lambda key: network.init(key, _zeros(1, feature_shape))
+  if isinstance(network, nn.Module):
+    state = set(jax.eval_shape(init, jax.random.key(0))) - {"params"}
+    if state:
+      refuse(
+          setting,
+          f"has state ({', '.join(sorted(state))}); use layers without, such "
+          "as GroupNorm in place of BatchNorm",
+      )
+  return _flatten(setting, init, network.apply)
 
 
 def flatten(
     init: Callable[[jax.Array], PyTree],
     apply: Callable[[PyTree, jax.Array], jax.Array],
 ) -> Model:
-  """Any network as a `Model`.
+  """Two functions of a network as a `Model`.
 
   Convolutions of stride 1 are fast per client when written with
   `layers.conv`.
 
   Args:
-    init: key -> a pytree of f32 parameters.
-    apply: (parameters, [B, ...] images) -> [B, L] logits.
+    init: key -> a pytree of floating parameters. Those of another type than
+      float32 are float32 in the flat vector, and get their own type back
+      before `apply`.
+    apply: (parameters, [B, ...] features) -> [B, L] logits.
 
   Returns:
     The same network over a flat weight vector.
-  """
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-  flat, unravel = ravel_pytree(zeros)
 
-  @jax.custom_vjp
-  def by_layer(params):
-    return unravel(params)
+  Raises:
+    ConfigError: there are no parameters, or some are not floating; later,
+      when `apply` is traced, its logits are not [B, L].
+  """
+  return _flatten("model", init, apply)
+
+
+def _flatten(setting, init, apply):
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      where = jax.tree_util.keystr(path)
+      refuse(setting, f"parameter {where} must be floating, is {leaf.dtype}")
+  sizes = tuple(leaf.size for leaf in jax.tree.leaves(shapes))
+  if not sum(sizes):
+    refuse(setting, "has no parameters")
+  to_f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  flat, unravel = ravel_pytree(
+      jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+  )
+
+  def parameters(params):
+    return jax.tree.map(
+        lambda leaf, like: leaf.astype(like.dtype), unravel(params), shapes
+    )
+
+  by_layer = jax.custom_vjp(parameters)
 
   def gather(_, tree):
     """The layers' gradients in one vector, each copied to its place.
@@ -101,67 +237,78 @@ def flatten(
     uses the vector, at thirty times the cost.
     """
     vector, place = jnp.zeros_like(flat), 0
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(to_f32(tree)):
       vector = lax.dynamic_update_slice(vector, leaf.ravel(), (place,))
       place += leaf.size
     return (vector,)
 
-  by_layer.defvjp(lambda params: (unravel(params), None), gather)
+  by_layer.defvjp(lambda params: (parameters(params), None), gather)
+
+  def apply_flat(params, features):
+    with refused(
+        setting,
+        "must need nothing but parameters and features, no state (BatchNorm) "
+        "and no random numbers (Dropout)",
+        (
+            flax.errors.InvalidRngError,
+            flax.errors.ModifyScopeVariableError,
+        ),
+    ):
+      logits = apply(by_layer(params), features)
+    _require_logits(setting, logits, features.shape[0])
+    return logits.astype(jnp.float32)
+
   return Model(
-      init=lambda key: ravel_pytree(init(key))[0],
-      apply=lambda params, images: apply(by_layer(params), images),
-      sizes=tuple(leaf.size for leaf in jax.tree.leaves(shapes)),
+      init=lambda key: ravel_pytree(to_f32(init(key)))[0],
+      apply=apply_flat,
+      sizes=sizes,
   )
 
 
-def standardized(images: jax.Array) -> jax.Array:
-  """Each image with mean 0 and deviation 1 over all its numbers.
+def _require_logits(setting, logits, num_samples):
+  """Refuses all but [B, L] floats."""
+  shape = getattr(logits, "shape", ())
+  if (
+      len(shape) != 2
+      or shape[0] != num_samples
+      or not jnp.issubdtype(logits.dtype, jnp.floating)
+  ):
+    refuse(
+        setting,
+        "apply must give floating logits [B, L]; "
+        f"gives {_described(logits)} for B = {num_samples}",
+    )
 
-  An almost constant image is divided by 1 / sqrt(H W C) instead.
+
+def _described(array):
+  """Such as float32[2, 10]; the type's name of what is no array."""
+  if not hasattr(array, "shape"):
+    return type(array).__name__
+  return f"{array.dtype}{list(array.shape)}"
+
+
+def standardized(features: jax.Array) -> jax.Array:
+  """Each sample with mean 0 and deviation 1 over all its numbers.
+
+  An almost constant sample of n numbers is divided by 1 / sqrt(n) instead.
 
   Args:
-    images: [B, H, W, C] f32.
+    features: [B, ...] f32.
 
   Returns:
     The same shape.
 
   Source: the input of the paper's CIFAR-10 network in its authors' code.
   """
-  axes = (1, 2, 3)
-  centred = images - jnp.mean(images, axes, keepdims=True)
+  axes = tuple(range(1, features.ndim))
+  centred = features - jnp.mean(features, axes, keepdims=True)
   deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axes, keepdims=True))
-  return centred / jnp.maximum(deviation, images[0].size**-0.5)
-
-
-@functools.lru_cache(maxsize=16)
-def build(
-    name: str,
-    image_shape: tuple[int, ...],
-    num_classes: int,
-    standardize: bool = False,
-) -> Model:
-  """A network of `MODELS`.
-
-  Args:
-    name: its key.
-    image_shape: [H, W, C] of one image.
-    num_classes: L.
-    standardize: whether its input is `standardized`.
-
-  Returns:
-    The model.
-  """
-  module = MODELS[name](num_classes)
-  sample = jnp.zeros((1, *image_shape))
-
-  def apply(params, images):
-    return module.apply(params, standardized(images) if standardize else images)
-
-  return flatten(lambda key: module.init(key, sample), apply)
+  least = math.prod(features.shape[1:]) ** -0.5
+  return centred / jnp.maximum(deviation, least)
 
 
 def sample_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross entropy of each sample.
+  """Cross entropy of each sample; a `types.Loss`.
 
   Args:
     logits: [B, L].

@@ -1,13 +1,66 @@
 """Optimisers of clients and server, by name."""
 
-import functools
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
 
-# Momentum as most papers of the field have it; Adam with the epsilon that
-# Reddi et al., "Adaptive Federated Optimization", ICLR 2021, use for FedAdam.
-OPTIMIZERS = {
-    "sgd": optax.sgd,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "adam": functools.partial(optax.adam, b2=0.99, eps=1e-3),
+# learning rate -> the optimiser.
+Factory = Callable[[float | jax.Array], optax.GradientTransformation]
+
+
+def _sgd(learning_rate):
+  return optax.sgd(learning_rate)
+
+
+def _momentum(learning_rate):
+  """As most papers of the field have it."""
+  return optax.sgd(learning_rate, momentum=0.9)
+
+
+def _adam(learning_rate):
+  """With the epsilon that Reddi et al. use for FedAdam.
+
+  Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
+  """
+  return optax.adam(learning_rate, b2=0.99, eps=1e-3)
+
+
+OPTIMIZERS: dict[str, Factory] = {
+    "sgd": _sgd,
+    "momentum": _momentum,
+    "adam": _adam,
 }
+
+
+def local(name: str) -> optax.GradientTransformation:
+  """A client's optimiser, with learning rate 1; see `client.LocalTraining`.
+
+  It begins anew every round. So with one local step "momentum" is plain SGD.
+
+  Args:
+    name: a key of `OPTIMIZERS`.
+
+  Returns:
+    The optimiser.
+  """
+  return OPTIMIZERS[name](1.0)
+
+
+def server_of(
+    name: str, learning_rate: float | jax.Array
+) -> optax.GradientTransformation:
+  """The server's optimiser, whose learning rate lies in its state.
+
+  Args:
+    name: a key of `OPTIMIZERS`.
+    learning_rate: [] f32, perhaps traced. `init` puts it into
+      `state.hyperparams["learning_rate"]`; `update` reads it only there. So
+      servers of all learning rates have the same update.
+
+  Returns:
+    The optimiser.
+  """
+  with_rate_in_state = optax.inject_hyperparams(OPTIMIZERS[name])
+  return with_rate_in_state(jnp.asarray(learning_rate, jnp.float32))

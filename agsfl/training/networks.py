@@ -1,0 +1,67 @@
+"""The networks that come with the package, as Flax modules."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from agsfl.errors import refuse
+from agsfl.training import layers
+
+_weights = nn.initializers.truncated_normal(0.1)
+_biases = nn.initializers.constant(0.1)
+
+
+class _Conv(nn.Module):
+  """5 x 5 convolution with bias, SAME padding."""
+
+  features: int
+
+  @nn.compact
+  def __call__(self, x):
+    shape = (5, 5, x.shape[-1], self.features)
+    kernel = self.param("kernel", _weights, shape, jnp.float32)
+    bias = self.param("bias", _biases, (self.features,), jnp.float32)
+    return layers.conv(x, kernel) + bias[None, None, None]
+
+
+class CNN(nn.Module):
+  """The paper's network, for images [H, W, C], or [H, W] of one channel.
+
+  D = 444,062 on 28 x 28 x 1 images and 62 classes, 555,178 on 32 x 32 x 3 and
+  10, where the paper standardises each image (see `models.standardized`).
+
+  Source: the authors' code: conv 5x5x32, relu, pool, LRN, conv 5x5x32, relu,
+  LRN, pool, dense 256, relu, dense; truncated normal 0.1, biases 0.1.
+  """
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    if x.ndim == 3:
+      x = x[..., None]
+    if x.ndim != 4:
+      refuse(
+          "--model=cnn",
+          "takes images, features of shape [H, W] or [H, W, C], not "
+          f"{list(x.shape[1:])}",
+      )
+    dense = lambda size: nn.Dense(
+        size, kernel_init=_weights, bias_init=_biases
+    )
+    x = nn.relu(_Conv(32)(x))
+    x = layers.local_response_norm(layers.max_pool_2x2(x))
+    x = nn.relu(_Conv(32)(x))
+    x = layers.max_pool_2x2(layers.local_response_norm(x))
+    x = nn.relu(dense(256)(x.reshape(x.shape[0], -1)))
+    return dense(self.num_classes)(x)
+
+
+class MLP(nn.Module):
+  """One hidden layer of 128, for features of any shape; small and quick."""
+
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
+    return nn.Dense(self.num_classes)(x)

@@ -20,7 +20,11 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["agsfl", "agsfl.*"]),
+    packages=find_packages(
+        include=["agsfl", "agsfl.*", "experiments", "experiments.*"]
+    ),
+    package_data={"agsfl": ["py.typed"], "experiments": ["*/*.flags"]},
+    entry_points={"console_scripts": ["agsfl=experiments.main:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -49,6 +53,7 @@ setup(
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "jupytext>=1.16",
+            "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
             "pytest>=8",

@@ -6,94 +6,114 @@ A run in three lines:
     run = agsfl.simulate(agsfl.Config(model="mlp", num_rounds=50))
     print(run.summary["test_accuracy"], run.rows[-1]["k"])
 
-`Config` names all settings; `load` and `Partition` deal a data set to clients.
+`Config` names all settings. Parts of your own go in as objects, as in
+`agsfl.simulate(config, model=..., data=agsfl.from_arrays(x, y))`, or get a name
+by `register_model`, `register_method`, `register_controller`,
+`register_partition` or `register_source`, which every command then knows.
+
 Underneath are pure functions to compose by hand: sparsifiers (`fab_top_k` and
-others), controllers (`sign_interval` and others), `build_round` of both, and
-`build_sweep` of many. `types` has the records that pass between them.
+others), controllers (`sign_interval` and others), and `build_round` of both.
+`types` has the records that pass between them.
 """
 
 from agsfl.config import Config
-from agsfl.controllers.bandits import bandit, exp3
-from agsfl.controllers.cost import cost_slope, round_time
-from agsfl.controllers.descent import (
-    fixed,
-    replay,
-    sign_descent,
-    sign_interval,
-    value_descent,
+from agsfl.controllers import (
+  bandit,
+  cost_slope,
+  exp3,
+  fixed,
+  register_controller,
+  replay,
+  round_time,
+  sign_descent,
+  sign_interval,
+  value_descent,
 )
-from agsfl.data.federated import ClientData, FederatedData, load
-from agsfl.data.partitions import Partition
+from agsfl.data.federated import ClientData, FederatedData, from_arrays, load
+from agsfl.data.partitions import Partition, register_partition
+from agsfl.data.sources import register_source
 from agsfl.errors import ConfigError, DivergedError, StoppedError
-from agsfl.programs import build_sweep
+from agsfl.for_each_client import one_by_one, over_devices
+from agsfl.programs import build
+from agsfl.records.read import Run, read_run, read_runs
 from agsfl.rounds import build_round
-from agsfl.runs import Run, simulate
-from agsfl.simulation import build, run
-from agsfl.sparsifiers.methods import (
-    fab_top_k,
-    fub_top_k,
-    fub_top_k_tree,
-    periodic_k,
-    send_all,
-    unidirectional_top_k,
+from agsfl.simulation import simulate
+from agsfl.sparsifiers import (
+  fab_top_k,
+  from_masks,
+  fub_top_k,
+  fub_top_k_tree,
+  per_layer,
+  periodic_k,
+  register_method,
+  send_all,
+  unidirectional_top_k,
 )
-from agsfl.sparsifiers.per_layer import per_layer
 from agsfl.training.client import LocalTraining
-from agsfl.training.models import flatten
+from agsfl.training.models import flatten, register_model
 from agsfl.types import (
-    KController,
-    KProposal,
-    Model,
-    Observation,
-    RoundInfo,
-    RoundState,
-    Selection,
-    Sparsifier,
-    Split,
+  KController,
+  KProposal,
+  Model,
+  Observation,
+  RoundInfo,
+  RoundState,
+  Selection,
+  Sparsifier,
+  Split,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
-    "ClientData",
-    "Config",
-    "ConfigError",
-    "DivergedError",
-    "FederatedData",
-    "KController",
-    "KProposal",
-    "LocalTraining",
-    "Model",
-    "Observation",
-    "Partition",
-    "RoundInfo",
-    "RoundState",
-    "Run",
-    "Selection",
-    "Sparsifier",
-    "Split",
-    "StoppedError",
-    "bandit",
-    "build",
-    "build_round",
-    "build_sweep",
-    "cost_slope",
-    "exp3",
-    "fab_top_k",
-    "fixed",
-    "flatten",
-    "fub_top_k",
-    "fub_top_k_tree",
-    "load",
-    "per_layer",
-    "periodic_k",
-    "replay",
-    "round_time",
-    "run",
-    "send_all",
-    "sign_descent",
-    "sign_interval",
-    "simulate",
-    "unidirectional_top_k",
-    "value_descent",
+  "ClientData",
+  "Config",
+  "ConfigError",
+  "DivergedError",
+  "FederatedData",
+  "KController",
+  "KProposal",
+  "LocalTraining",
+  "Model",
+  "Observation",
+  "Partition",
+  "RoundInfo",
+  "RoundState",
+  "Run",
+  "Selection",
+  "Sparsifier",
+  "Split",
+  "StoppedError",
+  "bandit",
+  "build",
+  "build_round",
+  "cost_slope",
+  "exp3",
+  "fab_top_k",
+  "fixed",
+  "flatten",
+  "from_arrays",
+  "from_masks",
+  "fub_top_k",
+  "fub_top_k_tree",
+  "load",
+  "one_by_one",
+  "over_devices",
+  "per_layer",
+  "periodic_k",
+  "read_run",
+  "read_runs",
+  "register_controller",
+  "register_method",
+  "register_model",
+  "register_partition",
+  "register_source",
+  "replay",
+  "round_time",
+  "send_all",
+  "sign_descent",
+  "sign_interval",
+  "simulate",
+  "unidirectional_top_k",
+  "value_descent",
 ]

@@ -2,278 +2,286 @@
 
 import dataclasses
 import math
-import numbers
-import os
-import typing
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from agsfl.data import sources
+from agsfl import settings
+from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import Partition
-from agsfl.errors import ConfigError
-from agsfl.sparsifiers import methods as sparsifiers
+from agsfl.data.sources import SourceOptions, known_names, require_known
+from agsfl.errors import require
+from agsfl.settings import Amount, elements, setting
+from agsfl.sparsifiers import METHODS
 from agsfl.training.models import MODELS
 from agsfl.training.optimizers import OPTIMIZERS
 
-METHODS = (*sparsifiers.METHODS, "fedavg")
-# There is no k to learn.
-METHODS_WITHOUT_K = (
-    *(name for name, one in sparsifiers.METHODS.items() if not one.takes_k),
-    "fedavg",
-)
-CONTROLLERS = (
-    "fixed", "sign", "sign_interval", "value", "exp3", "bandit", "replay"
-)
-
-_LARGEST = 1e30
-
-# By a field's type: what may stand for it, and that in words.
-_KINDS = {
-    bool: ((bool, np.bool_), "True or False"),
-    int: (numbers.Integral, "a whole number"),
-    float: (numbers.Real, "a number"),
-    str: ((str, os.PathLike), "text"),
-}
+_DEFAULT_K = 1000.0
+# The smallest number above 0 whose inverse float32 can hold.
+_TINY = 1 / settings.LARGEST
 
 
-def _require(condition, field, value, allowed):
-  if not condition:
-    raise ConfigError(f"--{field}={value}: must be {allowed}")
+class KRange(NamedTuple):
+  """Where k begins and may move, in elements.
 
+  Attributes:
+    k: of the first round.
+    k_min, k_max: the interval K.
+  """
 
-def _typed(field, value):
-  """The value in its field's own type, NumPy's numbers as Python's."""
-  kind, *others = typing.get_args(field.type) or (field.type,)
-  if value is None and others:
-    return None
-  kinds, allowed = _KINDS[kind]
-  # A bool is an integer to Python.
-  fits = isinstance(value, kinds) and (
-      kind is bool or not isinstance(value, bool)
-  )
-  _require(fits, field.name, repr(value), allowed)
-  return kind(value)
+  k: float
+  k_min: float
+  k_max: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """One run.
+class Config(Partition, SourceOptions):
+  """One run; also how its samples go to clients, and how its data are read.
 
-  Attributes:
-    dataset: a name or URI, see `data.load`.
-    partition, num_clients, min_samples, shards_per_client, dirichlet_alpha,
-      power: how samples go to clients, see `partitions.Partition`.
-    standardize: whether each image is brought to mean 0 and deviation 1.
-    model: a key of `models.MODELS`.
-    method: one of `METHODS`; "fedavg" sends whole models after `local_steps`
-      of training.
-    per_layer: whether the method works on each array of weights by itself.
-    controller: one of `CONTROLLERS`; None means "sign_interval", or "fixed"
-      with `METHODS_WITHOUT_K`.
-    k: elements per message; where k is learned, its first value.
-    k_min, k_max: where k may move; None means 0.002 D, and D.
-    stuck_rounds: of "sign" and "sign_interval", rounds in a row without a sign
-      after which k rises by one step; None means never.
-    exp3_arms: of "exp3", evenly spaced; None means every integer k.
-    bandit_radius, bandit_step: of "bandit", in halves of the interval; None
-      means T^(-1/4) and T^(-3/4), with T = num_rounds.
-    replay: a run's folder, whose k "replay" plays.
-    comm_time: beta, the time of sending D values both ways.
-    learning_rate: eta, of the clients' steps, and of the server's if that is
-      None.
-    local_steps: tau, steps of each client per round; None means 1, and with
-      "fedavg" ceil(D / 2k), the traffic of k sparse elements.
-    local_optimizer: of the clients, a key of `optimizers.OPTIMIZERS`.
-    server_optimizer: applies the aggregate, a key of it too.
-    server_learning_rate: of that; None means learning_rate.
-    batch_size: samples per minibatch.
-    num_rounds: rounds at most.
-    time_budget: normalised time after which no round begins, or None.
-    eval_every: rounds between evaluations; the last round has one too.
-    client_chunk: clients per vmapped piece; None means the platform's measured
-      default.
-    rounds_per_call: rounds that one call runs as one program; None means the
-      platform's measured default.
-    num_devices: devices that share the clients; None means all, but no more
-      than clients.
-    seed: of every draw.
+  `python -m experiments.run --helpshort` lists all settings with their help;
+  the fields below hold the same texts.
 
   Raises:
-    ConfigError: a value is of another type, or out of range.
+    ConfigError: a value is of another type, out of range, or contradicts
+      another one.
   """
 
-  dataset: str = "mnist_5k"
-  partition: str = "one_class"
-  num_clients: int | None = None
-  min_samples: int = 1
-  shards_per_client: int = 2
-  dirichlet_alpha: float = 0.5
-  power: float = 1.0
-  standardize: bool = False
-  model: str = "cnn"
-  method: str = "fab_top_k"
-  per_layer: bool = False
-  controller: str | None = None
-  k: float = 1000.0
-  k_min: float | None = None
-  k_max: float | None = None
-  stuck_rounds: int | None = None
-  exp3_arms: int | None = None
-  bandit_radius: float | None = None
-  bandit_step: float | None = None
-  replay: str | None = None
-  comm_time: float = 10.0
-  learning_rate: float = 0.01
-  local_steps: int | None = None
-  local_optimizer: str = "sgd"
-  server_optimizer: str = "sgd"
-  server_learning_rate: float | None = None
-  batch_size: int = 32
-  num_rounds: int = 300
-  time_budget: float | None = None
-  eval_every: int = 20
-  client_chunk: int | None = None
-  rounds_per_call: int | None = None
-  num_devices: int | None = None
-  seed: int = 0
+  dataset: str = setting(
+      "mnist_5k",
+      f"{known_names()}. mnist_5k is 5,000 real digits, without a download.",
+  )
+  standardize: bool = setting(
+      False, "Bring each sample to mean 0 and deviation 1."
+  )
+  model: str = setting("cnn", "Network.", choices=MODELS)
+  method: str = setting("fab_top_k", "What is sent.", choices=METHODS)
+  per_layer: bool = setting(
+      False, "Use the method on each array of weights by itself."
+  )
+  controller: str | None = setting(
+      None,
+      "How k moves from round to round. Default: sign_interval, or fixed where "
+      "the method has no k.",
+      choices=CONTROLLERS,
+  )
+  k: Amount | None = setting(
+      None,
+      "Elements per message, or a share of D such as 1%; where k is learned, "
+      "its first value. Default: 1000, brought into the interval of k.",
+      least=1,
+  )
+  k_min: Amount | None = setting(
+      None,
+      "Least k where it is learned, in elements or per cent. Default: 0.2%.",
+      least=2,
+  )
+  k_max: Amount | None = setting(
+      None,
+      "Largest k where it is learned, in elements or per cent. Default: 100%.",
+      least=2,
+  )
+  stuck_rounds: int | None = setting(
+      None,
+      "Rounds in a row without a sign after which sign and sign_interval raise "
+      "k by one step. Default: never.",
+      least=1,
+      most=2**31 - 1,  # counted in int32
+  )
+  exp3_arms: int | None = setting(
+      None, "Values of k that exp3 plays. Default: every integer.", least=1
+  )
+  bandit_radius: float | None = setting(
+      None,
+      "How far bandit explores, in halves of the interval. Default: "
+      "num_rounds^(-1/4).",
+      least=_TINY,
+      most=1.0,
+  )
+  bandit_step: float | None = setting(
+      None,
+      "How far bandit moves, in halves of the interval. Default: "
+      "num_rounds^(-3/4).",
+      least=_TINY,
+  )
+  replay: str | None = setting(
+      None, "Folder of a run whose k the controller replay plays again."
+  )
+  comm_time: float = setting(
+      10.0,
+      "beta: the time to send all D weights up and down, where 1 is the time "
+      "to compute one round's gradients.",
+      least=0,
+  )
+  learning_rate: float = setting(
+      0.01,
+      "eta: the step of the clients, and by default of the server.",
+      least=_TINY,
+  )
+  local_steps: int | None = setting(
+      None,
+      "tau: steps of each client per round. Default: 1; with fedavg "
+      "ceil(D / 2k), so that its traffic is that of k sparse elements.",
+      least=1,
+      most=2**20,
+  )
+  local_optimizer: str = setting(
+      "sgd",
+      "Optimiser of the clients. It begins anew every round, so with one local "
+      "step momentum is plain sgd.",
+      choices=OPTIMIZERS,
+  )
+  server_optimizer: str = setting(
+      "sgd", "What applies the aggregate to the weights.", choices=OPTIMIZERS
+  )
+  server_learning_rate: float | None = setting(
+      None, "Step of the server. Default: learning_rate.", least=_TINY
+  )
+  batch_size: int = setting(32, "Samples per minibatch.", least=1, most=2**20)
+  num_rounds: int = setting(300, "Rounds at most.", least=1, most=2**31 - 2)
+  time_budget: float | None = setting(
+      None, "Normalised time after which no round begins.", least=_TINY
+  )
+  eval_every: int = setting(
+      20, "Rounds between evaluations; the last round has one too.", least=1
+  )
+  init_from: str | None = setting(
+      None,
+      "Weights to begin with: the folder of a finished run, or a params.npy. "
+      "Default: drawn by the seed.",
+  )
+  rounds_per_call: int | None = setting(
+      None,
+      "Rounds that one call runs as one program. Default: what was measured "
+      "best on the platform.",
+      least=1,
+  )
+  num_devices: int | None = setting(
+      None,
+      "Devices that share the clients; on CPU, cores. Default: all, but no "
+      "more than clients.",
+      least=1,
+  )
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = _typed(field, getattr(self, field.name))
-      object.__setattr__(self, field.name, value)
-      if isinstance(value, float):
-        _require(math.isfinite(value), field.name, value, "a finite number")
-        # JAX computes in float32: a larger number would become infinite.
-        most = f"at most {_LARGEST:g}"
-        _require(value <= _LARGEST, field.name, value, most)
-    for field, names in (
-        ("model", tuple(MODELS)),
-        ("method", METHODS),
-        ("controller", (None, *CONTROLLERS)),
-        ("local_optimizer", tuple(OPTIMIZERS)),
-        ("server_optimizer", tuple(OPTIMIZERS)),
-    ):
-      value = getattr(self, field)
-      allowed = ", ".join(name for name in names if name)
-      _require(value in names, field, value, f"one of {allowed}")
-    self._check_combinations()
-    known = sources.is_known(self.dataset)
-    _require(known, "dataset", self.dataset, sources.ALLOWED)
-    self.as_partition()
-    for field, least in (
-        ("k", 1),
-        ("k_min", 2),
-        ("k_max", 2),
-        ("comm_time", 0),
-        ("batch_size", 1),
-        ("stuck_rounds", 1),
-        ("exp3_arms", 1),
-        ("local_steps", 1),
-        ("num_rounds", 1),
-        ("eval_every", 1),
-        ("client_chunk", 1),
-        ("rounds_per_call", 1),
-        ("num_devices", 1),
-    ):
-      value = getattr(self, field)
-      _require(
-          value is None or value >= least, field, value, f"at least {least}"
-      )
-    for field, most, text in (
-        ("batch_size", 2**20, "2^20"),
-        ("local_steps", 2**20, "2^20"),
-        ("stuck_rounds", 2**31 - 1, "2^31 - 1"),  # counted in int32
-        ("bandit_radius", 1.0, "1"),
-    ):
-      value = getattr(self, field)
-      _require(
-          value is None or value <= most, field, value, f"at most {text}"
-      )
-    for field in (
-        "learning_rate",
-        "server_learning_rate",
-        "bandit_radius",
-        "bandit_step",
-        "time_budget",
-    ):
-      value = getattr(self, field)
-      _require(
-          value is None or value >= 1 / _LARGEST,
-          field,
-          value,
-          f"above 0, at least {1 / _LARGEST:g}",
-      )
-
-  def _check_combinations(self):
-    if self.method in METHODS_WITHOUT_K:
-      _require(
+    settings.check(self)
+    require_known(self.dataset)
+    if not METHODS[self.method].takes_k:
+      require(
           self.controller in (None, "fixed"),
           "controller",
           self.controller,
           f"fixed with --method={self.method}, which has no k to learn",
       )
-      _require(
+      require(
           not self.per_layer,
           "per_layer",
           self.per_layer,
           f"false with --method={self.method}, which has no k to share out",
       )
-    _require(
+    require(
         (self.replay is not None) == (self.controller == "replay"),
         "replay",
         self.replay,
         "a run's folder with --controller=replay, and unset without",
     )
 
-  def as_partition(self) -> Partition:
-    """How samples go to clients; raises ConfigError where that cannot be."""
-    names = [field.name for field in dataclasses.fields(Partition)]
-    return Partition(**{name: getattr(self, name) for name in names})
-
   @property
   def used_controller(self) -> str:
     """The controller, where None is settled."""
     if self.controller is not None:
       return self.controller
-    return "fixed" if self.method in METHODS_WITHOUT_K else "sign_interval"
+    return "sign_interval" if METHODS[self.method].takes_k else "fixed"
 
   def used_local_steps(self, dim: int) -> int:
     """tau, where None is settled, for a model of D = `dim` weights."""
     if self.local_steps is not None:
       return self.local_steps
-    return math.ceil(dim / (2 * self.k)) if self.method == "fedavg" else 1
+    if METHODS[self.method].sends_models:
+      return math.ceil(dim / (2 * self.k_range(dim).k))
+    return 1
 
-  def k_interval(self, dim: int) -> tuple[float, float]:
-    """The interval of k for a model of D = `dim` weights.
+  def k_range(self, dim: int) -> KRange:
+    """k and its interval for a model of D = `dim` weights.
+
+    A value that is not set gives way to those that are.
 
     Args:
       dim: D.
 
     Returns:
-      (k_min, k_max), elements.
+      The first k, and the interval; where k is not learned, 1 to D.
 
     Raises:
-      ConfigError: the values do not fit the model or each other.
+      ConfigError: values that are set do not fit the model or each other.
     """
-    k_min = max(2.0, 0.002 * dim) if self.k_min is None else self.k_min
-    k_max = float(dim) if self.k_max is None else self.k_max
-    _require(self.k <= dim, "k", self.k, f"at most the model's {dim} weights")
-    if self.used_controller in ("fixed", "replay"):
-      return k_min, k_max
-    _require(k_min <= dim, "k_min", k_min, f"at most the model's {dim} weights")
-    _require(
-        k_min <= k_max <= dim, "k_max", k_max, f"{k_min:g} (k_min) to {dim}"
+    model = f"the model's {dim:,} weights"
+    if not CONTROLLERS[self.used_controller].learns:
+      k = min(_DEFAULT_K, dim) if self.k is None else elements(self.k, dim)
+      require(k <= dim, "k", self.k, f"at most {model}")
+      return KRange(k, 1.0, float(dim))
+    # Shares of D below 2 elements mean 2, as there k and k' differ.
+    least = min(2.0, dim)
+    k_max = max(least, elements(self.k_max or "100%", dim))
+    k_min = max(least, elements(self.k_min or "0.2%", dim))
+    if self.k_min is None:
+      k_min = min(k_min, k_max)
+    require(k_min <= dim, "k_min", self.k_min, f"at most {model}")
+    require(
+        k_min <= k_max <= dim,
+        "k_max",
+        self.k_max,
+        f"from {k_min:g} (k_min) to {model}",
     )
-    _require(
+    require(
         self.used_controller != "exp3" or math.ceil(k_min) <= k_max,
         "k_max",
-        k_max,
+        self.k_max,
         f"at least {math.ceil(k_min)}, the first whole k above k_min",
     )
-    _require(
-        k_min <= self.k <= k_max,
+    if self.k is None:
+      return KRange(min(max(_DEFAULT_K, k_min), k_max), k_min, k_max)
+    k = elements(self.k, dim)
+    require(
+        k_min <= k <= k_max,
         "k",
         self.k,
-        f"{k_min:g} (k_min) to {k_max:g} (k_max), where k is learned",
+        f"from {k_min:g} (k_min) to {k_max:g} (k_max), where k is learned",
     )
-    return k_min, k_max
+    return KRange(k, k_min, k_max)
+
+  def identity(self) -> dict[str, Any]:
+    """The settings that make this run another one than others.
+
+    How long a run goes, and when it is evaluated, does not: it may go on with
+    more rounds. EXP3 and the bandit choose their steps by the number of
+    rounds, so there it does.
+    """
+    free = {"num_rounds", "time_budget", "eval_every"}
+    if CONTROLLERS[self.used_controller].uses_horizon:
+      free -= {"num_rounds"}
+    return {
+        name: value
+        for name, value in dataclasses.asdict(self).items()
+        if name not in free
+    }
+
+  def structure(self) -> "Config":
+    """The same with its plain numbers at their defaults.
+
+    Runs of equal structure share a compiled program: the numbers lie in the
+    state of the round, or are arguments of the program.
+    """
+    numbers = {
+        "seed", "learning_rate", "server_learning_rate", "comm_time",
+        "num_rounds", "time_budget", "eval_every", "init_from",
+    }
+    if not METHODS[self.method].sends_models:
+      numbers.add("k")  # elsewhere it decides the number of local steps
+    if CONTROLLERS[self.used_controller].uses_horizon:
+      numbers.discard("num_rounds")
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(self)
+        if field.name in numbers
+    }
+    if self.replay is not None:
+      defaults["replay"] = ""  # its k lie in the controller's state
+    return dataclasses.replace(self, **defaults)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from agsfl.errors import ConfigError
+from agsfl.errors import refused
 
 
 @contextlib.contextmanager
@@ -21,19 +21,17 @@ def written_whole(path: Path) -> Iterator[Path]:
   temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
   try:
     yield temporary
+    # On the disk before it has its name: no crash leaves an empty file.
+    with temporary.open("rb") as file:
+      os.fsync(file.fileno())
     os.replace(temporary, path)
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def usable(workdir: str | Path):
+def usable(workdir: str | Path) -> contextlib.AbstractContextManager[None]:
   """Refuses a --workdir in one line where an OSError comes within."""
-  try:
-    yield
-  except OSError as error:
-    raise ConfigError(
-        f"--workdir={workdir}: must be a folder that can be written "
-        f"({error.strerror or error})"
-    ) from error
+  return refused(
+      f"--workdir={workdir}", "must be a folder that can be written"
+  )

@@ -1,195 +1,206 @@
-"""The parts of a run that its settings name, and the round made of them."""
+"""The parts of a run, by name or handed over, and the round made of them."""
 
-import dataclasses
-from typing import NamedTuple
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from agsfl import devices
+from agsfl import fingerprints
 from agsfl.config import Config
-from agsfl.controllers import bandits
-from agsfl.controllers import descent as controllers
+from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
-from agsfl.errors import ConfigError
-from agsfl.records.folder import read_rows
-from agsfl.rounds import Round, build_round
-from agsfl.sparsifiers import methods as sparsifiers
-from agsfl.sparsifiers.per_layer import per_layer
-from agsfl.training import models
+from agsfl.errors import require
+from agsfl.registry import Registry
+from agsfl.rounds import Metric, Round, build_round
+from agsfl.sparsifiers import METHODS, per_layer
+from agsfl.training import models, optimizers
 from agsfl.training.client import LocalTraining
-from agsfl.training.optimizers import OPTIMIZERS
-from agsfl.types import KController, Model, Sparsifier
+from agsfl.types import KController, Loss, Model, Sparsifier
 
 
 class Numbers(NamedTuple):
-  """Settings that decide no shape: programs take them as arguments.
-
-  So runs that differ in them, or in the seed, share a compiled program.
+  """Plain numbers of a run, [] f32 each; see `Config.structure`.
 
   Attributes:
-    learning_rate, comm_time, k: as in `Config`, or traced.
+    learning_rate: eta of the clients.
+    server_learning_rate: of the server.
+    comm_time: beta.
+    k: of the first round.
   """
 
-  learning_rate: float | jax.Array
-  comm_time: float | jax.Array
-  k: float | jax.Array
+  learning_rate: jax.Array
+  server_learning_rate: jax.Array
+  comm_time: jax.Array
+  k: jax.Array
 
 
-def numbers_of(config: Config) -> Numbers:
-  """The numbers that the settings name, f32."""
-  return Numbers(
-      *(jnp.float32(getattr(config, name)) for name in Numbers._fields)
-  )
+class Parts(NamedTuple):
+  """A user's own objects in place of parts that settings name.
 
-
-def root_of(config: Config) -> tuple[jax.Array, Numbers]:
-  """All that a compiled program takes of the settings."""
-  return jax.random.key(config.seed), numbers_of(config)
-
-
-def alike(config: Config) -> tuple:
-  """What runs must have in common to share a compiled program.
-
-  Args:
-    config: the settings.
-
-  Returns:
-    All but the seed and the `Numbers`; hashable.
+  Attributes:
+    model: an `agsfl.Model`, or anything with init(key, features) and
+      apply(params, features), such as a Flax module.
+    sparsifier: in place of the method.
+    controller: in place of the controller.
+    loss: of samples, in place of cross entropy.
+    metrics: pairs of a name and a function, see `rounds.build_round`.
   """
-  # FedAvg's steps are a loop whose length follows from k.
-  kept = {"k"} if config.method == "fedavg" else set()
-  differ = {"seed", *Numbers._fields} - kept
-  settings = dataclasses.asdict(config).items()
-  return tuple(item for item in settings if item[0] not in differ)
+
+  model: Any = None
+  sparsifier: Sparsifier | None = None
+  controller: KController | None = None
+  loss: Loss | None = None
+  metrics: tuple[tuple[str, Metric], ...] = ()
+
+  @classmethod
+  def of(
+      cls,
+      model: Any = None,
+      sparsifier: Sparsifier | None = None,
+      controller: KController | None = None,
+      loss: Loss | None = None,
+      metrics: Mapping[str, Metric] | None = None,
+  ) -> "Parts":
+    """The parts, their types checked.
+
+    Raises:
+      ConfigError: one is of another type.
+    """
+    for name, part, kind in (
+        ("sparsifier", sparsifier, Sparsifier),
+        ("controller", controller, KController),
+    ):
+      require(
+          part is None or isinstance(part, kind),
+          name,
+          type(part).__name__,
+          f"an agsfl.{kind.__name__}, such as a factory of agsfl returns",
+      )
+    require(loss is None or callable(loss), "loss", loss, "a function")
+    metrics = dict(metrics or {})
+    for name, metric in metrics.items():
+      require(
+          isinstance(name, str) and name.isidentifier() and callable(metric),
+          "metrics",
+          name,
+          "a name for each function of (state, info)",
+      )
+    return cls(model, sparsifier, controller, loss, tuple(metrics.items()))
+
+  def identity(self, config: Config) -> dict[str, Any]:
+    """What config.json says of parts that are the user's own.
+
+    Args:
+      config: the settings; parts that the user registered have names there.
+
+    Returns:
+      "custom:NAME" in place of a setting for each object handed over, and
+      `fingerprints` of all of the user's parts where they can be had.
+    """
+    named: list[tuple[str, str, Registry]] = [
+        ("model", config.model, models.MODELS),
+        ("method", config.method, METHODS),
+        ("controller", config.used_controller, CONTROLLERS),
+    ]
+    said: dict[str, Any] = {}
+    prints: dict[str, str | None] = {}
+    for setting, name, registry in named:
+      field = "sparsifier" if setting == "method" else setting
+      part = getattr(self, field)
+      if part is not None:
+        said[setting] = f"custom:{fingerprints.name_of(part)}"
+        prints[setting] = fingerprints.fingerprint(part)
+      elif registry.is_added(name):
+        prints[setting] = fingerprints.fingerprint(registry[name])
+    if self.loss is not None:
+      said["loss"] = f"custom:{fingerprints.name_of(self.loss)}"
+      prints["loss"] = fingerprints.fingerprint(self.loss)
+    return said | ({"fingerprints": prints} if prints else {})
 
 
-def build_model(config: Config, data: FederatedData) -> Model:
-  """The network that the settings name, for these images and classes."""
-  shape = data.clients.images.shape[1:]
+def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
+  """The network, for the shape of these features and this many classes."""
+  shape = tuple(data.clients.features.shape[1:])
+  if parts.model is not None:
+    return models.as_model(parts.model, shape, config.standardize)
   return models.build(
       config.model, shape, data.num_classes, config.standardize
   )
 
 
-def build_sparsifier(
-    config: Config,
-    model: Model,
-    axes: tuple[str, ...],
-    client_chunk: int | None,
-) -> Sparsifier:
-  """The sparsifier that the settings name, for clients split over `axes`."""
-  name = "send_all" if config.method == "fedavg" else config.method
-  sparsifier = sparsifiers.METHODS[name].build(axes, client_chunk)
-  return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
-
-
-def build_controller(
-    config: Config, dim: int, k: float | jax.Array
-) -> KController:
-  """The controller that the settings name, for a model of `dim` weights.
-
-  Args:
-    config: the settings, but for k.
-    dim: D.
-    k: the first.
-
-  Raises:
-    ConfigError: k or its interval does not fit the model, or a record to
-      replay is none.
-  """
-  interval = config.k_interval(dim)
-  horizon, stuck = config.num_rounds, config.stuck_rounds
-  return {
-      "fixed": lambda: controllers.fixed(k),
-      "sign": lambda: controllers.sign_descent(k, *interval, stuck),
-      "sign_interval": lambda: controllers.sign_interval(
-          k, *interval, stuck_rounds=stuck
-      ),
-      "value": lambda: controllers.value_descent(k, *interval),
-      "exp3": lambda: bandits.exp3(*interval, horizon, config.exp3_arms),
-      "bandit": lambda: bandits.bandit(
-          k,
-          *interval,
-          horizon,
-          radius=config.bandit_radius,
-          step=config.bandit_step,
-      ),
-      "replay": lambda: controllers.replay(recorded_ks(config.replay, dim)),
-  }[config.used_controller]()
-
-
-def recorded_ks(workdir: str, dim: int) -> list[float]:
-  """k of each round of the run in a folder, to be replayed.
-
-  Raises:
-    ConfigError: it holds none, or one beyond D = `dim`.
-  """
-  try:
-    ks = [float(row["k"]) for row in read_rows(workdir)]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ConfigError(
-        f"--replay={workdir}: must be the folder of a run ({error!r})"
-    ) from error
-  if not ks or not all(1 <= k <= dim for k in ks):
-    raise ConfigError(
-        f"--replay={workdir}: must record k from 1 to the model's {dim} weights"
-    )
-  return ks
-
-
-def build_server(
-    config: Config, learning_rate: float | jax.Array
-) -> optax.GradientTransformation:
-  """What applies the aggregate to the weights."""
-  return OPTIMIZERS[config.server_optimizer](
-      config.server_learning_rate or learning_rate
-  )
-
-
-def build_training(
-    config: Config, dim: int, learning_rate: float | jax.Array
-) -> LocalTraining | None:
-  """What clients do between exchanges; None for one plain gradient."""
-  steps = config.used_local_steps(dim)
-  if steps == 1 and config.local_optimizer == "sgd":
-    return None
-  optimizer = OPTIMIZERS[config.local_optimizer](learning_rate)
-  return LocalTraining(steps, optimizer, learning_rate)
+def numbers_of(config: Config, dim: int) -> Numbers:
+  """The numbers that the settings name."""
+  rate = config.learning_rate
+  server_rate = config.server_learning_rate or rate
+  k = config.k_range(dim).k
+  return Numbers(*map(jnp.float32, (rate, server_rate, config.comm_time, k)))
 
 
 def compose(
     config: Config,
+    parts: Parts,
     model: Model,
-    client_chunk: int | None,
     numbers: Numbers,
-    axes: tuple[str, ...] = (devices.AXIS,),
+    recorded_ks: tuple[float, ...] = (1.0,),
 ) -> Round:
-  """The round that the settings name.
+  """The round that the settings and the user's parts make.
 
   Args:
     config: the settings, but for the numbers.
+    parts: the user's own objects.
     model: the network.
-    client_chunk: see `over_clients.map_clients`.
     numbers: perhaps traced.
-    axes: mesh axes over which clients are split; () for none.
+    recorded_ks: what the controller replay plays.
 
   Returns:
-    The round.
+    The round. Its step depends on nothing but `config.structure()`, the parts
+    and the model; all else lies in the state that its init gives.
 
   Raises:
     ConfigError: k or its interval does not fit the model.
   """
-  rate = numbers.learning_rate
   return build_round(
       model,
-      build_sparsifier(config, model, axes, client_chunk),
-      build_controller(config, model.dim, numbers.k),
-      server=build_server(config, rate),
-      training=build_training(config, model.dim, rate),
+      _build_sparsifier(config, parts, model),
+      _build_controller(config, parts, model.dim, numbers.k, recorded_ks),
+      server=optimizers.server_of(
+          config.server_optimizer, numbers.server_learning_rate
+      ),
       batch_size=config.batch_size,
       comm_time=numbers.comm_time,
-      client_chunk=client_chunk,
-      axes=axes,
+      learning_rate=numbers.learning_rate,
+      training=_build_training(config, model.dim),
+      loss=parts.loss or models.sample_losses,
+      metrics=dict(parts.metrics),
   )
+
+
+def _build_sparsifier(config, parts, model):
+  sparsifier = parts.sparsifier or METHODS[config.method].build()
+  return per_layer(sparsifier, model.sizes) if config.per_layer else sparsifier
+
+
+def _build_controller(config, parts, dim, k, recorded_ks):
+  if parts.controller is not None:
+    return parts.controller
+  _, k_min, k_max = config.k_range(dim)
+  settings = types.SimpleNamespace(
+      num_rounds=config.num_rounds,
+      stuck_rounds=config.stuck_rounds,
+      exp3_arms=config.exp3_arms,
+      bandit_radius=config.bandit_radius,
+      bandit_step=config.bandit_step,
+      recorded_ks=list(recorded_ks),
+  )
+  rule = CONTROLLERS[config.used_controller]
+  return rule.build(k, k_min, k_max, settings)
+
+
+def _build_training(config, dim):
+  """What clients do between exchanges; None for one plain gradient."""
+  steps = config.used_local_steps(dim)
+  if steps == 1 and config.local_optimizer == "sgd":
+    return None
+  return LocalTraining(steps, optimizers.local(config.local_optimizer))

@@ -1,102 +1,272 @@
-"""Many rounds as one program: in a row, or simulations side by side."""
+"""Compiled programs of runs, and runs made ready on devices."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax.sharding import Mesh
 
-from agsfl.over_clients import map_clients
-from agsfl.rounds import Round
-from agsfl.types import PyTree, RoundInfo, RoundState
-
-# Rounds per call of one program, by platform; where none is given, all that
-# lie between two evaluations, which is not measured yet.
-ROUNDS_PER_CALL = {"cpu": 1}
-
-
-def build_chunk(step: Callable, length: int) -> Callable:
-  """Rounds in a row as one program, without a return to the host.
-
-  Args:
-    step: of a `Round`.
-    length: rounds at most.
-
-  Returns:
-    (root_key, ClientData, RoundState, num_rounds [] i32 <= length, time_budget
-    [] f32) -> (RoundState, RoundInfo with a leading axis `length`, [] i32
-    rounds done). It ends early after a round that spends the budget or whose
-    gradients were not finite; infos past the rounds done are zeros.
-  """
-
-  def chunk(root_key, data, state, num_rounds, time_budget):
-    _, shapes = jax.eval_shape(step, root_key, data, state)
-    infos = jax.tree.map(
-        lambda one: jnp.zeros((length, *one.shape), one.dtype), shapes
-    )
-
-    def goes_on(carry):
-      state, _, done, finite = carry
-      return finite & (done < num_rounds) & (state.elapsed < time_budget)
-
-    def one_round(carry):
-      state, infos, done, _ = carry
-      state, info = step(root_key, data, state)
-      infos = jax.tree.map(
-          lambda rows, row: rows.at[done].set(row), infos, info
-      )
-      return state, infos, done + 1, info.finite
-
-    carry = (state, infos, jnp.int32(0), jnp.bool_(True))
-    state, infos, done, _ = lax.while_loop(goes_on, one_round, carry)
-    return state, infos, done
-
-  return chunk
+from agsfl import devices, platforms
+from agsfl.config import Config
+from agsfl.data.federated import FederatedData
+from agsfl.errors import refused, require
+from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
+from agsfl.records.read import read_run
+from agsfl.rounds import Metric, Round, rounds_in_a_row
+from agsfl.settings import LARGEST
+from agsfl.training.evaluation import Evaluation, build_evaluate
+from agsfl.training.models import sample_losses
+from agsfl.types import (
+  KController,
+  Loss,
+  Model,
+  RoundInfo,
+  RoundState,
+  Sparsifier,
+)
 
 
-class Sweep(NamedTuple):
-  """Simulations side by side as two pure functions; each is one lane.
+class Simulation(NamedTuple):
+  """A run, or several side by side, placed on devices and ready to start.
 
   Attributes:
-    init: (root_keys [S], settings, num_clients) -> RoundState with a leading
-      axis S.
-    step: (root_keys [S], settings, ClientData, RoundState) -> (RoundState,
-      RoundInfo), all but the data with a leading axis S; of the data `order`,
-      `starts` and `counts` may have one: rows of each lane's own.
+    model: the network.
+    state: the RoundState before round 1; of several runs with a leading axis.
+    advance: (state, num_rounds) -> (state, for each run the RoundInfo of each
+      round done, NumPy). It consumes the state given.
+    rounds_per_call: num_rounds at most.
+    evaluate: for each run [D] weights -> Evaluation.
+    lane: (state, index of a run) -> the RoundState of this run alone.
+    pack: the RoundState of one run -> what is saved of it, which does not
+      depend on the number of devices.
+    unpack: a list of these, NumPy, one for each run -> state.
   """
 
-  init: Callable[..., RoundState]
-  step: Callable[..., tuple[RoundState, RoundInfo]]
+  model: Model
+  state: RoundState
+  advance: Callable[[RoundState, int], tuple[RoundState, list[list[RoundInfo]]]]
+  rounds_per_call: int
+  evaluate: list[Callable[[jax.Array], Evaluation]]
+  lane: Callable[[RoundState, int], RoundState]
+  pack: Callable[[RoundState], Any]
+  unpack: Callable[[list[Any]], RoundState]
 
 
-def build_sweep(
-    build: Callable[[PyTree], Round], lane_chunk: int | None
-) -> Sweep:
-  """Seeds and numeric settings as lanes of one program.
+def build(
+    config: Config,
+    data: FederatedData,
+    *,
+    model: Any = None,
+    sparsifier: Sparsifier | None = None,
+    controller: KController | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+) -> Simulation:
+  """Makes a run ready.
+
+  Runs of one process whose settings have the same `Config.structure` share
+  compiled programs.
 
   Args:
-    build: one lane's settings, traced numbers, -> its Round. Learning rate and
-      comm_time may come from them; all that decides a shape may not.
-    lane_chunk: lanes per vmapped piece, see `over_clients.map_clients`.
+    config: the settings.
+    data: from `data.load` or `from_arrays`.
+    model, sparsifier, controller, loss, metrics: see `simulate`.
 
   Returns:
-    The sweep.
+    The simulation.
+
+  Raises:
+    ConfigError: k or its interval does not fit the model, or there are fewer
+      devices.
+  """
+  parts = Parts.of(model, sparsifier, controller, loss, metrics)
+  return build_from(config, data, parts)
+
+
+def build_from(
+    config: Config, data: FederatedData, parts: Parts
+) -> Simulation:
+  """The same for parts that are put together already."""
+  num_clients = len(data.client_names)
+  network = build_model(config, parts, data)
+  programs = Programs(config, parts, network, num_clients)
+  placed = devices.place_clients(data.clients, programs.mesh)
+  state = programs.init(config)
+  budget = budget_of(config)
+
+  def advance(state, num_rounds):
+    with jax.set_mesh(programs.mesh):
+      state, infos, done = programs.run(
+          placed, state, jnp.int32(num_rounds), budget
+      )
+    infos, done = jax.device_get((infos, done))
+    return state, [rows_of(infos, done)]
+
+  return Simulation(
+      model=network,
+      state=state,
+      advance=advance,
+      rounds_per_call=programs.length,
+      evaluate=[
+          build_evaluate(network, data, placed, programs.mesh, programs.loss)
+      ],
+      lane=lambda state, index: state,
+      pack=programs.pack,
+      unpack=lambda saved: programs.unpack(saved[0], state),
+  )
+
+
+def budget_of(config: Config) -> jax.Array:
+  """The time budget, [] f32; a time that no run reaches if there is none."""
+  return jnp.float32(config.time_budget or LARGEST)
+
+
+def rows_of(infos: RoundInfo, done: int) -> list[RoundInfo]:
+  """The rounds done of infos with a leading axis."""
+  return [jax.tree.map(lambda x, i=i: x[i], infos) for i in range(done)]
+
+
+class Programs:
+  """The compiled programs of a run; equal structures share them.
+
+  Attributes:
+    mesh: the devices.
+    length: rounds per call at most.
+    specs: how each array of the state is split over the mesh.
+    run: see `rounds.rounds_in_a_row`; it consumes the state given.
+    step: one round, not compiled.
+    loss: of samples.
   """
 
-  def init(root_keys, settings, num_clients):
-    one = lambda key, setting: build(setting).init(key, num_clients)
-    return jax.vmap(one)(root_keys, settings)
+  def __init__(
+      self, config: Config, parts: Parts, model: Model, num_clients: int
+  ):
+    """Finds the programs, or traces them when they are first called."""
+    self._numbers = numbers_of(config, model.dim)
+    self._num_clients = num_clients
+    self._model = model
+    self._recorded = recorded_ks(config, model.dim)
+    self._key = (config.structure(), parts, model)
+    self.mesh = devices.client_mesh(
+        devices.count_for(config.num_devices, num_clients)
+    )
+    length = config.rounds_per_call or platforms.rounds_per_call()
+    self.length = int(min(length, config.eval_every, config.num_rounds))
+    self._init, self.specs = _init(*self._key, self._recorded, self.mesh)
+    self.run = _run(*self._key, self.mesh, self.length, len(self._recorded))
+    self.step = _round(*self._key, len(self._recorded)).step
+    self.loss: Loss = parts.loss or sample_losses
 
-  def step(root_keys, settings, data, states):
-    rows = {}
-    if data.starts.ndim == 2:
-      names = ("order", "starts", "counts")
-      rows = {name: getattr(data, name) for name in names}
+  def init(self, config: Config) -> RoundState:
+    """The state before round 1, on the devices."""
+    padded = self._num_clients + -self._num_clients % self.mesh.size
+    with jax.set_mesh(self.mesh):
+      state = self._init(jax.random.key(config.seed), self._numbers, padded)
+    if config.init_from is None:
+      return state
+    weights = initial_weights(config.init_from, self._model.dim)
+    return state.replace(params=jax.device_put(weights, state.params.sharding))
 
-    def one(key, setting, rows, state):
-      return build(setting).step(key, data.replace(**rows), state)
+  def pack(self, state: RoundState) -> Any:
+    """See `Simulation`."""
+    return devices.without_padding(state, self.specs, self._num_clients)
 
-    return map_clients(one, (root_keys, settings, rows, states), lane_chunk)
+  def unpack(self, saved: Any, like: RoundState) -> RoundState:
+    """See `Simulation`."""
+    return devices.with_padding(saved, like, self.specs)
 
-  return Sweep(init, step)
+
+@functools.lru_cache(maxsize=16)
+def _round(config, parts, model, num_recorded) -> Round:
+  """The round of a structure, whatever its numbers."""
+  return compose(config, parts, model, _any_numbers(), (1.0,) * num_recorded)
+
+
+@functools.lru_cache(maxsize=16)
+def _run(config, parts, model, mesh: Mesh, length, num_recorded):
+  """The compiled rounds of a structure; the newest ones are kept."""
+  step = _round(config, parts, model, num_recorded).step
+  specs = _init(config, parts, model, (1.0,) * num_recorded, mesh)[1]
+  return jax.jit(
+      rounds_in_a_row(step, length),
+      donate_argnums=1,
+      out_shardings=(devices.shardings(specs, mesh), None, None),
+  )
+
+
+@functools.lru_cache(maxsize=16)
+def _init(config, parts, model, recorded, mesh: Mesh):
+  """The compiled init: (root key, Numbers, N); and how its arrays are split."""
+
+  def init(key, numbers, num_clients):
+    one = compose(config, parts, model, numbers, recorded)
+    return one.init(key, num_clients)
+
+  specs = devices.specs_of(
+      lambda n: init(jax.random.key(0), _any_numbers(), n)
+  )
+  compiled = jax.jit(
+      init, static_argnums=2, out_shardings=devices.shardings(specs, mesh)
+  )
+  return compiled, specs
+
+
+def _any_numbers():
+  """Numbers for what does not depend on them."""
+  return Numbers(*[jnp.float32(1.0)] * len(Numbers._fields))
+
+
+def recorded_ks(config: Config, dim: int) -> tuple[float, ...]:
+  """k of each round of the run that is played again; else one number.
+
+  Raises:
+    ConfigError: `config.replay` holds no run, or a k beyond D = `dim`.
+  """
+  if config.replay is None:
+    return (1.0,)
+  ks = tuple(float(row["k"]) for row in read_run(config.replay).rows)
+  require(
+      ks and all(1 <= k <= dim for k in ks),
+      "replay",
+      config.replay,
+      f"a run whose k lie from 1 to the model's {dim:,} weights",
+  )
+  return ks
+
+
+def initial_weights(place: str, dim: int) -> np.ndarray:
+  """Weights to begin with.
+
+  Args:
+    place: the folder of a finished run, or a NumPy file.
+    dim: D.
+
+  Returns:
+    [D] f32.
+
+  Raises:
+    ConfigError: there are none, or they do not fit the model.
+  """
+  path = Path(place).expanduser()
+  with refused(
+      f"--init_from={place}",
+      "must be the folder of a finished run, or a file of NumPy",
+      (OSError, ValueError, EOFError),
+  ):
+    if path.is_dir():
+      weights = read_run(path).params
+    else:
+      weights = np.load(path, allow_pickle=False)
+    weights = np.asarray(weights, np.float32)
+  require(
+      weights.shape == (dim,) and np.isfinite(weights).all(),
+      "init_from",
+      place,
+      f"{dim:,} finite weights, as this model has; it holds "
+      f"{list(weights.shape)}",
+  )
+  return weights

@@ -1,41 +1,76 @@
-"""One round of federated learning, composed of the other files' parts."""
+"""One round of federated learning, in the order in which it happens."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
+from agsfl import platforms
 from agsfl.controllers.cost import add_time, cost_slope, round_time
 from agsfl.data.federated import ClientData
-from agsfl.over_clients import map_clients, update_clients
-from agsfl.sparsifiers import topk
+from agsfl.for_each_client import ForEachClient
 from agsfl.training.client import LocalTraining, build_client
 from agsfl.training.models import sample_losses
 from agsfl.types import (
   KController,
+  Loss,
   Model,
   Observation,
+  PyTree,
   RoundInfo,
   RoundState,
+  Selection,
   Sparsifier,
 )
+
+# A number that the user wants to see of each round.
+Metric = Callable[[RoundState, RoundInfo], jax.Array]
+
+
+class RoundInit(Protocol):
+  """The state before round 1."""
+
+  def __call__(self, key: jax.Array, num_clients: int, /) -> RoundState:
+    """Takes the root key of all draws, and N."""
+
+
+class RoundStep(Protocol):
+  """One round."""
+
+  def __call__(
+      self, data: ClientData, state: RoundState, /
+  ) -> tuple[RoundState, RoundInfo]:
+    """Returns the state after the round, and what a reader wants to know."""
 
 
 class Round(NamedTuple):
   """A simulation as two pure functions.
 
   Attributes:
-    init: (root_key, num_clients) -> RoundState.
-    step: (root_key, ClientData, RoundState) -> (RoundState, RoundInfo). Where
-      clients are split over mesh axes, each device gives and gets its own, and
-      all samples.
+    init: (root key, N) -> RoundState.
+    step: (ClientData, RoundState) -> (RoundState, RoundInfo).
   """
 
-  init: Callable[[jax.Array, int], RoundState]
-  step: Callable[..., tuple[RoundState, RoundInfo]]
+  init: RoundInit
+  step: RoundStep
+
+
+class Trial(NamedTuple):
+  """What sending k elements leads to; a round tries k and k'.
+
+  Attributes:
+    selection: what travels.
+    sparsifier, server: the new states.
+    params: [D] f32, the new weights.
+  """
+
+  selection: Selection
+  sparsifier: PyTree
+  server: PyTree
+  params: jax.Array
 
 
 def build_round(
@@ -45,17 +80,20 @@ def build_round(
     *,
     server: optax.GradientTransformation,
     batch_size: int,
-    comm_time: float,
-    client_chunk: int | None,
+    comm_time: float | jax.Array,
+    learning_rate: float | jax.Array = 1.0,
     training: LocalTraining | None = None,
-    axes: tuple[str, ...] = (),
+    loss: Loss = sample_losses,
+    metrics: Mapping[str, Metric] | None = None,
+    for_each_client: ForEachClient | None = None,
 ) -> Round:
   """Composes a round of gradient sparsification.
 
-  Every draw comes from the root key, the round and the client, so results do
-  not depend on chunking, devices or where a run was resumed. A round whose
-  gradients are not all finite selects with k = 0: nothing is sent, and
-  `RoundInfo.finite` is False. Clients without samples take no part.
+  Every draw comes from the root key, the round and the client. So results do
+  not depend on devices, on the way over the clients, or on where a run was
+  resumed. A round whose gradients are not all finite selects with k = 0:
+  nothing is sent, and `RoundInfo.finite` is False. Clients without samples
+  take no part.
 
   Args:
     model: the network.
@@ -63,41 +101,36 @@ def build_round(
     controller: how k moves.
     server: applies b to the weights; the paper's is plain SGD, `optax.sgd`.
     batch_size: samples per minibatch.
-    comm_time: beta, see `cost.round_time`.
-    client_chunk: see `map_clients`.
+    comm_time: beta, see `cost.round_time`. It goes into the state at `init`.
+    learning_rate: eta of the clients' local steps; without `training` nothing
+      uses it. It goes into the state at `init`.
     training: what clients do between exchanges; None for one gradient.
-    axes: mesh axes over which clients are split, the sparsifier's too; () for
-      none.
+    loss: of samples; the gradient is that of its mean.
+    metrics: by name (state after the round, RoundInfo) -> a number [].
+    for_each_client: how a client's work is run for all of them, such as
+      `jax.vmap`; None: as is fastest on this platform.
 
   Returns:
     The round.
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 1 and Sec. IV.
   """
-  local_result = build_client(model, batch_size, training)
-  over_clients = lambda x: lax.psum(jnp.sum(x), axes)
+  over_clients = for_each_client or platforms.for_each_client()
+  local_result = build_client(model, batch_size, training, loss)
   compute = 1.0 if training is None else float(training.steps)
   if controller.observes:
     compute += 1.0 / batch_size  # one more sample per client
 
-  def theta(selection):
-    return round_time(
-        selection.volume_up,
-        selection.volume_down,
-        dim=model.dim,
-        comm_time=comm_time,
-        compute=compute,
-    )
-
-  def init(root_key, num_clients):
-    key_model, key_controller = jax.random.split(
-        jax.random.fold_in(root_key, 0)
-    )
+  def init(key, num_clients):
+    key_model, key_controller = jax.random.split(jax.random.fold_in(key, 0))
     params = model.init(key_model)
     proposal, controller_state = controller.init(key_controller)
     return RoundState(
+        key=key,
+        learning_rate=jnp.float32(learning_rate),
+        comm_time=jnp.float32(comm_time),
         params=params,
-        residual=jnp.zeros((num_clients, model.dim), params.dtype),
+        residual=jnp.zeros((num_clients, model.dim), jnp.float32),
         sparsifier=sparsifier.init(num_clients, model.dim),
         server=server.init(params),
         controller=controller_state,
@@ -107,114 +140,123 @@ def build_round(
         elapsed_rest=jnp.float32(0.0),
     )
 
-  def accumulate_all(key, data, state):
-    """Every client's accumulated gradient, and what else it computed."""
+  def accumulate(key, data, state):
+    """a_i [N, D] of all clients, and what else each one computed."""
 
-    def accumulate(residual, client, start, count):
-      key_client = jax.random.fold_in(key, client)
-      local = local_result(key_client, state.params, data, start, count)
+    def one(key, params, data, rate, residual, client, start, count):
+      key = jax.random.fold_in(key, client)
+      local = local_result(key, params, data, start, count, rate)
       gradient = jnp.where(count > 0, local.gradient, 0.0)
-      return residual + gradient, local._replace(gradient=None)  # a_i
+      return residual + gradient, local._replace(gradient=None)
 
-    num_here = data.counts.shape[0]
-    clients = num_here * lax.axis_index(axes) + jnp.arange(num_here)
-    return update_clients(
-        accumulate,
-        state.residual,
-        (clients, data.starts, data.counts),
-        client_chunk,
+    clients = jnp.arange(data.counts.shape[0], dtype=jnp.int32)
+    shared, own = (None,) * 4, (0,) * 4
+    return over_clients(one, (*shared, *own))(
+        key, state.params, data.replace(starts=None, counts=None),
+        state.learning_rate,
+        state.residual, clients, data.starts, data.counts,
     )
 
-  def residuals(accumulated, selection):
-    """What stays at each client."""
-
-    def one(accumulated, of_client):
-      result = sparsifier.split(accumulated, selection.mask, of_client)
-      return result.residual, None
-
-    return update_clients(
-        one, accumulated, (selection.clients,), client_chunk
-    )[0]
-
-  def apply(state, selection):
-    """The server's step: w(m), and the optimiser's state."""
+  def send(key, accumulated, weights, state, k):
+    """Clients send k elements, the server takes its step."""
+    selection, sparsifier_state = sparsifier.select(
+        key, accumulated, weights, k, state.sparsifier
+    )
     updates, server_state = server.update(
         selection.aggregate, state.server, state.params
     )
-    return optax.apply_updates(state.params, updates), server_state
+    params = optax.apply_updates(state.params, updates)
+    return Trial(selection, sparsifier_state, server_state, params)
 
-  def observe(weights, local, params, selections, moved):
+  def keep_the_rest(accumulated, selection):
+    """The residuals: what was not sent, or not used by the server."""
+    of_client = lambda mask, accumulated, own: (
+        sparsifier.split(accumulated, mask, own).residual
+    )
+    return over_clients(of_client, (None, 0, 0))(
+        selection.mask, accumulated, selection.clients
+    )
+
+  def theta(selection, state):
+    return round_time(
+        selection.volume_up,
+        selection.volume_down,
+        dim=model.dim,
+        comm_time=state.comm_time,
+        compute=compute,
+    )
+
+  def observe(local, weights, state, played, probe):
     """Times and one-sample losses for k and k'."""
 
     def loss_at(params):
-      logits = model.apply(params, local.image)
-      return over_clients(weights * sample_losses(logits, local.label))
+      losses = loss(model.apply(params, local.sample), local.label)
+      return jnp.sum(weights * losses)
 
-    selection, probe = selections[0], selections[-1]
-    loss_after = loss_at(moved[0])
+    loss_after = loss_at(played.params)
     return Observation(
-        k=selection.k_up.astype(jnp.float32),
-        k_probe=probe.k_up.astype(jnp.float32),
-        time=theta(selection),
-        time_probe=theta(probe),
-        loss_before=loss_at(params),
+        k=played.selection.k_up.astype(jnp.float32),
+        k_probe=probe.selection.k_up.astype(jnp.float32),
+        time=theta(played.selection, state),
+        time_probe=theta(probe.selection, state),
+        loss_before=loss_at(state.params),
         loss_after=loss_after,
-        loss_probe=loss_at(moved[1]) if controller.probes else loss_after,
+        loss_probe=loss_at(probe.params) if controller.probes else loss_after,
     )
 
-  def step(root_key, data: ClientData, state: RoundState):
+  def step(data, state):
     round_index = state.round_index + 1
-    key = jax.random.fold_in(root_key, round_index)
+    key = jax.random.fold_in(state.key, round_index)
     key_batch, key_select, key_rounding, key_update = jax.random.split(key, 4)
-    accumulated, local = accumulate_all(key_batch, data, state)
-    weights = data.counts / over_clients(data.counts)  # C_i / C
-    finite = map_clients(
-        lambda a: jnp.all(jnp.isfinite(a)), (accumulated,), client_chunk
-    )
-    all_finite = over_clients(~finite) == 0
+
+    # Alg. 1: every client adds its gradient to what it has not sent yet.
+    accumulated, local = accumulate(key_batch, data, state)
+    weights = data.counts / jnp.sum(data.counts)  # C_i / C
+    finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
+    all_finite = jnp.all(finite)
+
+    # Sec. IV: k and k' become whole numbers by one draw; 0 sends nothing.
     uniform = jax.random.uniform(key_rounding)
 
-    def select(k):
-      k = jnp.where(all_finite, topk.stochastic_round(k, uniform), 0)
-      return sparsifier.select(
-          key_select, accumulated, weights, k, state.sparsifier
-      )
+    def try_k(k):
+      k = jnp.where(all_finite, stochastic_round(k, uniform), 0)
+      return send(key_select, accumulated, weights, state, k)
 
+    # By vmap over k, so that a sparsifier can share work between k and k'.
     ks = [state.proposal.k]
     if controller.probes:
       ks.append(state.proposal.k_probe)
-    # vmap over k: a sparsifier can share work between the two.
-    chosen = jax.vmap(select)(jnp.stack(ks))
-    chosen = [jax.tree.map(lambda x, i=i: x[i], chosen) for i in range(len(ks))]
-    selections = [selection for selection, _ in chosen]
-    moved = [apply(state, selection) for selection in selections]
-    sign, observed = jnp.float32(jnp.nan), None
+    trials = jax.vmap(try_k)(jnp.stack(ks))
+    played, probe = (jax.tree.map(lambda x, i=i: x[i], trials) for i in (0, -1))
+
+    # Alg. 2 and 3: the next k, from what k and k' cost.
+    observed = None
     if controller.observes:
-      observed = observe(
-          weights, local, state.params, selections, [w for w, _ in moved]
-      )
-    if controller.probes:
-      slope = cost_slope(observed)
-      sign = jnp.where(slope.valid, slope.sign, jnp.nan)
+      observed = observe(local, weights, state, played, probe)
     proposal, controller_state = controller.update(
         key_update, observed, state.controller
     )
-    selection, sparsifier_state = chosen[0]
-    params, server_state = moved[0]
+
+    # Alg. 1: what was sent leaves the residuals; time passes.
+    selection = played.selection
     elapsed, rest = add_time(
-        state.elapsed, state.elapsed_rest, theta(selection)
+        state.elapsed, state.elapsed_rest, theta(selection, state)
     )
-    new_state = RoundState(
-        params=params,
-        residual=residuals(accumulated, selection),
-        sparsifier=sparsifier_state,
-        server=server_state,
+    new_state = state.replace(
+        params=played.params,
+        residual=keep_the_rest(accumulated, selection),
+        sparsifier=played.sparsifier,
+        server=played.server,
         controller=controller_state,
         proposal=proposal,
         round_index=round_index,
         elapsed=elapsed,
         elapsed_rest=rest,
     )
+    sign, has_sign = jnp.float32(0.0), jnp.bool_(False)
+    if controller.probes:
+      slope = cost_slope(observed)
+      sign, has_sign = slope.sign, slope.valid
     info = RoundInfo(
         round_index=round_index,
         elapsed=elapsed,
@@ -222,11 +264,90 @@ def build_round(
         k_probe=state.proposal.k_probe,
         k_up=selection.k_up,
         k_down=selection.k_down,
-        minibatch_loss=over_clients(weights * local.loss),
+        volume_up=selection.volume_up,
+        volume_down=selection.volume_down,
+        minibatch_loss=jnp.sum(weights * local.loss),
         sign=sign,
+        has_sign=has_sign,
         contributed=selection.contributed,
         finite=all_finite,
+        metrics={},
     )
+    if metrics:
+      info = info._replace(metrics={
+          name: metric(new_state, info) for name, metric in metrics.items()
+      })
     return new_state, info
 
   return Round(init, step)
+
+
+def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Rounds k to floor(k) or ceil(k) without bias: E = k.
+
+  With one `uniform` for both, k' <= k - 1 stays below k after rounding.
+  The fraction is compared rather than added: floor(k + u) in float32 would
+  overshoot near k = 444,062.
+
+  Args:
+    k: [] f32, not negative.
+    uniform: [] f32 from [0, 1).
+
+  Returns:
+    [] i32.
+  """
+  whole = jnp.floor(k)
+  return whole.astype(jnp.int32) + (uniform < k - whole).astype(jnp.int32)
+
+
+class RunRounds(Protocol):
+  """Rounds in a row as one program."""
+
+  def __call__(
+      self,
+      data: ClientData,
+      state: RoundState,
+      num_rounds: jax.Array,
+      time_budget: jax.Array,
+      /,
+  ) -> tuple[RoundState, RoundInfo, jax.Array]:
+    """num_rounds [] i32, time_budget [] f32 -> state, infos, rounds done."""
+
+
+def rounds_in_a_row(step: RoundStep, length: int) -> RunRounds:
+  """Many rounds without a return to the host.
+
+  Args:
+    step: of a `Round`.
+    length: rounds at most.
+
+  Returns:
+    (ClientData, RoundState, num_rounds [] i32 <= length, time_budget [] f32)
+    -> (RoundState, RoundInfo with a leading axis `length`, [] i32 rounds
+    done). It ends early after a round that spends the budget, or whose
+    gradients were not finite. Infos after the rounds done are zeros.
+  """
+
+  def run(data, state, num_rounds, time_budget):
+    _, shapes = jax.eval_shape(step, data, state)
+    infos = jax.tree.map(
+        lambda one: jnp.zeros((length, *one.shape), one.dtype), shapes
+    )
+
+    def goes_on(carry: Any):
+      state, _, done, finite = carry
+      return finite & (done < num_rounds) & (state.elapsed < time_budget)
+
+    def one_round(carry: Any):
+      state, infos, done, _ = carry
+      state, info = step(data, state)
+      infos = jax.tree.map(
+          lambda rows, row: rows.at[done].set(row), infos, info
+      )
+      return state, infos, done + 1, info.finite
+
+    carry = (state, infos, jnp.int32(0), jnp.bool_(True))
+    state, infos, done, _ = lax.while_loop(goes_on, one_round, carry)
+    return state, infos, done
+
+  return run

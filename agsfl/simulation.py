@@ -1,252 +1,266 @@
-"""A whole run: from settings and data to a stream of rows."""
+"""A run: from settings and data to its records."""
 
+import contextlib
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 
-from agsfl import devices, parts
 from agsfl.config import Config
-from agsfl.data.federated import FederatedData
-from agsfl.errors import ConfigError, DivergedError
-from agsfl.over_clients import CLIENT_CHUNK
-from agsfl.programs import ROUNDS_PER_CALL
-from agsfl.rounds import Round
-from agsfl.training.evaluation import Evaluation, build_evaluate
-from agsfl.types import Model, RoundInfo, RoundState
+from agsfl.data.federated import FederatedData, fingerprint, load, validated
+from agsfl.data.partitions import Partition
+from agsfl.data.sources import SourceOptions
+from agsfl.errors import StoppedError, refused, require
+from agsfl.parts import Parts
+from agsfl.programs import Simulation, build_from
+from agsfl.recorder import OnRow, Recorder
+from agsfl.records.checkpoints import States
+from agsfl.records.folder import Extent, RunFolder, environment
+from agsfl.records.read import Run, read_run
+from agsfl.rounds import Metric
+from agsfl.types import KController, Loss, Sparsifier
+
+CHECKPOINT_EVERY = 100
+CHECKPOINTS_KEPT = 2
 
 
-class Step(NamedTuple):
-  """What a run yields after each round.
-
-  Attributes:
-    info: the round's RoundInfo, NumPy.
-    evaluation: an Evaluation, or None between evaluations.
-    seconds: wall time of the round, a mean over the rounds of its call;
-      evaluation is not in it.
-    state: the RoundState after it, until the next Step is asked for; None
-      inside a call of several rounds.
-    last: whether the run ends with it.
-  """
-
-  info: RoundInfo
-  evaluation: Evaluation | None
-  seconds: float
-  state: RoundState | None
-  last: bool
-
-
-class Simulation(NamedTuple):
-  """A run made ready; nothing of it is computed yet.
-
-  Attributes:
-    model: the network.
-    state: the RoundState before round 1.
-    advance: (state, num_rounds) -> (state, the RoundInfo of each round done,
-      NumPy); it consumes the state given.
-    rounds_per_call: num_rounds at most.
-    evaluate: params -> Evaluation.
-    pack: RoundState -> the same for any number of devices, to be kept.
-    unpack: that, as NumPy arrays -> RoundState.
-  """
-
-  model: Model
-  state: RoundState
-  advance: Callable[[RoundState, int], tuple[RoundState, list[RoundInfo]]]
-  rounds_per_call: int
-  evaluate: Callable[[jax.Array], Evaluation]
-  pack: Callable[[RoundState], RoundState]
-  unpack: Callable[[RoundState], RoundState]
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What decides a compiled program: equal ones are built once.
-
-  Attributes:
-    common: from `parts.alike`, and a replayed sequence of k.
-    config: any run of them.
-    model, mesh, client_chunk, length: as the functions take them.
-  """
-
-  common: tuple
-  config: Config = dataclasses.field(compare=False)
-  model: Model
-  mesh: Mesh
-  client_chunk: int | None
-  length: int
-
-
-@functools.lru_cache(maxsize=16)
-def split_round(program: Program) -> devices.SplitRound:
-  """The compiled rounds of a program; the newest ones are kept."""
-  config = program.config
-  build_one = functools.partial(
-      parts.compose, config, program.model, program.client_chunk
-  )
-  # The key and the numbers go together to where a round takes its key.
-  simulated = Round(
-      init=lambda root, size: build_one(root[1]).init(root[0], size),
-      step=lambda root, *rest: build_one(root[1]).step(root[0], *rest),
-  )
-  return devices.split_round(
-      simulated, program.length, program.mesh, parts.root_of(config)
-  )
-
-
-def build(config: Config, data: FederatedData) -> Simulation:
-  """Puts a run together.
-
-  Runs of one process whose settings are `parts.alike` share compiled programs.
+def is_finished(
+    config: Config,
+    workdir: str | Path,
+    fingerprint_of: Callable[[Config], str] | None = None,
+) -> bool:
+  """Whether a folder holds this run, as far as it is asked for.
 
   Args:
     config: the settings.
-    data: from `data.load`.
+    workdir: the folder, which need not be there.
+    fingerprint_of: from `data_fingerprints`, where several runs are looked at.
+
+  Raises:
+    ConfigError: it holds a run of other settings, or of other data.
+  """
+  folder = RunFolder(workdir, identity_of(config, Parts()), extent_of(config))
+  if not folder.finished:
+    return False
+  fingerprint_of = fingerprint_of or data_fingerprints()
+  folder.refuse_other_data(fingerprint_of(config))
+  return True
+
+
+def data_fingerprints() -> Callable[[Config], str]:
+  """Fingerprints of the data that settings name, as they are now.
 
   Returns:
-    The simulation.
-
-  Raises:
-    ConfigError: k or its interval does not fit the model, or there are fewer
-      devices.
+    A function that loads each data set once, however many runs use it.
   """
-  model = parts.build_model(config, data)
-  config.k_interval(model.dim)
-  platform = jax.default_backend()
-  num_clients = len(data.clients.counts)
-  mesh = devices.client_mesh(num_devices(config, num_clients))
-  length = config.rounds_per_call or ROUNDS_PER_CALL.get(platform, math.inf)
-  length = min(length, config.eval_every, config.num_rounds)
-  replayed = ()
-  if config.replay is not None:
-    replayed = tuple(parts.recorded_ks(config.replay, model.dim))
-  split = split_round(
-      Program(
-          common=(*parts.alike(config), replayed),
-          config=config,
-          model=model,
-          mesh=mesh,
-          client_chunk=config.client_chunk or CLIENT_CHUNK.get(platform),
-          length=length,
-      )
-  )
-  root = parts.root_of(config)
-  clients = devices.split_clients(data.clients, mesh)
-  budget = jnp.float32(config.time_budget or math.inf)
 
-  def advance(state, num_rounds):
-    state, infos, done = split.chunk(
-        root, clients, state, jnp.int32(num_rounds), budget
-    )
-    infos, done = jax.device_get((infos, done))
-    infos = infos._replace(contributed=infos.contributed[:, :num_clients])
-    return state, [RoundInfo(*(x[i] for x in infos)) for i in range(done)]
+  @functools.cache
+  def of(dataset, partition, options):
+    return fingerprint(load(dataset, partition, options))
 
-  state = split.init(root, len(clients.counts))
-  return Simulation(
-      model=model,
-      state=state,
-      advance=advance,
-      rounds_per_call=length,
-      evaluate=build_evaluate(model, data, clients, mesh),
-      pack=lambda state: devices.unpadded(state, split.specs, num_clients),
-      unpack=lambda kept: devices.padded(kept, state, split.specs, mesh),
+  def part(config, kind):
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**{name: getattr(config, name) for name in names})
+
+  return lambda config: of(
+      config.dataset, part(config, Partition), part(config, SourceOptions)
   )
 
 
-def num_devices(config: Config, num_clients: int) -> int:
-  """How many devices share the clients.
-
-  Raises:
-    ConfigError: there are fewer.
-  """
-  available = jax.device_count()
-  asked = config.num_devices or min(available, num_clients)
-  if asked > available:
-    raise ConfigError(
-        f"--num_devices={asked}: must be at most {available}, the "
-        f"{jax.default_backend()} devices that JAX sees"
-    )
-  return asked
+def extent_of(config: Config) -> Extent:
+  """How far the run is to go."""
+  return Extent(config.num_rounds, config.time_budget)
 
 
-def run(
-    config: Config, simulation: Simulation, done: int = 0, every: int = 0
-) -> Iterator[Step]:
-  """Runs rounds until their number or the time budget is spent.
+def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
+  """What makes this run another one than others, for config.json."""
+  identity = config.identity() | parts.identity(config)
+  if config.init_from is not None:
+    path = Path(config.init_from).expanduser()
+    file = path / "params.npy" if path.is_dir() else path
+    with refused(f"--init_from={config.init_from}", "must be readable"):
+      checksum = f"{zlib.crc32(file.read_bytes()):08x}"
+    prints = identity.get("fingerprints", {})
+    identity["fingerprints"] = {**prints, "init_from": checksum}
+  return identity
+
+
+def describe(
+    config: Config, identity: dict[str, Any], data: FederatedData, dim: int
+) -> dict[str, Any]:
+  """config.json: the settings with what None stands for, and where it ran."""
+  counts = data.clients.counts
+  return {
+      "controller": config.used_controller,
+      **extent_of(config)._asdict(),
+      "eval_every": config.eval_every,
+      **{
+          name: value
+          for name, value in identity.items()
+          if name != "controller" or value is not None
+      },
+      "local_steps": config.used_local_steps(dim),
+      "k": config.k_range(dim).k,
+      "data": fingerprint(data),
+      "num_weights": dim,
+      "num_clients_used": len(counts),
+      "num_train": int(counts.sum()),
+      "num_test": len(data.test_rows),
+      **environment(),
+  }
+
+
+def play(
+    simulation: Simulation,
+    recorders: Sequence[Recorder],
+    should_stop: Callable[[], bool] = lambda: False,
+):
+  """Runs rounds until every run has its outcome.
 
   Args:
-    config: `num_rounds`, `time_budget` and `eval_every` are read.
-    simulation: from `build`; its state is consumed.
-    done: rounds of `num_rounds` that lie behind its state.
-    every: a Step after each so many rounds has a state; 0 for no such.
-
-  Yields:
-    A Step per round.
+    simulation: one run or several side by side; its state is consumed.
+    recorders: of each run; all have as many rows, those before the state.
+    should_stop: asked after each call of the compiled rounds.
 
   Raises:
-    DivergedError: a gradient or the loss was not finite.
+    StoppedError: `should_stop` said so; the states are saved.
   """
-  state = simulation.state
-  while True:
-    until = [n - done % n for n in (config.eval_every, every) if n]
+  state, first = simulation.state, recorders[0]
+  done = len(first.rows)
+  for index, one in enumerate(recorders):
+    one.end_if_reached(simulation.lane(state, index))
+  while any(one.outcome is None for one in recorders):
+    # As far as the next evaluation, saved state or end.
     length = min(
-        simulation.rounds_per_call, *until, config.num_rounds - done
+        simulation.rounds_per_call,
+        first.config.num_rounds - done,
+        *(every - done % every for every in first.stops),
     )
     start = time.perf_counter()
     state, infos = simulation.advance(state, length)
-    seconds = (time.perf_counter() - start) / len(infos)
-    for info, left in zip(infos, reversed(range(len(infos))), strict=True):
-      done += 1
-      if not info.finite:
-        raise DivergedError(diverged(done, "a gradient", config))
-      spent = config.time_budget and info.elapsed >= config.time_budget
-      last = done == config.num_rounds or bool(spent)
-      due = last or done % config.eval_every == 0
-      evaluation = simulation.evaluate(state.params) if due else None
-      if due and not math.isfinite(evaluation.train_loss):
-        raise DivergedError(diverged(done, "the loss", config))
-      yield Step(info, evaluation, seconds, None if left else state, last)
-      if last:
-        return
+    seconds = (time.perf_counter() - start) / len(recorders)
+    done += length
+    running = [
+        (index, one)
+        for index, one in enumerate(recorders)
+        if one.outcome is None
+    ]
+    for index, one in running:
+      one.add(infos[index], simulation.lane(state, index), seconds)
+    stop = should_stop()
+    for index, one in running:
+      if one.is_save_due(stop):
+        one.save(simulation.pack(simulation.lane(state, index)))
+    if stop and any(one.outcome is None for one in recorders):
+      for one in recorders:
+        one.settle()
+      raise StoppedError(f"round {done}: stopped")
+  for one in recorders:
+    one.settle()
 
 
-def diverged(round_index: int, what: str, config: Config) -> str:
-  """Says so, and what may help."""
-  return (
-      f"round {round_index}: {what} is not finite; a smaller "
-      f"--learning_rate than {config.learning_rate} may help"
-  )
+def simulate(
+    config: Config,
+    *,
+    data: FederatedData | None = None,
+    model: Any = None,
+    sparsifier: Sparsifier | None = None,
+    controller: KController | None = None,
+    loss: Loss | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    workdir: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoints_kept: int = CHECKPOINTS_KEPT,
+    keep_state: bool = True,
+    on_row: OnRow = lambda row: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Run:
+  """Runs `config`; with a folder, goes on where a run there was stopped.
 
-
-def as_row(step: Step) -> dict[str, Any]:
-  """A Step as one flat JSON object; what is per client is left out.
+  What a run that was stopped and went on leaves is bit for bit what it leaves
+  in one go, but for the wall times of its summary. A finished run is read, not
+  repeated; asked for more rounds or time, it goes on from its last state.
 
   Args:
-    step: from `run`.
+    config: the settings.
+    data: what to train on, from `load` or `from_arrays`; None means what the
+      settings name.
+    model: a network of your own: an `agsfl.Model`, or anything with
+      init(key, features) and apply(params, features), such as a Flax module.
+    sparsifier: in place of the method that settings name.
+    controller: in place of the controller that settings name.
+    loss: (logits [B, L], labels [B]) -> [B]; None means cross entropy.
+    metrics: by name (RoundState after a round, RoundInfo) -> a number [], for
+      each row; compiled into the round.
+    workdir: for the files of `records.folder.RunFolder`; None means none.
+    checkpoint_every: rounds between saved states, 0 for none on the way.
+    checkpoints_kept: the newest so many stay until the run ends.
+    keep_state: whether the last state stays after the end, so that the run can
+      go on with more rounds; about 4 (N + 3) D bytes.
+    on_row: called with each new row.
+    should_stop: asked after each call of the compiled rounds.
 
   Returns:
-    The row; `sign` is None where none was had.
+    The run.
+
+  Raises:
+    ConfigError: a setting, a part, a file or the folder cannot be used, or the
+      folder holds a run of other settings or other data.
+    DivergedError: a gradient or the loss was not finite.
+    StoppedError: `should_stop` said so; a state is saved in the folder.
   """
-  info = step.info
-  row = {
-      "round": int(info.round_index),
-      "time": float(info.elapsed),
-      "k": float(info.k),
-      "k_probe": float(info.k_probe),
-      "k_up": int(info.k_up),
-      "k_down": int(info.k_down),
-      "minibatch_loss": float(info.minibatch_loss),
-      "sign": None if np.isnan(info.sign) else int(info.sign),
-  }
-  if step.evaluation is not None:
-    evaluation = step.evaluation._asdict()
-    row |= {name: x for name, x in evaluation.items() if np.ndim(x) == 0}
-  return row
+  for name, value, least in (
+      ("checkpoint_every", checkpoint_every, 0),
+      ("checkpoints_kept", checkpoints_kept, 1),
+  ):
+    require(value >= least, name, value, f"at least {least}")
+  parts = Parts.of(model, sparsifier, controller, loss, metrics)
+  identity = identity_of(config, parts)
+  folder = None
+  if data is not None:
+    identity["dataset"] = "custom"
+    data = validated(data)
+  if workdir is not None:
+    folder = RunFolder(workdir, identity, extent_of(config))
+  if data is None:
+    data = load(config.dataset, config, config)
+  if folder is not None and folder.finished:
+    folder.refuse_other_data(fingerprint(data))
+    return read_run(folder.workdir)
+  simulation = build_from(config, data, parts)
+  description = describe(config, identity, data, simulation.model.dim)
+  with contextlib.ExitStack() as stack:
+    states = None
+    if folder is not None:
+      stack.enter_context(folder)
+      folder.begin(description)
+      if folder.finished:  # another process has just ended it
+        return read_run(folder.workdir)
+      if checkpoint_every or keep_state:
+        states = stack.enter_context(
+            States(folder.checkpoints, checkpoints_kept)
+        )
+    recorder = Recorder(
+        config,
+        data,
+        simulation.evaluate[0],
+        description=description,
+        folder=folder,
+        states=states,
+        every=checkpoint_every,
+        keeps_state=keep_state,
+        on_row=on_row,
+    )
+    saved = recorder.restore(jax.eval_shape(simulation.pack, simulation.state))
+    if saved is not None:
+      simulation = simulation._replace(state=simulation.unpack([saved]))
+    play(simulation, [recorder], should_stop)
+  if isinstance(recorder.outcome, Exception):
+    raise recorder.outcome
+  assert recorder.outcome is not None
+  return recorder.outcome

@@ -252,7 +252,8 @@ class RoundInfo(NamedTuple):
     volume_up, volume_down: [] f32, numbers of a client's message and of the
       server's.
     minibatch_loss: [] f32, data-size-weighted mean at w(m-1).
-    sign: [] f32, the cost's estimated slope: -1, 0 or 1; NaN if none was had.
+    sign: [] f32, of the cost's estimated slope: -1, 0 or 1.
+    has_sign: [] bool, whether there was an estimate; without, sign is 0.
     contributed: [N] i32, elements of each client that the server used.
     finite: [] bool; False: a gradient was not finite and nothing was sent.
     metrics: by name [] each, what the user asked for; see `build_round`.
@@ -268,6 +269,7 @@ class RoundInfo(NamedTuple):
   volume_down: jax.Array
   minibatch_loss: jax.Array
   sign: jax.Array
+  has_sign: jax.Array
   contributed: jax.Array
   finite: jax.Array
   metrics: dict[str, jax.Array]

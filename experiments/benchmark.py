@@ -6,6 +6,8 @@ are random: times do not depend on their values, selection apart, for which the
 gradients are those of the model.
 """
 
+import dataclasses
+import functools
 import json
 import logging
 import os
@@ -18,13 +20,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import app, flags
 
-from agsfl import devices, programs, rounds
-from agsfl.data.federated import ClientData
-from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK, map_clients
-from agsfl.sparsifiers import methods as sparsifiers
+from agsfl import devices, platforms, programs, settings, sweeps
+from agsfl.config import Config
+from agsfl.data.federated import ClientData, FederatedData
+from agsfl.parts import Parts, build_model
+from agsfl.programs import Programs
 from agsfl.training import models
 from agsfl.training.client import build_client
 from agsfl.types import KController, KProposal
@@ -119,30 +121,28 @@ def _ours(num_clients):
   local_result = build_client(model, _BATCH)
   mesh = _mesh()
   params = model.init(jax.random.key(0))
-  clients = devices.split_clients(_clients(num_clients), mesh)
+  data = devices.place_clients(_clients(num_clients), mesh)
+  rate = jnp.float32(1.0)  # of local steps, of which there are none
 
+  def one(key, params, data, rate, start, count):
+    return local_result(key, params, data, start, count, rate).gradient
+
+  @jax.jit
   def gradients(key, params, data):
-    one = lambda start, count: local_result(
-        key, params, data, start, count
-    ).gradient
-    chunk = CLIENT_CHUNK.get(jax.default_backend())
-    return map_clients(one, (data.starts, data.counts), chunk)
+    shared = data.replace(starts=None, counts=None)
+    each = platforms.for_each_client()(one, (None, None, None, None, 0, 0))
+    return each(key, params, shared, rate, data.starts, data.counts)
 
-  everywhere, per_client = devices.REPLICATED, devices.PER_CLIENT
-  split = jax.jit(
-      jax.shard_map(
-          gradients,
-          mesh=mesh,
-          in_specs=(everywhere, everywhere, devices.CLIENT_DATA),
-          out_specs=per_client,
-          check_vma=False,
-      )
-  )
   key = jax.random.key(1)
-  return lambda: jax.block_until_ready(split(key, params, clients))
+
+  def run():
+    with jax.set_mesh(mesh):
+      jax.block_until_ready(gradients(key, params, data))
+
+  return run
 
 
-def _held(k):
+def _unlearned(k):
   """Online learning's work, but k stays where it is, its probe at 0.7 k."""
   proposal = lambda: KProposal(jnp.float32(k), jnp.float32(0.7 * k))
   return KController(
@@ -153,19 +153,21 @@ def _held(k):
   )
 
 
-def _build_round(k, learning_rate=0.01):
-  """A round of FAB-top-k, its clients split over devices."""
-  axes = (devices.AXIS,)
-  client_chunk = CLIENT_CHUNK.get(jax.default_backend())
-  return rounds.build_round(
-      models.build("cnn", _SHAPE, _CLASSES),
-      sparsifiers.fab_top_k(axes, client_chunk),
-      _held(k),
-      server=optax.sgd(learning_rate),
-      batch_size=_BATCH,
-      comm_time=10.0,
-      client_chunk=client_chunk,
-      axes=axes,
+def _config(**settings):
+  return Config(
+      model="cnn", num_devices=_DEVICES.value, batch_size=_BATCH, **settings
+  )
+
+
+def _data(num_clients):
+  """Random samples, one minibatch a client; the last sample is for testing."""
+  clients = _clients(num_clients)
+  return FederatedData(
+      clients=clients,
+      test_rows=np.array([len(clients.labels) - 1], np.int32),
+      test_clients=np.array([-1], np.int32),
+      client_names=np.arange(num_clients).astype(str),
+      num_classes=_CLASSES,
   )
 
 
@@ -175,38 +177,35 @@ class _Rounds:
   def __init__(self, num_clients, k, length=1):
     self.num_clients = num_clients
     self.length = length
-    simulated = _build_round(k)
-    mesh = _mesh()
-    self.clients = devices.split_clients(_clients(num_clients), mesh)
-    self.key = jax.random.key(0)
-    split = devices.split_round(simulated, length, mesh, self.key)
-    self.state = split.init(self.key, len(self.clients.counts))
-    self.dim = self.state.params.size
+    config = _config(rounds_per_call=length)
+    parts = Parts.of(controller=_unlearned(k))
+    model = build_model(config, parts, _data(num_clients))
+    programs = Programs(config, parts, model, num_clients)
+    self.mesh = programs.mesh
+    self.clients = devices.place_clients(_clients(num_clients), self.mesh)
+    self.state = programs.init(config)
+    self.dim = model.dim
     arguments = self._arguments()
     start = time.perf_counter()
-    self.program = split.chunk.lower(*arguments).compile()
+    with jax.set_mesh(self.mesh):
+      self.program = programs.run.lower(*arguments).compile()
     self.compile_seconds = time.perf_counter() - start
 
   def _arguments(self):
-    return (
-        self.key,
-        self.clients,
-        self.state,
-        jnp.int32(self.length),
-        jnp.float32(jnp.inf),
-    )
+    budget = jnp.float32(settings.LARGEST)
+    return self.clients, self.state, jnp.int32(self.length), budget
 
   def __call__(self):
-    self.state, _, _ = self.program(*self._arguments())
+    with jax.set_mesh(self.mesh):
+      self.state, _, _ = self.program(*self._arguments())
     jax.block_until_ready(self.state)
 
   def facts(self):
     memory = self.program.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    devices_used = len(self.state.residual.sharding.device_set)
     data = sum(x.nbytes for x in jax.tree.leaves(self.clients))
-    floats = held * devices_used - data
+    floats = held * self.mesh.size - data
     floats /= _BYTES_PER_FLOAT * self.num_clients * self.dim
     return {
         "memory_in_nd_floats": round(floats, 2),
@@ -274,29 +273,24 @@ def _calls_cases(num_clients):
 
 def _seeds_cases(num_clients):
   lanes = 4
-  keys = jax.random.split(jax.random.key(0), lanes)
-  settings = jnp.full(lanes, 0.01)
-  mesh = _mesh()
-  clients = devices.split_clients(_clients(num_clients), mesh)
+  data = _data(num_clients)
   for k in map(int, _KS.value):
-    sweep = programs.build_sweep(
-        lambda rate, k=k: _build_round(k, rate),
-        LANE_CHUNK.get(jax.default_backend()),
-    )
-    sweep = devices.split_sweep(sweep, keys, settings, mesh)
-    state = [sweep.init(keys, settings, len(clients.counts))]
+    alone = _config(controller="fixed", k=k)
+    configs = [dataclasses.replace(alone, seed=seed) for seed in range(lanes)]
+    side_by_side = sweeps.build_lanes(configs, [data] * lanes)
+    one = programs.build(alone, data)
 
-    def together(sweep=sweep, state=state):
-      state[0], _ = sweep.step(keys, settings, clients, state[0])
+    def advance(simulation, state, times):
+      for _ in range(times):
+        state[0], _ = simulation.advance(state[0], 1)
       jax.block_until_ready(state[0])
 
-    one = _Rounds(num_clients, k)
     yield Case(
         f"{lanes} simulations in one program",
         "one after another",
         {"num_clients": num_clients, "k": k},
-        lambda one=one: [one() for _ in range(lanes)],
-        together,
+        functools.partial(advance, one, [one.state], lanes),
+        functools.partial(advance, side_by_side, [side_by_side.state], 1),
     )
 
 

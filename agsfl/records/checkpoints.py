@@ -1,82 +1,150 @@
 """States of a run on disk, to go on from after a stop."""
 
-import contextlib
+import shutil
+import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from agsfl.errors import ConfigError
+from agsfl.errors import refuse, refused
 from agsfl.types import PyTree
 
-
-@contextlib.contextmanager
-def _usable(folder):
-  try:
-    yield
-  # Orbax tells of a full disk by a ValueError.
-  except (OSError, ValueError) as error:
-    raise ConfigError(
-        f"{folder}: must be a folder that can be written ({error})"
-    ) from error
+# Orbax numbers its writes by process: two runs in threads would mix them.
+_ONE_AT_A_TIME = threading.Lock()
 
 
-@contextlib.contextmanager
-def open_folder(folder: Path, kept: int) -> Iterator[ocp.CheckpointManager]:
-  """A folder of checkpoints, made if need be.
+class States:
+  """The saved states of one run in a folder; a context that closes them.
 
   What was not written whole is not seen.
-
-  Args:
-    folder: absolute.
-    kept: the newest so many stay.
-
-  Raises:
-    ConfigError: it cannot be made, or not all that was saved be written.
   """
-  options = ocp.CheckpointManagerOptions(
-      max_to_keep=kept, cleanup_tmp_directories=True
-  )
-  # Told, not guessed of what lies there: one damaged step would spoil all.
-  handler = ocp.StandardCheckpointHandler()
-  with _usable(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    manager = ocp.CheckpointManager(
-        folder, options=options, item_handlers=handler
+
+  def __init__(self, folder: Path, num_kept: int):
+    """Opens the folder, made if need be.
+
+    Args:
+      folder: absolute.
+      num_kept: the newest so many stay.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
+    self._folder = folder
+    self._num_kept = num_kept
+    self._open()
+
+  def _open(self):
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=self._num_kept, cleanup_tmp_directories=True
     )
-  try:
-    yield manager
-  finally:
-    with _usable(folder):
-      manager.close()
+    with self._usable(), _ONE_AT_A_TIME:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._manager = ocp.CheckpointManager(
+          self._folder,
+          options=options,
+          # Named here: guessed from the folder, one damaged step spoils all.
+          item_handlers=ocp.StandardCheckpointHandler(),
+      )
 
+  def __enter__(self) -> Self:
+    return self
 
-def save(manager: ocp.CheckpointManager, step: int, tree: PyTree):
-  """Writes a tree of arrays while the caller goes on.
+  def __exit__(self, *exception):
+    with self._usable(), _ONE_AT_A_TIME:
+      self._manager.close()
 
-  Args:
-    manager: from `open_folder`.
-    step: larger than those before.
-    tree: copied at once, so that its buffers may be given away.
+  def _usable(self):
+    # Orbax reports a full disk by a ValueError.
+    return refused(
+        str(self._folder),
+        "must be a folder that can be written",
+        (OSError, ValueError),
+    )
 
-  Raises:
-    ConfigError: it, or the one before, cannot be written.
-  """
-  leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
-  held = _numbered([*leaves, _checksum(leaves)])
-  with _usable(manager.directory):
-    manager.save(step, args=ocp.args.StandardSave(held))
+  def save(self, step: int, tree: PyTree):
+    """Writes a tree of arrays while the caller goes on.
 
+    Args:
+      step: larger than those before.
+      tree: copied at once, so that its buffers may be given away.
 
-def wait(manager: ocp.CheckpointManager):
-  """Waits until all that was saved is written; raises as `save`."""
-  with _usable(manager.directory):
-    manager.wait_until_finished()
+    Raises:
+      ConfigError: it, or the one before, cannot be written.
+    """
+    leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
+    numbered = _numbered([*leaves, _checksum(leaves)])
+    with self._usable(), _ONE_AT_A_TIME:
+      self._manager.save(step, args=ocp.args.StandardSave(numbered))
+
+  def wait(self):
+    """Waits until all that was saved is written; raises as `save`."""
+    with self._usable(), _ONE_AT_A_TIME:
+      self._manager.wait_until_finished()
+
+  def keep_only(self, step: int):
+    """Removes all states but one, once that is written."""
+    self.wait()
+    with self._usable(), _ONE_AT_A_TIME:
+      for other in self._manager.all_steps():
+        if other != step:
+          self._manager.delete(other)
+
+  def clear(self):
+    """Removes all states; new ones may be saved."""
+    self.remove()
+    self._open()
+
+  def remove(self):
+    """Removes all states and the folder; nothing may be saved from then on."""
+    self.__exit__()
+    shutil.rmtree(self._folder, ignore_errors=True)
+
+  def newest(self, like: PyTree) -> tuple[int, Any] | None:
+    """The newest state that can be read; damaged ones after it are removed.
+
+    Args:
+      like: a tree of the same structure, shapes and types.
+
+    Returns:
+      Its step, and the tree with NumPy arrays, bit for bit; None if there is
+      none.
+
+    Raises:
+      ConfigError: there are some, and none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for index, step in enumerate(steps):
+      try:
+        tree = self._read(step, like)
+      except (OSError, ValueError, KeyError, TypeError) as error:
+        logging.warning("checkpoint %d cannot be read: %s", step, error)
+        continue
+      for damaged in steps[:index]:
+        self._manager.delete(damaged)
+      return step, tree
+    if steps:
+      refuse(
+          str(self._folder),
+          "must hold a checkpoint that can be read; without this folder the "
+          "run begins anew",
+      )
+    return None
+
+  def _read(self, step, like):
+    likes, structure = jax.tree.flatten(like)
+    empty = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
+    wanted = _numbered([*empty, _checksum([])])
+    with _ONE_AT_A_TIME:
+      read = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+    *leaves, checksum = (read[str(i)] for i in range(len(wanted)))
+    if checksum != _checksum(leaves):
+      raise ValueError("its numbers are not those that were saved")
+    return structure.unflatten(leaves)
 
 
 def _numbered(leaves):
@@ -89,48 +157,3 @@ def _checksum(leaves):
   for leaf in leaves:
     crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
   return np.array(crc, np.uint32)
-
-
-def restore(
-    manager: ocp.CheckpointManager, like: PyTree
-) -> tuple[int, Any] | None:
-  """The newest checkpoint that can be read; damaged ones after it go.
-
-  Args:
-    manager: from `open_folder`.
-    like: a tree of the same structure, shapes and types.
-
-  Returns:
-    Its step, and the tree with NumPy arrays, bit for bit; None if there is
-    none.
-
-  Raises:
-    ConfigError: there are some, and none can be read.
-  """
-  steps = sorted(manager.all_steps(), reverse=True)
-  for index, step in enumerate(steps):
-    try:
-      tree = _read(manager, step, like)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-      logging.warning("checkpoint %d cannot be read: %s", step, error)
-      continue
-    for damaged in steps[:index]:
-      manager.delete(damaged)
-    return step, tree
-  if steps:
-    raise ConfigError(
-        f"{manager.directory}: must hold a checkpoint that can be read; "
-        "without this folder the run begins anew"
-    )
-  return None
-
-
-def _read(manager, step, like):
-  likes, structure = jax.tree.flatten(like)
-  empty = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
-  wanted = _numbered([*empty, _checksum([])])
-  held = manager.restore(step, args=ocp.args.StandardRestore(wanted))
-  *leaves, checksum = (held[str(i)] for i in range(len(wanted)))
-  if checksum != _checksum(leaves):
-    raise ValueError("its numbers are not those that were saved")
-  return structure.unflatten(leaves)

@@ -1,23 +1,23 @@
-"""What a run leaves on disk."""
+"""The folder of one run: what is written, and when the run may go on there."""
 
 import contextlib
-import csv
 import fcntl
 import functools
 import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import jax
 import numpy as np
 
 from agsfl import files
-from agsfl.errors import ConfigError
+from agsfl.errors import refuse, require
+from agsfl.records import read, tables
 
 # What a run makes; without its config.json they are of something else.
 _FILES = (
@@ -26,6 +26,26 @@ _FILES = (
 )
 
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+class Extent(NamedTuple):
+  """How far a run is to go.
+
+  Attributes:
+    num_rounds: at most.
+    time_budget: normalised time after which no round begins; None: no end.
+  """
+
+  num_rounds: int
+  time_budget: float | None
+
+  def is_reached(self, round_index: int, elapsed: float) -> bool:
+    """Whether a run that is so far has come to its end."""
+    spent = self.time_budget is not None and elapsed >= self.time_budget
+    return round_index >= self.num_rounds or spent
 
 
 def environment() -> dict[str, Any]:
@@ -40,18 +60,20 @@ def environment() -> dict[str, Any]:
   }
 
 
-def _write(path: Path, content: Any):
+def write_json(path: Path, content: Any):
+  """Writes a JSON file whole or not at all; it reaches the disk."""
   with files.written_whole(path) as temporary:
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def refuse_other(held: dict[str, Any], asked: dict[str, Any], place: Path):
+def refuse_other(held: dict[str, Any], asked: dict[str, Any], setting: str):
   """Refuses a run of other settings.
 
   Args:
-    held: settings of the run that lies at `place`, from JSON.
+    held: settings of the run that is there, from JSON.
     asked: those of now.
-    place: for the message.
+    setting: that names the place, such as "--workdir=runs/a".
 
   Raises:
     ConfigError: they differ; the text says where, and how.
@@ -63,88 +85,117 @@ def refuse_other(held: dict[str, Any], asked: dict[str, Any], place: Path):
       if held.get(name) != asked[name]
   ]
   if other:
-    raise ConfigError(
-        f"--workdir={place}: must hold no run, or one of the same settings; "
-        f"it has {'; '.join(other)}"
+    refuse(
+        setting,
+        f"holds a run of other settings ({'; '.join(other)}); use another "
+        "folder, or remove this one",
     )
 
 
-def _checked(method):
-  """The method of a RunFolder, OSErrors as ConfigErrors."""
+def _on_disk(
+    method: Callable[Concatenate["RunFolder", _Arguments], _Result],
+) -> Callable[Concatenate["RunFolder", _Arguments], _Result]:
+  """The method of a RunFolder, with what a disk refuses as one line."""
 
   @functools.wraps(method)
-  def checked(self, *arguments):
+  def checked(self, *args, **kwargs):
     with files.usable(self._asked_for):
-      return method(self, *arguments)
+      return method(self, *args, **kwargs)
 
   return checked
 
 
 class RunFolder:
-  """The files of one run, new or taken up again.
+  """The files of one run, a new one or one that goes on.
 
   `config.json` is written at once, `metrics.jsonl` a whole line per round,
   `clients.csv`, `params.npy` and `summary.json` at the end, the last as the
-  sign that the run is finished. `checkpoints` is there until then.
+  sign that the run is finished. `checkpoints` holds states.
 
   All that writes raises a ConfigError where the disk refuses.
+
+  Attributes:
+    workdir: absolute.
+    setting: names the folder in messages.
   """
 
-  def __init__(self, workdir: str | Path, asked: dict[str, Any]):
+  def __init__(
+      self, workdir: str | Path, identity: dict[str, Any], extent: Extent
+  ):
     """Looks; nothing is written yet.
 
     Args:
       workdir: the folder, which need not be there.
-      asked: the settings.
+      identity: the settings in which a run of this folder must agree.
+      extent: how far the run is to go.
 
     Raises:
       ConfigError: the folder holds a run of other settings, or other files.
     """
-    self.workdir = Path(workdir).absolute()
+    self.workdir = Path(workdir).expanduser().absolute()
+    self.setting = f"--workdir={workdir}"
     self._asked_for = workdir
-    self._asked = asked
+    self._identity = identity
+    self._extent = extent
     self._config = self.workdir / "config.json"
-    self._open = []
+    self._metrics: Any = None
     self._look()
 
-  @_checked
-  def _look(self):
-    """What the folder's config.json says, None if there is none yet."""
+  @_on_disk
+  def _look(self) -> dict[str, Any] | None:
+    """What the folder's config.json says; None if there is none yet."""
     if not self._config.exists():
       for name in _FILES:
         path = self.workdir / name
         # An empty metrics.jsonl is of a run that was killed at its start.
-        if path.exists() and not (
+        empty = (
             name == "metrics.jsonl" and path.is_file()
             and not path.stat().st_size
-        ):
-          raise ConfigError(
-              f"--workdir={self._asked_for}: must hold no other program's "
-              f"files; it has {name}"
+        )
+        if path.exists() and not empty:
+          refuse(
+              self.setting,
+              f"must hold no other program's files; it has {name}",
           )
       return None
-    try:
-      held = json.loads(self._config.read_text())
-      asked = dict(held["asked"])
-    except (ValueError, KeyError, TypeError) as error:
-      raise ConfigError(
-          f"--workdir={self._asked_for}: must not hold another program's "
-          "config.json"
-      ) from error
-    refuse_other(asked, self._asked, self._asked_for)
+    held = read.read_config(self.workdir)
+    refuse_other(held["asked"], self._identity, self.setting)
     return held
 
   @property
   def finished(self) -> bool:
-    """Whether the run is done."""
-    return (self.workdir / "summary.json").exists()
+    """Whether the run has gone as far as is asked for.
+
+    Raises:
+      ConfigError: it has gone further, or its summary is damaged.
+    """
+    if not self._summary.exists():
+      return False
+    summary = read.read_summary(self.workdir)
+    rounds = int(summary["round"])
+    self.require_ahead(rounds)
+    return self._extent.is_reached(rounds, summary["time"])
+
+  def require_ahead(self, rounds: int):
+    """Refuses to end before rounds that are done already."""
+    require(
+        rounds <= self._extent.num_rounds,
+        "num_rounds",
+        self._extent.num_rounds,
+        f"at least {rounds}, the rounds that the run in {self.workdir} has "
+        "done; or use another --workdir",
+    )
+
+  @property
+  def _summary(self):
+    return self.workdir / "summary.json"
 
   @property
   def checkpoints(self) -> Path:
-    """Where its checkpoints are."""
+    """Where its states are."""
     return self.workdir / "checkpoints"
 
-  def refuse_other_data(self, data: str | None):
+  def refuse_other_data(self, data: str):
     """Refuses a run of other data.
 
     Args:
@@ -153,16 +204,18 @@ class RunFolder:
     Raises:
       ConfigError: the run that the folder holds had others.
     """
-    held = {"data": self._look().get("data")}
-    refuse_other(held, {"data": data}, self._asked_for)
+    held = self._look() or {}
+    refuse_other({"data": held.get("data")}, {"data": data}, self.setting)
 
-  @_checked
+  @_on_disk
   def begin(self, config: dict[str, Any]):
-    """Claims the folder until `close`; it may be `finished` by now.
+    """Claims the folder until `close`; the run may be `finished` by now.
+
+    A finished run that is to go on is unfinished from here on.
 
     Args:
-      config: for config.json of a new run: the settings as used, `data` (what
-        tells one set of data from another) and the environment.
+      config: for config.json: the settings as used, `data` (what tells one set
+        of data from another) and the environment.
 
     Raises:
       ConfigError: the folder cannot be written, another process runs there, or
@@ -172,83 +225,101 @@ class RunFolder:
       undo.callback(self.close)
       self.workdir.mkdir(parents=True, exist_ok=True)
       # Never replaced, so that all who lock it lock the same file.
-      self._metrics = (self.workdir / "metrics.jsonl").open("a", buffering=1)
-      self._open.append(self._metrics)
+      self._metrics = (self.workdir / "metrics.jsonl").open(
+          "a", buffering=1, encoding="utf-8"
+      )
       try:
         fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError as error:
-        raise ConfigError(
-            f"--workdir={self._asked_for}: must not be in use; a run is on "
-            "there"
-        ) from error
+      except BlockingIOError:
+        refuse(self.setting, "must not be in use; a run is on there")
       # Another process may have begun, or ended, since the first look.
-      if self._look() is None:
-        _write(self._config, {**config, "asked": self._asked})
-      else:
-        self.refuse_other_data(config.get("data"))
+      held = self._look()
+      if held is not None:
+        self.refuse_other_data(config["data"])
+      if not self.finished:
+        self._summary.unlink(missing_ok=True)
+        asked = {**self._identity, **self._extent._asdict()}
+        asked["eval_every"] = config["eval_every"]
+        if held is None or held["asked"] != json.loads(json.dumps(asked)):
+          write_json(self._config, {**config, "asked": asked})
       undo.pop_all()
 
   def close(self):
     """Lets go of the folder."""
-    while self._open:
-      # What could not be written was told when it was tried.
+    metrics, self._metrics = self._metrics, None
+    if metrics is not None:
+      # What could not be written was an error when it was tried.
       with contextlib.suppress(OSError):
-        self._open.pop().close()
+        metrics.close()
 
-  def __enter__(self):
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exception):
     self.close()
 
-  @_checked
-  def keep(self, count: int) -> list[dict[str, Any]]:
-    """Drops all but the first `count` rows, which a checkpoint stands for.
+  @_on_disk
+  def truncate(self, count: int) -> list[dict[str, Any]]:
+    """Drops all but the first `count` rows, those before a checkpoint.
+
+    Returns:
+      These rows.
 
     Raises:
       ConfigError: there are fewer, or one is damaged.
     """
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       lines = [file.readline() for _ in range(count)]
-      if not all(line.endswith(b"\n") for line in lines):
-        raise ConfigError(
-            f"--workdir={self._asked_for}: must hold the {count} rows that its "
-            "checkpoint stands for; metrics.jsonl has lost some"
-        )
-      try:
-        rows = _rows_of(lines)
-      except ValueError as error:
-        raise ConfigError(
-            f"--workdir={self._asked_for}: must hold rows that can be read "
-            f"({error})"
-        ) from error
+      require(
+          all(line.endswith(b"\n") for line in lines),
+          "workdir",
+          self.workdir,
+          f"a folder with the {count} rows before its checkpoint; "
+          "metrics.jsonl has lost some",
+      )
+      rows = [
+          read.parse_row(self.workdir, number, line)
+          for number, line in enumerate(lines, 1)
+      ]
       file.truncate(sum(map(len, lines)))
     return rows
 
+  @_on_disk
   def restart(self):
-    """Drops all rows and checkpoints of an earlier start."""
+    """Drops all rows and states of an earlier start."""
     shutil.rmtree(self.checkpoints, ignore_errors=True)
-    self.keep(0)
+    self.truncate(0)
 
-  @_checked
+  @_on_disk
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
-    self._metrics.write(json.dumps(row) + "\n")
+    self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
 
-  @_checked
+  @_on_disk
   def sync(self):
-    """Brings the rows to the disk, before a checkpoint counts on them."""
+    """Brings the rows to the disk, before a checkpoint counts on them.
+
+    Raises:
+      ConfigError: the folder was removed or replaced while the run was on.
+    """
     self._metrics.flush()
     os.fsync(self._metrics.fileno())
+    ours = os.fstat(self._metrics.fileno())
+    try:
+      there = (self.workdir / "metrics.jsonl").stat()
+    except FileNotFoundError:
+      there = None
+    if there is None or not os.path.samestat(ours, there):
+      refuse(self.setting, "was removed or replaced while its run was on")
 
-  @_checked
+  @_on_disk
   def finish(
       self,
       summary: dict[str, Any],
       clients: dict[str, Sequence],
       params: np.ndarray,
   ):
-    """Writes the closing files and removes the checkpoints.
+    """Writes the closing files.
 
     Args:
       summary: for summary.json.
@@ -256,75 +327,10 @@ class RunFolder:
         (elements that the server used, over all rounds) and others.
       params: [D], the final weights.
     """
+    self.sync()
     with files.written_whole(self.workdir / "clients.csv") as path:
-      with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(clients)
-        rows.writerows(zip(*clients.values(), strict=True))
+      tables.write_clients(path, clients)
     with files.written_whole(self.workdir / "params.npy") as path:
       with path.open("wb") as file:
         np.save(file, params)
-    _write(self.workdir / "summary.json", summary)
-    shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _named(path):
-  """Names the file that is damaged; an OSError does so by itself."""
-  try:
-    yield
-  except (ValueError, EOFError, csv.Error) as error:
-    raise ValueError(f"{path.name}: {error}") from error
-
-
-def _read_json(path):
-  with _named(path):
-    return json.loads(path.read_text())
-
-
-def read_config(workdir: str | Path) -> dict[str, Any]:
-  """config.json of a run."""
-  return _read_json(Path(workdir) / "config.json")
-
-
-def read_summary(workdir: str | Path) -> dict[str, Any]:
-  """summary.json of a finished run."""
-  return _read_json(Path(workdir) / "summary.json")
-
-
-def read_params(workdir: str | Path) -> np.ndarray:
-  """[D] f32, the final weights of a finished run."""
-  path = Path(workdir) / "params.npy"
-  with _named(path):
-    return np.load(path, allow_pickle=False)
-
-
-def _rows_of(lines):
-  """The rows of metrics.jsonl; a ValueError names the line."""
-  rows = []
-  for number, line in enumerate(lines, 1):
-    try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      raise ValueError(
-          f"metrics.jsonl, line {number}: no JSON ({error})"
-      ) from error
-  return rows
-
-
-def read_rows(workdir: str | Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl, in order."""
-  with (Path(workdir) / "metrics.jsonl").open("rb") as file:
-    return _rows_of(file)
-
-
-def read_clients(workdir: str | Path) -> dict[str, list]:
-  """The columns of clients.csv: names as text, all else as numbers."""
-  path = Path(workdir) / "clients.csv"
-  with _named(path), path.open(newline="") as file:
-    header, *rows = csv.reader(file)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-    return {
-        name: list(column if name == "client" else map(float, column))
-        for name, column in columns.items()
-    }
+    write_json(self._summary, summary)

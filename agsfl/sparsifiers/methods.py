@@ -241,11 +241,14 @@ class Method(NamedTuple):
     takes_k: whether k decides what is sent, so that it can be learned.
     numbers_per_element: of a message: 2, an index and a value; or 1, the value
       alone, where both sides know the indices.
+    sends_models: whether clients train on their own between two messages, for
+      the time that sparse messages of k elements would take: FedAvg.
   """
 
   build: Callable[[], Sparsifier]
   takes_k: bool = True
   numbers_per_element: int = SPARSE
+  sends_models: bool = False
 
 
 METHODS = Registry(
@@ -258,6 +261,13 @@ METHODS = Registry(
         "periodic_k": Method(periodic_k, numbers_per_element=INDICES_KNOWN),
         "send_all": Method(
             send_all, takes_k=False, numbers_per_element=INDICES_KNOWN
+        ),
+        # Whole models after tau local steps: McMahan et al., AISTATS 2017.
+        "fedavg": Method(
+            send_all,
+            takes_k=False,
+            numbers_per_element=INDICES_KNOWN,
+            sends_models=True,
         ),
     },
 )

@@ -16,17 +16,16 @@ Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
 
 import dataclasses
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-from agsfl import config as settings
-from agsfl import simulation
-from agsfl.data import federated as data
-from experiments.lib import groups as results
+from agsfl import programs, recorder
+from agsfl.config import Config
+from agsfl.data import federated
+from agsfl.errors import DivergedError, refuse, require
+from agsfl.records.read import Run
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import study
 
 flags.adopt_module_key_flags(study)
@@ -47,26 +46,24 @@ KEEP_RESIDUALS = flags.DEFINE_boolean(
 )
 
 
-def _train_until(config, simulated, loss):
-  """Trains until an evaluation finds this loss; the state and that Step."""
-  for step in study.progress(simulation.run(config, simulated)):
-    if step.evaluation is not None and step.evaluation.train_loss <= loss:
-      return step.state, step
-  raise settings.ConfigError(
-      f"--switch_loss={loss:g}: must be reached within "
-      f"--max_rounds={config.num_rounds}; with k = {config.k:g} the loss is "
-      f"{step.evaluation.train_loss:.4g} by then"
-  )
-
-
-def _as_row(step, since):
-  """An evaluated Step; `since` counts rounds from the switch."""
-  return {"since": since, **simulation.as_row(step)}
+def _evaluations(config, simulation, state):
+  """Trains; yields the state and the row of each evaluation."""
+  done = 0
+  while done < config.num_rounds:
+    until = min(done + config.eval_every, config.num_rounds)
+    while done < until:
+      length = min(simulation.rounds_per_call, until - done)
+      state, [infos] = simulation.advance(state, length)
+      done += len(infos)
+      if not infos[-1].finite:
+        raise DivergedError(recorder.diverged(done, "a gradient", config))
+    [evaluate] = simulation.evaluate
+    yield state, recorder.as_row(infos[-1], evaluate(state.params))
 
 
 def switched_run(
-    before: settings.Config,
-    after: settings.Config,
+    before: Config,
+    after: Config,
     loss: float,
     keep_residuals: bool = True,
 ) -> list[dict]:
@@ -78,27 +75,34 @@ def switched_run(
     keep_residuals: else the second begins with none.
 
   Returns:
-    A row for the switch and one for each later evaluation.
+    A row for the switch and one for each later evaluation; `since` counts
+    rounds from the switch.
 
   Raises:
     ConfigError: the loss is not reached in the first one's rounds.
-    DivergedError: a gradient or the loss was not finite.
+    DivergedError: a gradient was not finite.
   """
-  federated = data.load(before.dataset, before.as_partition())
-  state, step = _train_until(before, simulation.build(before, federated), loss)
-  then = simulation.build(after, federated)
+  data = federated.load(before.dataset, before, before)
+  first, then = (programs.build(config, data) for config in (before, after))
+  steps = study.progress(_evaluations(before, first, first.state))
+  found = next((step for step in steps if step[1]["train_loss"] <= loss), None)
+  if found is None:
+    refuse(
+        f"--switch_loss={loss:g}",
+        f"must be reached within --max_rounds={before.num_rounds} with "
+        f"k = {before.k:g}",
+    )
+  state, row = found
   state = state.replace(
       controller=then.state.controller, proposal=then.state.proposal
   )
   if not keep_residuals:
     state = state.replace(residual=then.state.residual)  # zeros
-  rows = [_as_row(step, 0)]
-  start = rows[0]["round"]
-  steps = simulation.run(after, then._replace(state=state))
-  for step in study.progress(steps, after.num_rounds):
-    if step.evaluation is not None:
-      rows.append(_as_row(step, int(step.info.round_index) - start))
-  return rows
+  rows, start = [row], row["round"]
+  steps = _evaluations(after, then, state)
+  total = -(-after.num_rounds // after.eval_every)
+  rows += [row for _, row in study.progress(steps, total)]
+  return [{"since": row["round"] - start, **row} for row in rows]
 
 
 def _recorded(base, first_k, path):
@@ -127,13 +131,13 @@ def _recorded(base, first_k, path):
         before, after, SWITCH_LOSS.value, KEEP_RESIDUALS.value
     )
 
-  return study.kept(path, asked, make)
+  return study.cached(path, asked, make)
 
 
 def _as_run(rows, path):
   """Rows as a study's run whose time is counted in rounds from the switch."""
   rows = [{**row, "time": row["since"]} for row in rows]
-  return results.Run(rows, rows[-1], np.array([]), path.parent)
+  return Run(rows, {}, rows[-1], {}, path.parent)
 
 
 def greatest_gaps(lines: np.ndarray) -> np.ndarray:
@@ -151,13 +155,14 @@ def greatest_gaps(lines: np.ndarray) -> np.ndarray:
   return distances / (fall if fall > 0 else np.nan)
 
 
-def compare(base: settings.Config):
+def compare(base: Config):
   """Runs, draws and tabulates."""
-  if base.time_budget is not None:
-    raise settings.ConfigError(
-        f"--time_budget={base.time_budget}: must be unset; lines are compared "
-        "over the same rounds"
-    )
+  require(
+      base.time_budget is None,
+      "time_budget",
+      base.time_budget,
+      "unset, for lines are compared over the same rounds",
+  )
   folder = study.folder()
   study.share_compiled_code()
   done = {}
@@ -177,14 +182,14 @@ def compare(base: settings.Config):
   figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
   lines = []
   for (text, runs), loss, gap in zip(done.items(), losses, gaps, strict=True):
-    results.draw_spread(axes, runs, "train_loss", f"k = {text} before")
+    groups.draw_spread(axes, runs, "train_loss", f"k = {text} before")
     half = [np.interp(since[-1] / 2, since, one) for one in loss]
     lines.append([
         text,
-        results.over_seeds([run.rows[0]["round"] for run in runs]),
-        results.over_seeds(loss[:, 0]),
-        results.over_seeds(half),
-        results.over_seeds(loss[:, -1]),
+        groups.over_seeds([run.rows[0]["round"] for run in runs]),
+        groups.over_seeds(loss[:, 0]),
+        groups.over_seeds(half),
+        groups.over_seeds(loss[:, -1]),
         f"{gap:.1%}",
         f"{greatest_gaps(loss).max():.1%}" if len(runs) > 1 else "",
     ])
@@ -199,7 +204,7 @@ def compare(base: settings.Config):
       "loss at the end", "greatest gap to another k / fall",
       "between seeds / fall",
   ]
-  study.finish(figure, results.table(header, lines))
+  study.finish(figure, groups.table(header, lines))
 
 
 if __name__ == "__main__":

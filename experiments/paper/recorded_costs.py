@@ -29,11 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from agsfl import config as settings
-from agsfl import parts, simulation
-from agsfl.data import federated as data
-from agsfl.errors import DivergedError
-from agsfl.over_clients import CLIENT_CHUNK
+from agsfl.config import Config
+from agsfl.data import federated
+from agsfl.errors import DivergedError, require
+from agsfl.parts import Parts, build_model, compose, numbers_of
+from agsfl.recorder import diverged
+from agsfl.rounds import RoundStep
 from agsfl.types import KProposal
 from experiments.paper import study
 
@@ -70,7 +71,7 @@ class Recorded(NamedTuple):
   left_out: int
 
 
-def build_recorder(step: Callable, batch_size: int) -> Callable:
+def build_recorder(step: RoundStep, batch_size: int) -> Callable:
   """A round in which other k are tried beside the one that is played.
 
   Args:
@@ -78,17 +79,17 @@ def build_recorder(step: Callable, batch_size: int) -> Callable:
     batch_size: samples per minibatch.
 
   Returns:
-    (root_key, ClientData, RoundState, ks [K] f32) -> (RoundState, RoundInfo,
+    (ClientData, RoundState, ks [K] f32) -> (RoundState, RoundInfo,
     times [1 + K], falls [1 + K]). The state is that of the round's own k, whose
     time and fall come first.
   """
 
-  def recorded(root_key, data, state, ks):
+  def recorded(data, state, ks):
 
     def loss_at(params):
       """On the round's minibatches: their draw does not depend on weights."""
       there = state.replace(params=params)
-      return step(root_key, data, there)[1].minibatch_loss
+      return step(data, there)[1].minibatch_loss
 
     def measure(k):
       tried = state.replace(
@@ -96,12 +97,12 @@ def build_recorder(step: Callable, batch_size: int) -> Callable:
           elapsed=jnp.float32(0.0),
           elapsed_rest=jnp.float32(0.0),
       )
-      moved, info = step(root_key, data, tried)
+      moved, info = step(data, tried)
       # As in online learning: one more sample per client.
       theta = info.elapsed + 1.0 / batch_size
       return theta, loss_before - loss_at(moved.params)
 
-    after, info = step(root_key, data, state)
+    after, info = step(data, state)
     loss_before = info.minibatch_loss
     times, falls = lax.map(measure, jnp.append(state.proposal.k, ks))
     return after, info, times, falls
@@ -109,7 +110,7 @@ def build_recorder(step: Callable, batch_size: int) -> Callable:
   return recorded
 
 
-def record(config: settings.Config, grid_size: int) -> Recorded:
+def record(config: Config, grid_size: int) -> Recorded:
   """Trains with k fixed and measures the costs of a grid of k in each round.
 
   The rounds are those of the run of these settings with the controller
@@ -126,41 +127,45 @@ def record(config: settings.Config, grid_size: int) -> Recorded:
     ConfigError: the interval holds less than three k, or no round has a cost.
     DivergedError: a loss was not finite.
   """
-  federated = data.load(config.dataset, config.as_partition())
-  clients = jax.tree.map(jnp.asarray, federated.clients)
-  model = parts.build_model(config, federated)
-  interval = config.k_interval(model.dim)
-  grid = np.unique(np.geomspace(*interval, grid_size).round())
-  if len(grid) < 3:
-    raise settings.ConfigError(
-        f"--k_max={config.k_max}: must leave room for three k from k_min on"
-    )
+  data = federated.load(config.dataset, config, config)
   config = dataclasses.replace(config, controller="fixed")
-  root, numbers = parts.root_of(config)
-  chunk = config.client_chunk or CLIENT_CHUNK.get(jax.default_backend())
-  played = parts.compose(config, model, chunk, numbers, axes=())
-  state = played.init(root, len(clients.counts))
+  model = build_model(config, Parts(), data)
+  # The interval is that of a rule which learns k.
+  learned = dataclasses.replace(config, controller="sign", k=None)
+  interval = learned.k_range(model.dim)[1:]
+  grid = np.unique(np.geomspace(*interval, grid_size).round())
+  require(
+      len(grid) >= 3,
+      "k_max",
+      config.k_max,
+      "large enough for three k from k_min on",
+  )
+  played = compose(config, Parts(), model, numbers_of(config, model.dim))
+  clients = jax.tree.map(jnp.asarray, data.clients)
+  state = played.init(jax.random.key(config.seed), len(data.client_names))
   recorder = jax.jit(build_recorder(played.step, config.batch_size))
   costs = []
   for _ in study.progress(range(config.num_rounds)):
-    state, info, *measured = recorder(root, clients, state, jnp.float32(grid))
+    state, info, *measured = recorder(clients, state, jnp.float32(grid))
     times, falls = np.asarray(measured, float)
     if not np.all(np.isfinite(falls)):
       raise DivergedError(
-          simulation.diverged(int(info.round_index), "the loss", config)
+          diverged(int(info.round_index), "the loss", config)
       )
     if np.all(falls > 0):
       costs.append(costs_of(times[1:], falls[1:], falls[0]))
-  if not costs:
-    raise settings.ConfigError(
-        f"--num_rounds={config.num_rounds}: must have a round in which the "
-        "loss falls for every k of the grid; a larger --k_min may help"
-    )
+  require(
+      costs,
+      "num_rounds",
+      config.num_rounds,
+      "enough for a round in which the loss falls for every k of the grid; a "
+      "larger --k_min may help",
+  )
   left_out = config.num_rounds - len(costs)
   return Recorded(interval, grid, np.array(costs), left_out)
 
 
-def kept(config: settings.Config, grid_size: int, path: Path) -> Recorded:
+def cached(config: Config, grid_size: int, path: Path) -> Recorded:
   """`record`, or what it gave before, from a file.
 
   Args:
@@ -172,7 +177,7 @@ def kept(config: settings.Config, grid_size: int, path: Path) -> Recorded:
     DivergedError: a loss was not finite.
   """
   asked = {**dataclasses.asdict(config), "grid_size": grid_size}
-  held = study.kept(
+  held = study.cached(
       path,
       asked,
       lambda: {

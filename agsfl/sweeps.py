@@ -1,0 +1,237 @@
+"""Runs that differ in plain numbers alone, side by side in one program.
+
+The state of several runs is their states with a leading axis, so their step is
+`jax.vmap` of the step of one; each run is a lane.
+"""
+
+import contextlib
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from agsfl import devices, platforms
+from agsfl.config import Config
+from agsfl.data.federated import ClientData, FederatedData, load
+from agsfl.errors import ConfigError, refuse
+from agsfl.parts import Parts, build_model
+from agsfl.programs import Programs, Simulation, budget_of, rows_of
+from agsfl.recorder import Recorder
+from agsfl.records.checkpoints import States
+from agsfl.records.folder import RunFolder
+from agsfl.records.read import Run, read_run
+from agsfl.rounds import rounds_in_a_row
+from agsfl.simulation import describe, extent_of, identity_of, play
+from agsfl.training.evaluation import build_evaluate
+
+Label = TypeVar("Label", bound=Hashable)
+
+
+def group_by_program(
+    configs: dict[Label, Config], most: int
+) -> list[list[Label]]:
+  """Splits runs into groups that can be one program.
+
+  Args:
+    configs: by label.
+    most: lanes of a group.
+
+  Returns:
+    Labels by group, in order.
+  """
+  groups: dict[Hashable, list[Label]] = {}
+  for label, config in configs.items():
+    alike = (config.structure(), config.num_rounds, config.eval_every)
+    groups.setdefault(alike, []).append(label)
+  return [
+      labels[start : start + most]
+      for labels in groups.values()
+      for start in range(0, len(labels), most)
+  ]
+
+
+def build_lanes(
+    configs: list[Config], data: list[FederatedData]
+) -> Simulation:
+  """Makes several runs ready to go side by side.
+
+  Args:
+    configs: of one group of `group_by_program`.
+    data: of each run. They share the samples of the first.
+
+  Returns:
+    The simulation; its state has a leading axis of lanes.
+
+  Raises:
+    ConfigError: k or its interval does not fit the model, there are fewer
+      devices, or the runs have different numbers of clients or samples.
+  """
+  first = configs[0]
+  shapes = {(len(d.clients.order), len(d.client_names)) for d in data}
+  if len(shapes) > 1:
+    refuse(
+        f"--partition={first.partition}",
+        "must give all lanes of a sweep as many clients and samples; run them "
+        "one by one",
+    )
+  model = build_model(first, Parts(), data[0])
+  programs = [
+      Programs(config, Parts(), model, len(data[0].client_names))
+      for config in configs
+  ]
+  one, mesh = programs[0], programs[0].mesh
+
+  # The samples lie in memory once, the rows of each lane beside each other.
+  rows = ("order", "starts", "counts")
+  together = data[0].clients.replace(**{
+      name: np.stack([getattr(d.clients, name) for d in data]) for name in rows
+  })
+  placed = devices.place_clients(together, mesh)
+  run = rounds_in_a_row(one.step, one.length)
+
+  def run_lane(features, labels, rows, state, budget, num_rounds):
+    return run(ClientData(features, labels, *rows), state, num_rounds, budget)
+
+  lane_shardings = jax.tree.map(
+      lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)), one.specs
+  )
+  run_lanes = jax.jit(
+      platforms.for_each_lane()(run_lane, (None, None, 0, 0, 0, None)),
+      donate_argnums=3,
+      out_shardings=(lane_shardings, None, None),
+  )
+  stack = jax.jit(
+      lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states),
+      out_shardings=lane_shardings,
+  )
+  budgets = jnp.stack([budget_of(config) for config in configs])
+
+  def advance(state, num_rounds):
+    with jax.set_mesh(mesh):
+      state, infos, done = run_lanes(
+          placed.features, placed.labels,
+          tuple(getattr(placed, name) for name in rows),
+          state, budgets, jnp.int32(num_rounds),
+      )
+    infos, done = jax.device_get((infos, done))
+    return state, [
+        rows_of(jax.tree.map(lambda x, i=i: x[i], infos), done[i])
+        for i in range(len(configs))
+    ]
+
+  states = [p.init(c) for p, c in zip(programs, configs, strict=True)]
+
+  def unpack(saved):
+    return stack([
+        one.unpack(own, like) for own, like in zip(saved, states, strict=True)
+    ])
+
+  def evaluate_of(own):
+    # An evaluation looks up rows of samples, which lie on the devices already.
+    samples = placed.replace(order=own.clients.order, starts=None, counts=None)
+    return build_evaluate(model, own, samples, mesh, one.loss)
+
+  return Simulation(
+      model=model,
+      state=stack(states),
+      advance=advance,
+      rounds_per_call=one.length,
+      evaluate=[evaluate_of(own) for own in data],
+      lane=lambda state, index: jax.tree.map(lambda x: x[index], state),
+      pack=one.pack,
+      unpack=unpack,
+  )
+
+
+def simulate_lanes(
+    configs: dict[Path, Config],
+    *,
+    checkpoint_every: int = 0,
+    keep_state: bool = True,
+    on_row: Callable[[Path, dict[str, Any]], None] = lambda workdir, row: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[Path, Run | Exception]:
+  """Runs a group of `group_by_program` side by side, each into its folder.
+
+  Runs that were stopped in the same round go on from there; others begin anew.
+
+  Args:
+    configs: by folder.
+    checkpoint_every: rounds between saved states, 0 for none on the way.
+    keep_state: whether each run's last state stays, see `simulate`.
+    on_row: called with each folder's new row.
+    should_stop: asked after each call of the compiled rounds.
+
+  Returns:
+    By folder the finished run, or the ConfigError or DivergedError that ended
+    it; the others go on without it.
+
+  Raises:
+    ConfigError: what all have in common cannot be used.
+    StoppedError: `should_stop` said so.
+  """
+  outcomes: dict[Path, Run | Exception] = {}
+  lanes: dict[Path, tuple[RunFolder, FederatedData]] = {}
+  for workdir, config in configs.items():
+    try:
+      identity = identity_of(config, Parts())
+      folder = RunFolder(workdir, identity, extent_of(config))
+      lanes[workdir] = folder, load(config.dataset, config, config)
+    except ConfigError as error:
+      outcomes[workdir] = error
+  if not lanes:
+    return outcomes
+  simulation = build_lanes(
+      [configs[workdir] for workdir in lanes],
+      [data for _, data in lanes.values()],
+  )
+  with contextlib.ExitStack() as stack:
+    recorders = {}
+    for index, (workdir, (folder, data)) in enumerate(lanes.items()):
+      config = configs[workdir]
+      stack.enter_context(folder)
+      description = describe(
+          config, identity_of(config, Parts()), data, simulation.model.dim
+      )
+      recorder = recorders[workdir] = Recorder(
+          config,
+          data,
+          simulation.evaluate[index],
+          description=description,
+          folder=folder,
+          every=checkpoint_every,
+          keeps_state=keep_state,
+          on_row=lambda row, workdir=workdir: on_row(workdir, row),
+      )
+      try:
+        folder.begin(description)
+        if folder.finished:  # another process has just ended it
+          recorder.outcome = read_run(folder.workdir)
+        elif checkpoint_every or keep_state:
+          recorder.save_in(stack.enter_context(States(folder.checkpoints, 1)))
+      except ConfigError as error:
+        recorder.outcome = error
+    simulation = _restored(simulation, list(recorders.values()))
+    play(simulation, list(recorders.values()), should_stop)
+  outcomes |= {workdir: one.outcome for workdir, one in recorders.items()}
+  return {workdir: outcomes[workdir] for workdir in configs}
+
+
+def _restored(simulation, recorders):
+  """Goes on from saved states, if all lanes have one of the same round."""
+  like = jax.eval_shape(
+      lambda state: simulation.pack(simulation.lane(state, 0)),
+      simulation.state,
+  )
+  open_ones = [one for one in recorders if one.outcome is None]
+  saved = [one.restore(like) for one in open_ones]
+  rounds = {len(one.rows) for one in open_ones}
+  if len(open_ones) == len(recorders) and len(rounds) == 1 and rounds != {0}:
+    return simulation._replace(state=simulation.unpack(saved))
+  for one in open_ones:
+    one.restart()
+  return simulation

@@ -1,7 +1,7 @@
-"""Host arrays that JAX's CPU devices share.
+"""Arrays that all CPU devices of JAX use without a copy.
 
-An array that begins at a multiple of 64 bytes is used where it lies, by all
-CPU devices; of any other each device makes a copy.
+For this an array must begin at a multiple of 64 bytes. Of any other array each
+device makes its own copy.
 """
 
 import math
@@ -12,7 +12,7 @@ _BYTES = 64
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """An array to be filled; `np.empty`, aligned."""
+  """As `np.empty`, but aligned."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(size + _BYTES, np.uint8)
   start = -raw.ctypes.data % _BYTES

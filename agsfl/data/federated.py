@@ -1,17 +1,25 @@
-"""A data set dealt to clients: the samples once, and which are whose."""
+"""A data set with its clients: the samples once, and which client has which."""
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import numpy as np
 
 from agsfl.data import sources
-from agsfl.data.partitions import Partition, deal
-from agsfl.errors import ConfigError
+from agsfl.data.partitions import Partition, assign
+from agsfl.data.samples import (
+    Samples,
+    checked_features,
+    checked_labels,
+    most_classes,
+)
+from agsfl.data.sources import SourceOptions, arrays
+from agsfl.errors import refuse, refused
 
-# These come with packages; files of all others may be replaced.
+# Part of installed packages; the files of all other sets may change.
 EMBEDDED = ("mnist_5k", "digits")
 
 
@@ -19,43 +27,69 @@ EMBEDDED = ("mnist_5k", "digits")
 class ClientData:
   """Samples, and which of them each client trains on.
 
-  The samples lie once in memory, in any order and with any others between:
+  The samples are in memory once, in any order, with test samples between them:
   clients of very different sizes need no padding.
 
   Attributes:
-    images: [C, H, W, C'], uint8 (read as v / 255) or float32.
+    features: [C, ...], uint8 (read as v / 255) or float32; images are
+      [C, H, W, channels].
     labels: [C] i32.
-    order: [M] i32, rows of the above, one client's after another's.
-    starts: [N] i32, where in `order` a client's begin.
+    order: [M] i32, rows of the above: those of client 0, then of client 1, ...
+    starts: [N] i32, where the rows of each client begin in `order`.
     counts: [N] i32, C_i.
   """
 
-  images: jax.Array
+  features: jax.Array
   labels: jax.Array
   order: jax.Array
   starts: jax.Array
   counts: jax.Array
 
   @classmethod
-  def of(cls, images, labels, rows: list[np.ndarray]) -> "ClientData":
-    """Client i holds rows[i] of the images and labels."""
+  def of(
+      cls, features: Any, labels: Any, rows: Sequence[Any]
+  ) -> "ClientData":
+    """Client i trains on rows[i] of the features and labels.
+
+    Args:
+      features, labels: see the class.
+      rows: for each client whole numbers.
+
+    Raises:
+      ConfigError: rows are not whole numbers, or no rows of the labels.
+    """
+    rows = [np.asarray(own) for own in rows]
+    for client, own in enumerate(rows):
+      if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
+        refuse(
+            "ClientData.of",
+            f"rows of client {client} must be a list of whole numbers, not "
+            f"{own.dtype}{list(own.shape)}",
+        )
     counts = np.array([len(own) for own in rows], np.int32)
+    order = np.concatenate([np.zeros(0, np.int64), *rows])
+    outside = order[(order < 0) | (order >= len(labels))]
+    if outside.size:
+      refuse(
+          "ClientData.of",
+          f"rows must lie in 0 to {len(labels) - 1}, found {outside[0]:.0f}",
+      )
     return cls(
-        images=images,
+        features=features,
         labels=labels,
-        order=np.concatenate(rows).astype(np.int32),
+        order=order.astype(np.int32),
         starts=(np.cumsum(counts) - counts).astype(np.int32),
         counts=counts,
     )
 
 
 class FederatedData(NamedTuple):
-  """A data set dealt to clients.
+  """A data set with its clients.
 
   Attributes:
     clients: all samples, and the clients' training samples; NumPy arrays.
     test_rows: [T] i32, the test samples among them.
-    test_clients: [T] i32, the client that each belongs to by the partition's
+    test_clients: [T] i32, the client of each test sample by the partition's
       rule, or -1.
     client_names: [N] str.
     num_classes: L.
@@ -68,15 +102,21 @@ class FederatedData(NamedTuple):
   num_classes: int
 
 
-def load(dataset: str, partition: Partition | None = None) -> FederatedData:
-  """Loads a data set and deals it to clients.
+def load(
+    dataset: str,
+    partition: Partition | None = None,
+    options: SourceOptions | None = None,
+) -> FederatedData:
+  """Loads a data set and gives its samples to clients.
 
   Args:
     dataset: "mnist_5k" (5,000 MNIST digits), "digits" (1,797 of 8 x 8),
-      "npz:PATH" (keys images, labels, is_train and client), "leaf:DIR" (the
-      folder with LEAF's train and test), "femnist" (`sources.femnist`, once
-      prepared) or "tfds:NAME" (TensorFlow Datasets).
+      "npz:PATH", "folder:DIR" (images, a subfolder for each class),
+      "csv:PATH", "leaf:DIR" (LEAF's train and test), "femnist" (prepared by
+      `sources.femnist`), "tfds:NAME" (TensorFlow Datasets), or a source of
+      your own, see `register_source`.
     partition: None means the default one.
+    options: how files are read; None means the defaults.
 
   Returns:
     The federated data.
@@ -84,26 +124,145 @@ def load(dataset: str, partition: Partition | None = None) -> FederatedData:
   Raises:
     ConfigError: the file or the settings cannot be used.
   """
-  if not sources.is_known(dataset):
-    raise ConfigError(f"--dataset={dataset}: must be {sources.ALLOWED}")
   partition = partition or Partition()
-  samples = sources.read(dataset, partition.seed)
-  dealt = deal(samples, partition)
-  owner = np.full(len(samples.labels), -1, np.int32)
-  for client, rows in enumerate(dealt.test):
-    owner[rows] = client
+  options = options or SourceOptions()
+  return _assigned(sources.read(dataset, options, partition.seed), partition)
+
+
+def from_arrays(
+    x: Any,
+    y: Any,
+    clients: Any = None,
+    is_train: Any = None,
+    partition: Partition | None = None,
+) -> FederatedData:
+  """Makes federated data of your own arrays.
+
+  >>> x = np.arange(12.0).reshape(6, 2)
+  >>> data = from_arrays(x, [0, 1, 0, 1, 0, 1], clients=list("aabbab"))
+  >>> data.client_names.tolist(), data.clients.features.shape
+  (['a', 'b'], (6, 2))
+
+  Args:
+    x: [C, ...] features; the shape of a sample is kept. uint8 is read as
+      v / 255; all other real numbers become float32. Images are
+      [C, H, W, channels]. The array is not copied if it has its final type.
+    y: [C] labels, whole numbers from 0.
+    clients: [C] ids of the samples' clients, integers or strings.
+    is_train: [C] bool. None: a fifth is held out for testing, by the
+      partition's seed.
+    partition: None means natural where `clients` are given, and else the
+      default one.
+
+  Returns:
+    The federated data.
+
+  Raises:
+    ConfigError: the text names the array.
+  """
+  if partition is None:
+    partition = Partition("one_class" if clients is None else "natural")
+  samples = arrays.samples_of(
+      "from_arrays", x, y, clients, is_train, seed=partition.seed
+  )
+  return _assigned(samples, partition)
+
+
+def _assigned(samples: Samples, partition: Partition) -> FederatedData:
+  """The samples with their clients."""
+  rows = assign(samples, partition)
+  client = np.full(len(samples.labels), -1, np.int32)
+  for number, own in enumerate(rows.test):
+    client[own] = number
   test_rows = np.flatnonzero(~samples.is_train).astype(np.int32)
   return FederatedData(
-      clients=ClientData.of(samples.images, samples.labels, dealt.train),
+      clients=ClientData.of(samples.features, samples.labels, rows.train),
       test_rows=test_rows,
-      test_clients=owner[test_rows],
-      client_names=dealt.names,
+      test_clients=client[test_rows],
+      client_names=rows.names,
       num_classes=int(samples.labels.max()) + 1,
   )
 
 
+def validated(data: FederatedData) -> FederatedData:
+  """Checks federated data that were made by hand.
+
+  Args:
+    data: whose arrays NumPy can read.
+
+  Returns:
+    The data as NumPy arrays of the types that the classes name.
+
+  Raises:
+    ConfigError: the text names the array.
+  """
+  clients, setting = data.clients, "data"
+  features = checked_features(
+      setting, "features", _array("features", clients.features)
+  )
+  count = len(features)
+  most = most_classes(count)
+  num_classes = _whole("num_classes", data.num_classes, 1, most + 1)
+  labels = checked_labels(
+      setting, "labels", _array("labels", clients.labels), count,
+      int(num_classes),
+  )
+  order = _whole("order", clients.order, 0, count, axes=1)
+  counts = _whole("counts", clients.counts, 0, len(order) + 1, axes=1)
+  starts = _whole("starts", clients.starts, 0, len(order) + 1, axes=1)
+  names = _array("client_names", data.client_names).astype(str)
+  test_rows = _whole("test_rows", data.test_rows, 0, count, axes=1)
+  test_clients = _whole(
+      "test_clients", data.test_clients, -1, len(counts), axes=1
+  )
+  for fits, problem in (
+      (starts.shape == counts.shape, "starts must be one for each of counts"),
+      (names.shape == counts.shape, "client_names must be one for each client"),
+      (
+          test_clients.shape == test_rows.shape,
+          "test_clients must be one for each of test_rows",
+      ),
+      (counts.any(), "counts must have a training sample"),
+      (test_rows.size, "test_rows must have a test sample"),
+  ):
+    if not fits:
+      refuse(setting, problem)
+  if (starts.astype(np.int64) + counts > len(order)).any():
+    refuse(setting, f"starts + counts must be at most {len(order)}")
+  return FederatedData(
+      ClientData(features, labels, order, starts, counts),
+      test_rows,
+      test_clients,
+      names,
+      int(num_classes),
+  )
+
+
+def _array(name, values):
+  with refused("data", f"{name} must be one array", (ValueError, TypeError)):
+    return np.asarray(values)
+
+
+def _whole(name, values, least, end, axes=0):
+  """Whole numbers from `least` to below `end`, as int32."""
+  array = _array(name, values)
+  if array.ndim != axes or (array.size and array.dtype.kind not in "iu"):
+    refuse(
+        "data",
+        f"{name} must be whole numbers with {axes} axes, not "
+        f"{array.dtype}{list(array.shape)}",
+    )
+  outside = array[(array < least) | (array >= end)]
+  if outside.size:
+    refuse(
+        "data",
+        f"{name} must lie in {least} to {end - 1}, found {outside.flat[0]}",
+    )
+  return array.astype(np.int32)
+
+
 def fingerprint(data: FederatedData) -> str:
-  """What tells one set of data, dealt one way, from every other.
+  """A hash of the data and of how they are partitioned.
 
   Args:
     data: with NumPy arrays.
@@ -111,10 +270,10 @@ def fingerprint(data: FederatedData) -> str:
   Returns:
     16 hexadecimal digits.
   """
-  told = hashlib.blake2b(digest_size=8)
+  digest = hashlib.blake2b(digest_size=8)
   for array in (*jax.tree.leaves(data.clients), data.test_rows,
                 data.test_clients, data.client_names):
     array = np.ascontiguousarray(array)
-    told.update(f"{array.dtype} {array.shape}".encode())
-    told.update(array.reshape(-1).view(np.uint8))
-  return told.hexdigest()
+    digest.update(f"{array.dtype} {array.shape}".encode())
+    digest.update(array.reshape(-1).view(np.uint8))
+  return digest.hexdigest()

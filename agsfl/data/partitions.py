@@ -1,79 +1,32 @@
-"""Which samples are whose."""
+"""Which samples belong to which client."""
 
 import dataclasses
-import math
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl.data.samples import Samples, fail, generator
-from agsfl.errors import ConfigError
+from agsfl import settings as said
+from agsfl.data import rules
+from agsfl.data.samples import Samples, generator
+from agsfl.errors import refuse, require
+from agsfl.registry import Registry
+from agsfl.settings import setting
 
-_DEFAULT_CLIENTS = 10
-_MOST_CLIENTS = 2**20
-# Times that shares are drawn until all clients have enough samples.
-_TRIES = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Partition:
-  """How samples go to clients.
-
-  Attributes:
-    partition: a key of `PARTITIONS`.
-    num_clients: N; None means 10, one per class where one_class has more, and
-      with natural every client of the data.
-    min_samples: training samples of each client at least; natural leaves
-      smaller ones out. With 0 others may deal a client none; it takes no part.
-    shards_per_client: of shards.
-    dirichlet_alpha: concentration of the Dirichlet draws; small is skewed.
-    power: of quantity_power_law, how fast sizes fall.
-    seed: of every draw.
-
-  Raises:
-    ConfigError: a value is out of range.
-  """
-
-  partition: str = "one_class"
-  num_clients: int | None = None
-  min_samples: int = 1
-  shards_per_client: int = 2
-  dirichlet_alpha: float = 0.5
-  power: float = 1.0
-  seed: int = 0
-
-  def __post_init__(self):
-    for field, fits, allowed in (
-        ("partition", self.partition in PARTITIONS, " or ".join(PARTITIONS)),
-        (
-            "num_clients",
-            self.num_clients is None or 1 <= self.num_clients <= _MOST_CLIENTS,
-            "at least 1 and at most 2^20",
-        ),
-        ("min_samples", self.min_samples >= 0, "at least 0"),
-        ("shards_per_client", self.shards_per_client >= 1, "at least 1"),
-        (
-            "dirichlet_alpha",
-            1e-3 <= self.dirichlet_alpha <= 1e6,
-            "from 0.001 to 1e6",
-        ),
-        ("power", 0 <= self.power <= 10, "from 0 to 10"),
-        ("seed", 0 <= self.seed < 2**32, "at least 0, below 2^32"),
-    ):
-      if not fits:
-        raise ConfigError(
-            f"--{field}={getattr(self, field)}: must be {allowed}"
-        )
+# (labels [M] of the training samples, Partition, rng) -> for each client the
+# positions, from 0 to M - 1, of its samples.
+Rule = Callable[[np.ndarray, Any, np.random.Generator], list[np.ndarray]]
 
 
-class Dealt(NamedTuple):
-  """The outcome, as rows of the data set.
+class ClientRows(NamedTuple):
+  """The samples of each client, as rows of the data set.
 
   Attributes:
-    train: for each client the training samples that it holds.
-    test: the same of test samples. With natural its own; else the samples of a
-      label go to clients in proportion to their training samples of it, and
-      those of a label without training samples are nobody's.
+    train: for each client the rows of its training samples.
+    test: the same of test samples. With `natural` they are its own. Otherwise
+      the test samples of a label go to clients in proportion to their training
+      samples of that label; a label without training samples has no client.
     names: [N] str.
   """
 
@@ -82,11 +35,168 @@ class Dealt(NamedTuple):
   names: np.ndarray
 
 
-def deal(samples: Samples, settings: Partition) -> Dealt:
-  """Deals a data set to clients.
+def _natural(samples, settings):
+  """The data's own clients, those with the first ids."""
+  owners = _large_owners(samples, settings)
+  rows = (np.flatnonzero(samples.is_train), np.flatnonzero(~samples.is_train))
+  mine, tested = (
+      _rows_of_owners(samples.owners[own], owners) for own in rows
+  )
+  return ClientRows(
+      [rows[0][own] for own in mine],
+      [rows[1][own] for own in tested],
+      np.array(samples.owner_names[owners], str),
+  )
 
-  Every training sample goes to one client, but for those of the clients that
-  natural leaves out.
+
+def _large_owners(samples, settings):
+  """Indices of the first `num_clients` owners with enough samples."""
+  if samples.owners is None:
+    refuse(
+        "--partition=natural",
+        f"{samples.setting} has no client ids; use another partition, or data "
+        "with ids: the key 'client' of an npz file, --client_column of csv",
+    )
+  sizes = np.bincount(
+      samples.owners[samples.is_train], minlength=len(samples.owner_names)
+  )
+  # An owner of test samples alone is no client.
+  large = np.flatnonzero(sizes >= max(1, settings.min_samples))
+  require(
+      len(large),
+      "min_samples",
+      settings.min_samples,
+      f"at most {sizes.max()}, the most training samples of a client, with "
+      "--partition=natural",
+  )
+  count = settings.num_clients or len(large)
+  require(
+      count <= len(large),
+      "num_clients",
+      count,
+      f"at most {len(large)}, the clients with {settings.min_samples} training "
+      "samples or more (min_samples), with --partition=natural",
+  )
+  return large[:count]
+
+
+def _rows_of_owners(owners, wanted):
+  """For each wanted owner the rows that it has."""
+  order = np.argsort(owners, kind="stable")
+  starts = np.searchsorted(owners[order], wanted, "left")
+  ends = np.searchsorted(owners[order], wanted, "right")
+  return [order[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def _by_labels(rule):
+  """Makes a partition of a `Rule`."""
+
+  # With the name and the source code of the rule.
+  @functools.wraps(rule)
+  def partition(samples, settings):
+    train = np.flatnonzero(samples.is_train)
+    test = np.flatnonzero(~samples.is_train)
+    labels, name = samples.labels[train], settings.partition
+    mine = rule(labels, settings, generator(settings.seed, name))
+    rng = generator(settings.seed, f"{name}/test")
+    tested = _like_training(labels, mine, samples.labels[test], rng)
+    return ClientRows(
+        [train[own] for own in mine],
+        [test[own] for own in tested],
+        np.array(range(len(mine)), str),
+    )
+
+  return partition
+
+
+def _like_training(labels, mine, test_labels, rng):
+  """For each client test samples of the labels that it trains on."""
+  tested = [[] for _ in mine]
+  owner = np.full(len(labels), -1, np.int64)
+  for client, rows in enumerate(mine):
+    owner[rows] = client
+  for label in np.unique(labels):
+    held = owner[(labels == label) & (owner >= 0)]
+    if not held.size:
+      continue
+    held = np.bincount(held, minlength=len(mine))
+    members = rng.permutation(np.flatnonzero(test_labels == label))
+    # In a random order, so that rounding favours nobody.
+    order = rng.permutation(len(mine))
+    ends = rules.cuts(held[order] / held.sum(), len(members))
+    for client, part in zip(order, np.split(members, ends), strict=True):
+      tested[client].append(part)
+  nobody = np.zeros(0, np.int64)
+  return [np.concatenate([nobody, *own]) for own in tested]
+
+
+# By name: (Samples, Partition) -> ClientRows.
+PARTITIONS = Registry(
+    "partition",
+    {
+        "one_class": _by_labels(rules.one_class),
+        "iid": _by_labels(rules.iid),
+        "natural": _natural,
+        "shards": _by_labels(rules.shards),
+        "dirichlet": _by_labels(rules.dirichlet),
+        "dirichlet_split": _by_labels(rules.dirichlet_split),
+        "quantity_dirichlet": _by_labels(rules.quantity_dirichlet),
+        "quantity_power_law": _by_labels(rules.quantity_power_law),
+    },
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Partition:
+  """How samples go to clients; the fields hold their own descriptions.
+
+  Raises:
+    ConfigError: a value is of another type or out of range.
+  """
+
+  partition: str = setting(
+      "one_class",
+      "How samples go to clients; natural takes the client ids of the data.",
+      choices=PARTITIONS,
+  )
+  num_clients: int | None = setting(
+      None,
+      "N. Default: 10; where one_class has more classes, one for each; with "
+      "natural, every client of the data.",
+      least=1,
+      most=2**20,
+  )
+  min_samples: int = setting(
+      1,
+      "Training samples of each client at least; natural leaves out smaller "
+      "clients. With 0 a client may have none, and takes no part.",
+      least=0,
+  )
+  shards_per_client: int = setting(
+      2, "Shards of each client, of shards.", least=1
+  )
+  dirichlet_alpha: float = setting(
+      0.5,
+      "Concentration of the Dirichlet draws; small is skewed.",
+      least=1e-3,
+      most=1e6,
+  )
+  power: float = setting(
+      1.0, "How fast sizes fall, of quantity_power_law.", least=0, most=10
+  )
+  seed: int = setting(
+      0, "Seed of every random draw.", least=0, most=2**32 - 1
+  )
+
+  def __post_init__(self):
+    said.check(self)
+
+
+def assign(samples: Samples, settings: Partition) -> ClientRows:
+  """Gives the samples to clients.
+
+  Every training sample goes to one client. Exceptions are the clients that
+  `natural` leaves out, and samples that a registered rule leaves out.
 
   Args:
     samples: the data set.
@@ -96,306 +206,75 @@ def deal(samples: Samples, settings: Partition) -> Dealt:
     The clients' rows.
 
   Raises:
-    ConfigError: the data cannot be dealt so.
+    ConfigError: these data cannot be partitioned in this way.
   """
-  train, test = (
-      np.flatnonzero(rows) for rows in (samples.is_train, ~samples.is_train)
-  )
-  if settings.partition == "natural":
-    owners = _natural_clients(samples, settings)
-    mine, tested = (
-        _of_owners(samples.owners[rows], owners) for rows in (train, test)
-    )
-    names = samples.owner_names[owners]
-  else:
-    labels = samples.labels[train]
-    rng = generator(settings.seed, settings.partition)
-    mine = PARTITIONS[settings.partition](labels, settings, rng)
-    if min(map(len, mine)) < settings.min_samples:
-      raise _too_few(settings, len(labels), len(mine))
-    names = range(len(mine))
-    rng = generator(settings.seed, settings.partition + "/test")
-    tested = _like_training(labels, mine, samples.labels[test], rng)
-  return Dealt(
-      [train[own] for own in mine],
-      [test[own] for own in tested],
-      np.array(names, str),
-  )
+  return PARTITIONS[settings.partition](samples, settings)
 
 
-def _like_training(labels, mine, test_labels, rng):
-  """For each client test samples of the labels that it trains on."""
-  tested = [[] for _ in mine]
-  owner = np.zeros(len(labels), np.int64)
-  for client, rows in enumerate(mine):
-    owner[rows] = client
-  for label in np.unique(labels):
-    held = np.bincount(owner[labels == label], minlength=len(mine))
-    members = rng.permutation(np.flatnonzero(test_labels == label))
-    # In a random order, so that rounding favours nobody.
-    order = rng.permutation(len(mine))
-    cuts = _cuts(held[order] / held.sum(), len(members))
-    for client, share in zip(order, np.split(members, cuts), strict=True):
-      tested[client].append(share)
-  return [np.concatenate(own) for own in tested]
+def register_partition(name: str) -> Callable[[Rule], Rule]:
+  """Registers a rule of your own under a name, as `--partition=NAME`.
 
+  What the rule returns is checked. Test samples follow it, see `ClientRows`.
 
-def _cuts(shares, count):
-  """Where to cut `count` samples into shares, which sum to 1."""
-  return np.rint(np.cumsum(shares)[:-1] * count).astype(int)
+  >>> @register_partition("halves")
+  ... def halves(labels, settings, rng):
+  ...   return np.array_split(rng.permutation(len(labels)), 2)
 
+  Args:
+    name: letters, digits and underscores.
 
-def _too_few(settings, num_samples, num_clients):
-  least, by = settings.min_samples, f"by --partition={settings.partition}"
-  if num_samples < least:
-    return ConfigError(
-        f"--min_samples={least}: must be at most {num_samples}, the training "
-        f"samples to deal {by}"
-    )
-  most = num_samples // least
-  if settings.partition == "shards":
-    # Of a client's shards all may be of the smaller size.
-    shards = settings.shards_per_client
-    most = max(1, num_samples // (-(-least // shards) * shards))
-  return ConfigError(
-      f"--num_clients={num_clients}: must be at most {most}, so that each has "
-      f"{least} samples (min_samples) of the {num_samples} to deal {by}"
-  )
+  Returns:
+    A decorator for functions (labels [M] i32 of the training samples,
+    settings, rng) -> for each client an array of positions in `labels`.
+    `settings` is the `Partition`, `rng` a NumPy generator of its seed.
 
-
-def _num_clients(labels, settings):
-  """N, where there are samples enough."""
-  count = settings.num_clients or _DEFAULT_CLIENTS
-  if count * settings.min_samples > len(labels):
-    raise _too_few(settings, len(labels), count)
-  return count
-
-
-def _natural_clients(samples, settings):
-  """Places of the data's own clients; the first `num_clients` of them."""
-  if samples.owners is None:
-    raise ConfigError(
-        f"--partition=natural: {samples.dataset} carries no client ids; use "
-        "another partition, or an npz file with the key 'client'"
-    )
-  names = samples.owner_names
-  sizes, tests = (
-      np.bincount(samples.owners[rows], minlength=len(names))
-      for rows in (samples.is_train, ~samples.is_train)
-  )
-  strangers = names[(sizes == 0) & (tests > 0)]
-  if len(strangers):
-    fail(
-        samples.dataset,
-        f"{samples.owner_key} {strangers[0]} has test samples but no training "
-        "samples, as --partition=natural needs",
-    )
-  large = np.flatnonzero(sizes >= settings.min_samples)
-  if not len(large):
-    raise ConfigError(
-        f"--min_samples={settings.min_samples}: must be at most {sizes.max()}, "
-        "the most training samples of a client, with --partition=natural"
-    )
-  count = settings.num_clients or len(large)
-  if count > len(large):
-    raise ConfigError(
-        f"--num_clients={count}: must be at most {len(large)}, the clients "
-        f"with {settings.min_samples} training samples or more (min_samples), "
-        "with --partition=natural"
-    )
-  return large[:count]
-
-
-def _of_owners(owners, wanted):
-  """The positions that each of these owners has."""
-  order = np.argsort(owners, kind="stable")
-  starts = np.searchsorted(owners[order], wanted, "left")
-  ends = np.searchsorted(owners[order], wanted, "right")
-  return [order[a:b] for a, b in zip(starts, ends, strict=True)]
-
-
-def _iid(labels, settings, rng):
-  """Equal shares of a random order."""
-  count = _num_clients(labels, settings)
-  return np.array_split(rng.permutation(len(labels)), count)
-
-
-def _one_class(labels, settings, rng):
-  """One class per client; the clients of a class share it equally."""
-  classes, sizes = np.unique(labels, return_counts=True)
-  count = settings.num_clients or max(_DEFAULT_CLIENTS, len(classes))
-  if count < len(classes):
-    raise ConfigError(
-        f"--num_clients={count}: must be at least {len(classes)}, one for each "
-        "class of the data set, with --partition=one_class"
-    )
-  if settings.min_samples:
-    _require_large_classes(classes, sizes, count, settings.min_samples)
-  rows = [None] * count
-  for position, label in enumerate(classes):
-    members = rng.permutation(np.flatnonzero(labels == label))
-    owners = range(position, count, len(classes))
-    shares = np.array_split(members, len(owners))
-    for owner, share in zip(owners, shares, strict=True):
-      rows[owner] = share
-  return rows
-
-
-def _require_large_classes(classes, sizes, count, least):
-  """Refuses more clients of a class than it has samples for."""
-  rarest = sizes.argmin()
-  if sizes[rarest] < least:
-    raise ConfigError(
-        f"--min_samples={least}: must be at most {sizes[rarest]}, the training "
-        f"samples of class {classes[rarest]}, with --partition=one_class"
-    )
-  # Class p of L is of the clients p, p + L, ...
-  most = np.arange(len(classes)) + len(classes) * (sizes // least)
-  first = most.argmin()
-  if count > most[first]:
-    sharing = len(range(first, count, len(classes)))
-    raise ConfigError(
-        f"--num_clients={count}: must be at most {most[first]} with "
-        f"--partition=one_class: class {classes[first]} has {sizes[first]} "
-        f"training samples for {sharing} clients, {least} each (min_samples)"
-    )
-
-
-def _shards(labels, settings, rng):
-  """Sorted by label, cut into equal shards, s of them to each client.
-
-  Source: McMahan et al., "Communication-Efficient Learning of Deep Networks
-  from Decentralized Data", AISTATS 2017, Sec. 3.
+  Raises:
+    ConfigError: no name, or one of the package's own.
   """
-  count = _num_clients(labels, settings)
-  num_shards = count * settings.shards_per_client
-  if num_shards > len(labels):
-    raise ConfigError(
-        f"--shards_per_client={settings.shards_per_client}: must be at most "
-        f"{len(labels) // count} with {count} clients (num_clients), a sample "
-        f"for each shard, of {len(labels)} to deal"
-    )
-  order = rng.permutation(len(labels))
-  order = order[np.argsort(labels[order], kind="stable")]
-  shards = np.array_split(order, num_shards)
-  mine = rng.permutation(num_shards).reshape(count, -1)
-  return [np.concatenate([shards[s] for s in of_one]) for of_one in mine]
+
+  def register(rule: Rule) -> Rule:
+    @functools.wraps(rule)
+    def checked(labels, settings, rng):
+      # A copy, for the rule may sort its labels in place.
+      given = rule(labels.copy(), settings, rng)
+      return _require_rows(given, len(labels), settings)
+
+    PARTITIONS.add(name, _by_labels(checked))
+    return rule
+
+  return register
 
 
-def _dirichlet(labels, settings, rng):
-  """Equal sizes, each client with a mix of labels q_i ~ Dir(alpha p).
+def _require_rows(given, count, settings):
+  """Positions by client, as a registered rule must return them."""
+  problem = f"must give each client its positions in 0 to {count - 1}"
 
-  p are the classes' shares, which sum to 1: alpha here is that of Dir(alpha)
-  per class, times the number of classes. Classes that run out leave a client's
-  mix, in the order of clients.
+  def fail(reason):
+    refuse(f"--partition={settings.partition}", f"{problem}; {reason}")
 
-  Source: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data
-  Distribution for Federated Visual Classification", 2019.
-  """
-  count = _num_clients(labels, settings)
-  classes, left = np.unique(labels, return_counts=True)
-  mixes = rng.dirichlet(settings.dirichlet_alpha * left / left.sum(), count)
-  members = [
-      rng.permutation(np.flatnonzero(labels == label)) for label in classes
-  ]
-  rows = []
-  for order, mix in zip(
-      np.array_split(np.arange(len(labels)), count), mixes, strict=True
-  ):
-    taken = _take(left, len(order), mix, rng)
-    rows.append(
-        np.concatenate([
-            of_class[rest - few : rest]
-            for of_class, rest, few in zip(members, left, taken, strict=True)
-        ])
-    )
-    left = left - taken
-  return rows
-
-
-def _take(left, wanted, mix, rng):
-  """Samples of each class for one client: draws from its mix until all fit."""
-  taken = np.zeros_like(left)
-  while (missing := wanted - taken.sum()) > 0:
-    rest = left - taken
-    chances = np.where(rest > 0, mix, 0.0)
-    if chances.sum() < 1e-12:  # nothing is left of what the mix asks for
-      chances = rest.astype(float)
-    drawn = rng.multinomial(missing, chances / chances.sum())
-    taken += np.minimum(drawn, rest)
-  return taken
-
-
-def _dirichlet_split(labels, settings, rng):
-  """Each class is split by shares ~ Dir(alpha); sizes differ.
-
-  Drawn again until every client has enough.
-
-  Source: Yurochkin et al., "Bayesian Nonparametric Federated Learning of
-  Neural Networks", ICML 2019.
-  """
-  count = _num_clients(labels, settings)
-  classes, sizes = np.unique(labels, return_counts=True)
-  alphas = np.full(count, settings.dirichlet_alpha)
-  for _ in range(_TRIES):
-    shares = rng.dirichlet(alphas, len(classes))
-    cuts = [_cuts(*pair) for pair in zip(shares, sizes, strict=True)]
-    held = sum(
-        np.diff(cut, prepend=0, append=size)
-        for cut, size in zip(cuts, sizes, strict=True)
-    )
-    if held.min() >= settings.min_samples:
-      break
-  else:
-    raise ConfigError(
-        f"--num_clients={count}: must be less, or dirichlet_alpha more than "
-        f"{settings.dirichlet_alpha}: none of {_TRIES} draws leaves every "
-        f"client {settings.min_samples} samples (min_samples), with "
-        "--partition=dirichlet_split"
-    )
-  rows = [[] for _ in range(count)]
-  for label, cut in zip(classes, cuts, strict=True):
-    members = rng.permutation(np.flatnonzero(labels == label))
-    for own, share in zip(rows, np.split(members, cut), strict=True):
-      own.append(share)
-  return [np.concatenate(own) for own in rows]
-
-
-def _by_size(num_samples, shares, least, rng):
-  """A random order cut into `least` each and the rest by shares."""
-  rest = num_samples - len(shares) * least
-  sizes = np.floor(rest * shares).astype(int)
-  # The largest remainders get what rounding left.
-  order = np.argsort(sizes - rest * shares, kind="stable")
-  sizes[order[: rest - sizes.sum()]] += 1
-  ends = np.cumsum(sizes + least)[:-1]
-  return np.split(rng.permutation(num_samples), ends)
-
-
-def _quantity_dirichlet(labels, settings, rng):
-  """min_samples each, the rest by sizes ~ Dir(alpha); labels as they come."""
-  count = _num_clients(labels, settings)
-  shares = rng.dirichlet(np.full(count, settings.dirichlet_alpha))
-  return _by_size(len(labels), shares, settings.min_samples, rng)
-
-
-def _quantity_power_law(labels, settings, rng):
-  """min_samples each, the rest by sizes ~ i^-power; labels as they come."""
-  count = _num_clients(labels, settings)
-  shares = np.arange(1.0, count + 1) ** -settings.power
-  shares /= math.fsum(shares)
-  return _by_size(len(labels), shares, settings.min_samples, rng)
-
-
-# By name: (labels [M] of the training samples, Partition, Generator) -> for
-# each client the positions that it holds; natural is by owner, not by label.
-PARTITIONS = {
-    "one_class": _one_class,
-    "iid": _iid,
-    "natural": None,
-    "shards": _shards,
-    "dirichlet": _dirichlet,
-    "dirichlet_split": _dirichlet_split,
-    "quantity_dirichlet": _quantity_dirichlet,
-    "quantity_power_law": _quantity_power_law,
-}
+  try:
+    mine = [np.asarray(own) for own in given]
+  except (TypeError, ValueError) as error:
+    fail(f"its result is no list of arrays ({error})")
+  if not mine:
+    fail("it gives no client")
+  if settings.num_clients not in (None, len(mine)):
+    fail(f"it gives {len(mine)} clients, num_clients is {settings.num_clients}")
+  taken = np.zeros(count, bool)
+  for client, own in enumerate(mine):
+    if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
+      fail(f"those of client {client} are {own.dtype}{list(own.shape)}")
+    outside = own[(own < 0) | (own >= count)]
+    if outside.size:
+      fail(f"client {client} has {outside[0]}")
+    mine[client] = own = own.astype(np.int64)
+    if taken[own].any() or len(np.unique(own)) < len(own):
+      twice = np.flatnonzero(taken + np.bincount(own, minlength=count) > 1)
+      fail(f"client {client} has {twice[0]}, which is given twice")
+    taken[own] = True
+    if len(own) < settings.min_samples:
+      fail(
+          f"client {client} has {len(own)} of them, min_samples is "
+          f"{settings.min_samples}"
+      )
+  return mine

@@ -1,50 +1,69 @@
-"""A data set before it goes to clients."""
+"""A data set before its samples go to clients, and the checks of its form."""
 
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterable
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from absl import logging
 
+from agsfl.data import aligned
 from agsfl.errors import refuse
 
-# Where a source brings no test samples, this share is held out.
+# Where a source has no test samples, this share of its samples is held out.
 TEST_SHARE = 0.2
 
-_KINDS = {"iu": "integer", "b": "bool", "i": "id"}
-_BLOCK = 1 << 16
+# Samples that are looked at together, which bounds the memory of copies.
+_BLOCK = 1024
+# The same for ids of clients, whose strings may be longer than an image.
+_ID_BLOCK = 1 << 16
+# Images whose last axis is longer have no channels there.
+_MOST_CHANNELS = 4
+
+
+class Names(NamedTuple):
+  """What a source calls its arrays, for messages."""
+
+  features: str = "images"
+  labels: str = "labels"
+  is_train: str = "is_train"
+  owners: str = "client"
 
 
 class Samples(NamedTuple):
-  """Images with labels.
+  """Features with labels.
 
   Attributes:
-    dataset: the name or URI, for messages.
-    images: [C, H, W, C'], uint8 (read as v / 255) or float32.
+    setting: what messages begin with, such as "--dataset=npz:a.npz".
+    features: [C, ...], uint8 (read as v / 255) or float32; images are
+      [C, H, W, channels].
     labels: [C] i32.
     is_train: [C] bool.
-    owners: [C] i32, whose each is, as a place in `owner_names`; or None.
-    owner_names: [U] ids of clients, integers or strings, rising; or None.
-    owner_key: what the source calls them, for messages.
+    owners: [C] i32, the client of each sample, as an index of `owner_names`;
+      None where the data name no clients.
+    owner_names: [U] ids of clients, integers or strings, ascending; or None.
+    names: of the arrays.
   """
 
-  dataset: str
-  images: np.ndarray
+  setting: str
+  features: np.ndarray
   labels: np.ndarray
   is_train: np.ndarray
   owners: np.ndarray | None = None
   owner_names: np.ndarray | None = None
-  owner_key: str = "client"
+  names: Names = Names()
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-  """A generator of its own for each purpose."""
-  return np.random.default_rng([seed, *purpose.encode()])
+  """A random generator for one purpose, independent of those for others."""
+  return np.random.default_rng([seed, *purpose.encode("utf-8")])
 
 
 def most_classes(count: int) -> int:
   """How many classes `count` samples may have.
 
-  The model has an output for each class up to the largest label: a label far
-  above the number of samples is a mistake that would take all memory.
+  A model has one output for each label up to the largest. A label far above
+  the number of samples is a mistake, and its model would fill the memory.
   """
   return min(max(1000, count), 1_000_000)
 
@@ -57,18 +76,35 @@ def hold_out(count: int, seed: int) -> np.ndarray:
   return is_train
 
 
-def fail(dataset: str, problem: str) -> NoReturn:
-  """Refuses a data set in one line."""
-  refuse(f"--dataset={dataset}", problem)
+def with_channels(images: np.ndarray) -> np.ndarray:
+  """Gives grey images [C, H, W] an axis of one channel."""
+  return images[..., None] if images.ndim == 3 else images
 
 
-def coded(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`owners` and `owner_names` of samples with these ids, [C].
+def coded(
+    setting: str, name: str, ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Codes the ids of samples' clients as numbers.
 
-  Strings may take more memory than images, so few are looked at at once.
+  Args:
+    setting: see `Samples`.
+    name: of the array, for messages.
+    ids: [C] integers or strings.
+
+  Returns:
+    `owners` and `owner_names` of `Samples`.
+
+  Raises:
+    ConfigError: the array has another form.
   """
+  if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+    refuse(
+        setting,
+        f"{name} must be one integer or string for each sample, not "
+        f"{_form(ids)}",
+    )
   blocks = [
-      slice(start, start + _BLOCK) for start in range(0, len(ids), _BLOCK)
+      slice(start, start + _ID_BLOCK) for start in range(0, len(ids), _ID_BLOCK)
   ]
   names, owners = ids[:0], np.empty(len(ids), np.int32)
   for block in blocks:
@@ -78,76 +114,195 @@ def coded(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return owners, names
 
 
-def in_order(owners: np.ndarray, places: dict) -> tuple[np.ndarray, np.ndarray]:
-  """`owners` and `owner_names` of ids that had their places as they came.
+def in_order(
+    owners: np.ndarray, ids: Iterable[int | str]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sorts the ids of clients that were numbered as they came.
 
   Args:
-    owners: [C] i32, places.
-    places: the place of each id, from 0.
+    owners: [C] i32, the number of each sample's client.
+    ids: of the clients, in the order of their numbers.
+
+  Returns:
+    `owners` and `owner_names` of `Samples`.
   """
-  names, order = np.unique(np.array(list(places)), return_inverse=True)
+  names, order = np.unique(np.array(list(ids)), return_inverse=True)
   return order.astype(np.int32)[owners], names
 
 
-def require_finite(dataset: str, images: np.ndarray):
-  """Refuses NaN and infinity; looks at few images at once."""
-  if images.dtype == np.float32:
-    for start in range(0, len(images), 1024):
-      if not np.isfinite(images[start : start + 1024]).all():
-        fail(dataset, "images hold values that are not finite")
-
-
 def checked(samples: Samples) -> Samples:
-  """The samples, if they have the form that `Samples` says.
+  """Checks samples of any source, and brings them to the types of `Samples`.
 
   Args:
-    samples: any arrays; images may lack the last axis.
+    samples: NumPy arrays of any form.
 
   Returns:
-    The samples with four axes of images and int32 labels.
+    The samples. Labels may have been whole floats; features of other types
+    become float32.
 
   Raises:
-    ConfigError: the text names the data set and the array.
+    ConfigError: the text names the source and the array.
   """
-  dataset, images, labels, is_train, owners, names, owner_key = samples
-  if images.ndim == 3:
-    images = images[..., None]
-  kinds = (np.uint8, np.float32)
-  if images.ndim != 4 or images.dtype not in kinds or 0 in images.shape[1:]:
-    fail(
-        dataset,
-        "images must be uint8 or float32 of shape [C, H, W] or [C, H, W, C'], "
-        f"not {images.dtype}{list(images.shape)}",
-    )
-  require_finite(dataset, images)
-  for name, array, kinds in (
-      ("labels", labels, "iu"),
-      ("is_train", is_train, "b"),
-      *(() if owners is None else ((owner_key, owners, "i"),)),
+  setting, features, labels, is_train, owners, owner_names, names = samples
+  features = checked_features(setting, names.features, features)
+  count = len(features)
+  labels = checked_labels(
+      setting, names.labels, labels, count, most_classes(count)
+  )
+  for name, array, kind, what in (
+      (names.is_train, is_train, "b", "bool"),
+      *(() if owners is None else ((names.owners, owners, "i", "id"),)),
   ):
-    if array.shape != images.shape[:1] or array.dtype.kind not in kinds:
-      fail(
-          dataset,
-          f"{name} must be one {_KINDS[kinds]} for each of the "
-          f"{len(images)} images, not "
-          f"{array.dtype}{list(array.shape)}",
+    if array.shape != (count,) or array.dtype.kind != kind:
+      refuse(
+          setting,
+          f"{name} must be one {what} for each of the {count} samples, not "
+          f"{_form(array)}",
       )
-  if not is_train.any() or is_train.all():
-    fail(dataset, "is_train must mark both training and test samples")
-  largest = most_classes(len(labels)) - 1
-  for label in (labels.min(), labels.max()):
-    if not 0 <= label <= largest:
-      fail(dataset, f"labels must lie in 0 to {largest}, found {label}")
+  num_train = int(is_train.sum())
+  if num_train in (0, count):
+    refuse(
+        setting,
+        f"{names.is_train} must mark both training and test samples, found "
+        f"{num_train} and {count - num_train}",
+    )
   if owners is not None:
-    if owners.min() < 0 or owners.max() >= len(names):
-      fail(dataset, f"{owner_key} must be among the {len(names)} names")
-    if not _is_text(names):
-      fail(dataset, f"{owner_key} must be text that can be written as UTF-8")
-  return samples._replace(images=images, labels=labels.astype(np.int32))
+    if owners.min() < 0 or owners.max() >= len(owner_names):
+      refuse(
+          setting, f"{names.owners} must be among {len(owner_names)} clients"
+      )
+    if not _is_text(owner_names):
+      refuse(
+          setting, f"{names.owners} must be text that can be written as UTF-8"
+      )
+  return samples._replace(features=features, labels=labels)
+
+
+def checked_features(
+    setting: str, name: str, features: np.ndarray
+) -> np.ndarray:
+  """Checks features; see `checked`.
+
+  Args:
+    setting: see `Samples`.
+    name: of the array, for messages.
+    features: any array.
+
+  Returns:
+    [C, ...] uint8 as it is, or float32.
+
+  Raises:
+    ConfigError: they are not numbers, not finite, have no axis of features,
+      or are images whose channels do not come last.
+  """
+  if (
+      not _is_real(features.dtype)
+      or features.ndim < 2
+      or 0 in features.shape[1:]
+  ):
+    refuse(
+        setting,
+        f"{name} must be numbers of shape [C, ...], at least one for each "
+        f"sample, not {_form(features)}",
+    )
+  if not len(features):
+    refuse(setting, "must hold samples, found none")
+  if (
+      features.ndim == 4
+      and features.shape[1] in (1, 3)
+      and min(features.shape[2:]) > _MOST_CHANNELS
+  ):
+    refuse(
+        setting,
+        f"{name} must be of shape [C, H, W, channels]: channels come last, "
+        f"not as in {list(features.shape)}",
+    )
+  if features.dtype == np.uint8:
+    return features
+  if features.dtype != np.float32:
+    features = _as_float32(features)
+  low, high = _range(features)
+  if not np.isfinite([low, high]).all():
+    refuse(setting, f"{name} hold values that are not finite")
+  if features.ndim > 2 and low >= 0 and 2 < high <= 255:
+    logging.warning(
+        "%s: %s range from %g to %g; networks train better on 0 to 1. Divide "
+        "them, or give uint8, which is read as v / 255.",
+        setting, name, low, high,
+    )
+  return features
+
+
+def checked_labels(
+    setting: str, name: str, labels: np.ndarray, count: int, num_classes: int
+) -> np.ndarray:
+  """Checks labels; see `checked`.
+
+  Args:
+    setting: see `Samples`.
+    name: of the array, for messages.
+    labels: any array.
+    count: C, the number of samples.
+    num_classes: labels must be below it.
+
+  Returns:
+    [C] i32.
+
+  Raises:
+    ConfigError: they are not whole numbers, out of range or not C.
+  """
+  if labels.shape != (count,) or labels.dtype.kind not in "biuf":
+    refuse(
+        setting,
+        f"{name} must be one whole number for each of the {count} samples, not "
+        f"{_form(labels)}",
+    )
+  if labels.dtype.kind == "f":
+    # NaN differs from itself; infinity is left to the range below.
+    broken = labels[labels != np.floor(labels)]
+    if broken.size:
+      refuse(setting, f"{name} must be whole numbers, found {broken[0]}")
+  for label in (labels.min(), labels.max()):
+    if not 0 <= label < num_classes:
+      refuse(
+          setting, f"{name} must lie in 0 to {num_classes - 1}, found {label}"
+      )
+  return labels.astype(np.int32)
+
+
+def _form(array):
+  """Type and shape of an array, for messages."""
+  return f"{array.dtype}{list(array.shape)}"
+
+
+def _is_real(dtype):
+  """Whether it is of real numbers: NumPy does not know bfloat16 as such."""
+  kinds = (np.floating, np.integer, np.bool_)
+  return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _as_float32(features):
+  """A copy; what is too large for float32 becomes infinite."""
+  copy = aligned.empty(features.shape, np.float32)
+  with np.errstate(over="ignore", invalid="ignore"):
+    copy[...] = features
+  return copy
+
+
+def _range(features):
+  """The smallest and the largest value; NaN where there is one."""
+  blocks = [
+      features[start : start + _BLOCK]
+      for start in range(0, len(features), _BLOCK)
+  ]
+  return (
+      np.min([block.min() for block in blocks]),
+      np.max([block.max() for block in blocks]),
+  )
 
 
 def _is_text(names):
-  """Whether strings hold characters alone: NumPy takes any 32 bits for one."""
+  """Whether strings hold characters only: NumPy accepts any 32 bits as one."""
   if names.dtype.kind != "U":
     return True
   points = names.astype(names.dtype.newbyteorder("=")).view(np.uint32)

@@ -1,31 +1,81 @@
-"""Data sets by name or URI."""
+"""Data sets by name, such as "digits", or by scheme, such as "npz:a.npz"."""
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from agsfl.data.samples import Samples
-from agsfl.data.sources import embedded, leaf, npz, tfds
+from agsfl.data.sources import (
+    arrays,
+    embedded,
+    folder,
+    leaf,
+    npz,
+    tables,
+    tfds,
+)
+from agsfl.data.sources.options import Source, SourceOptions
+from agsfl.errors import refuse, require
+from agsfl.registry import Registry
 
-_NAMES = {
-    "mnist_5k": embedded.mnist_5k,
-    "digits": embedded.digits,
-    "femnist": tfds.femnist,
-}
-_SCHEMES = {"npz": npz.read, "leaf": leaf.read, "tfds": tfds.read}
+__all__ = [
+    "SOURCES",
+    "SourceOptions",
+    "is_known",
+    "known_names",
+    "read",
+    "register_source",
+    "require_known",
+]
 
-ALLOWED = "mnist_5k, digits, femnist, npz:PATH, leaf:DIR or tfds:NAME"
+SOURCES = Registry(
+    "data source",
+    {
+        "mnist_5k": Source(embedded.mnist_5k),
+        "digits": Source(embedded.digits),
+        "femnist": Source(tfds.femnist),
+        "npz": Source(npz.read, "PATH"),
+        "folder": Source(folder.read, "DIR"),
+        "csv": Source(tables.read, "PATH"),
+        "leaf": Source(leaf.read, "DIR"),
+        "tfds": Source(tfds.read, "NAME"),
+    },
+)
+
+
+def known_names() -> str:
+  """What a data set may be called, for messages."""
+  names = []
+  for name, source in SOURCES.items():
+    place = f":{source.place}" if source.place else ""
+    names.append(f"{name}[:PLACE]" if SOURCES.is_added(name) else name + place)
+  return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def is_known(dataset: str) -> bool:
-  """Whether there is a source for the name or URI."""
-  scheme, colon, rest = dataset.partition(":")
-  return dataset in _NAMES or bool(colon and rest and scheme in _SCHEMES)
+  """Whether there is a source for a name or scheme."""
+  name, colon, place = dataset.partition(":")
+  if name not in SOURCES or "\0" in place:
+    return False
+  if SOURCES.is_added(name):
+    return True
+  return bool(place) if SOURCES[name].place else not colon
 
 
-def read(dataset: str, seed: int) -> Samples:
-  """Reads a data set that `is_known`.
+def require_known(dataset: str):
+  """Refuses a data set that no source reads."""
+  require(is_known(dataset), "dataset", dataset, known_names())
+
+
+def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
+  """Reads a data set.
 
   Args:
-    dataset: name or URI.
+    dataset: name, or scheme and place; ~ in a path is the home folder.
+    options: how files are read.
     seed: decides which samples are held out for testing, where the source
-      does not say.
+      does not.
 
   Returns:
     The samples.
@@ -33,7 +83,52 @@ def read(dataset: str, seed: int) -> Samples:
   Raises:
     ConfigError: the text names the file and what is wrong in it.
   """
-  if dataset in _NAMES:
-    return _NAMES[dataset](dataset, seed)
-  scheme, _, place = dataset.partition(":")
-  return _SCHEMES[scheme](dataset, place, seed)
+  require_known(dataset)
+  name, _, place = dataset.partition(":")
+  source = SOURCES[name]
+  if source.place in ("PATH", "DIR"):
+    place = os.path.expanduser(place)
+  return source.read(dataset, place, options, seed)
+
+
+def register_source(
+    name: str,
+) -> Callable[[Callable[[str], Mapping[str, Any]]], Callable]:
+  """Registers a reader of your own: `--dataset=NAME` or `--dataset=NAME:PLACE`.
+
+  >>> @register_source("coins")
+  ... def coins(place):
+  ...   return {"x": [[0.0], [1.0], [1.0]], "y": [0, 1, 1],
+  ...           "is_train": [True, True, False]}
+
+  Args:
+    name: letters, digits and underscores.
+
+  Returns:
+    A decorator for functions of the place ("" without a colon). They return a
+    dict with the arguments of `agsfl.from_arrays`: x, y, and perhaps clients
+    and is_train. It is checked as files are.
+
+  Raises:
+    ConfigError: no name, or one of the package's own.
+  """
+
+  def register(reader):
+    # With the name and the source code of the user's function.
+    @functools.wraps(reader)
+    def read_own(dataset, place, options, seed):
+      del options
+      setting, given = f"--dataset={dataset}", reader(place)
+      keys = list(map(str, given)) if isinstance(given, Mapping) else []
+      if not {"x", "y"} <= set(keys) <= {"x", "y", "clients", "is_train"}:
+        refuse(
+            setting,
+            "its reader must return a dict of x, y, and perhaps clients and "
+            f"is_train, not {type(given).__name__}({', '.join(keys)})",
+        )
+      return arrays.samples_of(setting, **given, seed=seed)
+
+    SOURCES.add(name, Source(read_own))
+    return reader
+
+  return register

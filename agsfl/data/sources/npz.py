@@ -1,4 +1,4 @@
-"""Arrays in NumPy's npz form, read where JAX can use them."""
+"""Arrays in NumPy's npz form, read into memory that JAX can use."""
 
 import zipfile
 from pathlib import Path
@@ -6,69 +6,97 @@ from pathlib import Path
 import numpy as np
 
 from agsfl.data import aligned
-from agsfl.data.samples import Samples, checked, coded, fail
+from agsfl.data.samples import Names, Samples, checked, coded, with_channels
+from agsfl.data.sources.options import SourceOptions
+from agsfl.errors import refuse, refused
 
-_KEYS = ("images", "labels", "is_train", "client", "writer")
+_FEATURES = ("images", "features")
+_OWNERS = ("client", "writer")
 _PIECE = 1 << 24
+# Names of other arrays that a message lists.
+_MOST_NAMES = 10
 
 
-def read(dataset: str, place: str, seed: int) -> Samples:
-  """A file of the keys images, labels, is_train and client (or writer)."""
-  del seed
-  arrays = read_arrays(dataset, Path(place), _KEYS)
-  for key in _KEYS[:3]:
+def read(
+    dataset: str, place: str, options: SourceOptions, seed: int
+) -> Samples:
+  """A file with images (or features), labels, is_train and perhaps client.
+
+  Args:
+    dataset: for messages.
+    place: the file. Instead of client, the ids may be called writer.
+    options: not read.
+    seed: not read; the file says which samples are for testing.
+
+  Returns:
+    The samples.
+
+  Raises:
+    ConfigError: the text names the file and the key.
+  """
+  del options, seed
+  setting, path = f"--dataset={dataset}", Path(place)
+  keys = (*_FEATURES, "labels", "is_train", *_OWNERS)
+  arrays = read_arrays(setting, path, keys)
+  features = next((key for key in _FEATURES if key in arrays), _FEATURES[0])
+  for key in (features, "labels", "is_train"):
     if key not in arrays:
-      fail(dataset, f"lacks the key {key!r}")
-  images, labels, is_train = (arrays[key] for key in _KEYS[:3])
-  key = next((key for key in _KEYS[3:] if key in arrays), "client")
-  owners = names = None
+      refuse(setting, f"lacks the key {key!r}, has {_names(path)}")
+  key = next((key for key in _OWNERS if key in arrays), _OWNERS[0])
+  owners = owner_names = None
   if key in arrays:
-    ids = arrays[key]
-    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
-      fail(
-          dataset,
-          f"{key} must be one integer or string for each image, not "
-          f"{ids.dtype}{list(ids.shape)}",
-      )
-    owners, names = coded(ids)
+    owners, owner_names = coded(setting, key, arrays[key])
   return checked(
-      Samples(dataset, images, labels, is_train, owners, names, key)
+      Samples(
+          setting,
+          with_channels(arrays[features]),
+          arrays["labels"],
+          arrays["is_train"],
+          owners,
+          owner_names,
+          Names(features, owners=key),
+      )
   )
 
 
+def _names(path):
+  """What a file has, for messages."""
+  with zipfile.ZipFile(path) as file:
+    names = [name.removesuffix(".npy") for name in file.namelist()]
+  more = ["..."] if len(names) > _MOST_NAMES else []
+  return ", ".join([*names[:_MOST_NAMES], *more]) or "none"
+
+
 def read_arrays(
-    dataset: str, path: Path, keys: tuple[str, ...]
+    setting: str, path: Path, keys: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
-  """Arrays of a file, each read straight to where it stays.
+  """Reads arrays of a file, each straight into its final memory.
 
   `np.load` gives arrays that are not aligned. Pickles are not read.
 
   Args:
-    dataset: for messages.
+    setting: what messages begin with.
     path: the npz file.
-    keys: those to read, where they are.
+    keys: of the arrays to read; those that the file lacks are left out.
 
   Returns:
     The arrays by key.
 
   Raises:
-    ConfigError: the text says what ails the file.
+    ConfigError: the file is damaged, or no npz file.
   """
   arrays = {}
-  key = None
-  # Damage shows in many ways: zlib's, struct's, zipfile's, the parser's errors.
-  try:
+  # Damage shows as errors of zlib, struct, zipfile and the header's parser.
+  with refused(setting, "must be an npz file that can be read", Exception):
     with zipfile.ZipFile(path) as file:
-      held = set(file.namelist())
+      names = set(file.namelist())
       for key in keys:
-        if f"{key}.npy" in held:
-          with file.open(f"{key}.npy") as member:
+        if f"{key}.npy" in names:
+          with (
+              refused(setting, f"{key} cannot be read", Exception),
+              file.open(f"{key}.npy") as member,
+          ):
             arrays[key] = _array(member)
-  except OSError as error:
-    fail(dataset, f"cannot be read: {error.strerror or error}")
-  except Exception as error:
-    where = f"{key} cannot be read" if key else "is not an npz file"
-    fail(dataset, f"{where} ({type(error).__name__}: {error})")
   return arrays
 
 
@@ -84,24 +112,25 @@ def _array(member):
     raise ValueError("it holds Python objects")
   array = aligned.empty(shape, dtype)
   if by_columns and array.size:
-    # One number of every sample, and so on: never the whole array twice.
+    # First one number of every sample, then the next: one column at a time,
+    # so that the array is never in memory twice.
     column = np.empty(shape[0], dtype)
     for index in np.ndindex(shape[:0:-1]):
       _fill(column, member)
       array[:, *index[::-1]] = column
   else:
     _fill(array, member)
-  # zipfile compares the checksum at the end.
+  # At its end zipfile compares the checksum.
   member.read(1)
   return array
 
 
 def _fill(array, member):
   """Reads as many bytes as the array has."""
-  place = memoryview(array.reshape(-1).view(np.uint8))
-  while len(place):
-    piece = member.read(min(len(place), _PIECE))
+  rest = memoryview(array.reshape(-1).view(np.uint8))
+  while len(rest):
+    piece = member.read(min(len(rest), _PIECE))
     if not piece:
-      raise ValueError(f"it ends {len(place)} bytes early")
-    place[: len(piece)] = piece
-    place = place[len(piece) :]
+      raise ValueError(f"it ends {len(rest)} bytes early")
+    rest[: len(piece)] = piece
+    rest = rest[len(piece) :]

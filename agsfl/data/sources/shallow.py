@@ -1,4 +1,4 @@
-"""JSON of few levels."""
+"""A guard for the JSON parser: files with few levels of brackets."""
 
 import ijson
 import numpy as np
@@ -9,17 +9,17 @@ _OTHERS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 class Shallow:
-  """A binary file of JSON, in which brackets within brackets are few.
+  """A binary file of JSON that refuses many brackets inside each other.
 
-  The parser keeps the keys above each level: its memory would grow with the
-  square of their number.
+  For each open bracket the parser stores all keys above it: the memory of many
+  levels would grow with the square of their number.
   """
 
   def __init__(self, file):
     self._file = file
     self._levels = 0
     self._in_text = False
-    self._begun = b""  # a backslash whose letter is to come
+    self._begun = b""  # a backslash whose letter is in the next piece
 
   def read(self, size: int) -> bytes:
     """As `file.read`.
@@ -32,14 +32,16 @@ class Shallow:
     return piece
 
   def _count(self, piece):
+    # An escape may be cut by the end of the piece.
     escapes = len(piece) - len(piece.rstrip(b"\\"))
     whole = len(piece) - escapes % 2
     piece, self._begun = piece[:whole], piece[whole:]
     if b"\\" in piece:
       piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Most are digits, which NumPy leaves out in no time.
+    # Most bytes are digits, which NumPy removes fast.
     codes = np.frombuffer(piece, np.uint8)
     piece = codes[(codes > ord("Z")) | (codes == ord('"'))].tobytes()
+    # Between quotes is text, whose brackets do not count.
     parts = piece.split(b'"')
     brackets = b"".join(parts[self._in_text :: 2]).translate(_STEPS, _OTHERS)
     self._in_text ^= len(parts) % 2 == 0

@@ -1,0 +1,60 @@
+"""Arrays that a program already has."""
+
+from typing import Any
+
+import numpy as np
+
+from agsfl.data.samples import Names, Samples, checked, coded, hold_out
+from agsfl.errors import refused
+
+_NAMES = Names("x", "y", "is_train", "clients")
+
+
+def samples_of(
+    setting: str,
+    x: Any,
+    y: Any,
+    clients: Any = None,
+    is_train: Any = None,
+    *,
+    seed: int,
+) -> Samples:
+  """Checks arrays as those of files are checked.
+
+  Args:
+    setting: what messages begin with.
+    x, y, clients, is_train: see `federated.from_arrays`.
+    seed: of `samples.hold_out`.
+
+  Returns:
+    The samples.
+
+  Raises:
+    ConfigError: the text names the array.
+  """
+  x, y = _array(setting, "x", x), _array(setting, "y", y)
+  owners = owner_names = None
+  if clients is not None:
+    ids = _array(setting, "clients", clients)
+    if ids.dtype == object and all(isinstance(one, str) for one in ids.flat):
+      ids = ids.astype(str)
+    owners, owner_names = coded(setting, "clients", ids)
+  if is_train is None:
+    is_train = hold_out(len(x) if x.ndim else 0, seed)
+  return checked(
+      Samples(
+          setting,
+          x,
+          y,
+          _array(setting, "is_train", is_train),
+          owners,
+          owner_names,
+          _NAMES,
+      )
+  )
+
+
+def _array(setting, name, values):
+  errors = (ValueError, TypeError, OverflowError)
+  with refused(setting, f"{name} must be one array", errors):
+    return np.asarray(values)

@@ -1,0 +1,64 @@
+"""What a source is, and the settings of sources."""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+from agsfl import settings as said
+from agsfl.data.samples import Samples
+from agsfl.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+  """How sources read their files; the fields hold their own descriptions.
+
+  Raises:
+    ConfigError: a value is of another type or out of range.
+  """
+
+  image_size: int | None = setting(
+      None,
+      "Side in pixels to which folder: resizes all images. Default: none is "
+      "resized, and all must be of one size.",
+      least=1,
+      most=4096,
+  )
+  label_column: str = setting("label", "Column of csv: with the labels.")
+  client_column: str | None = setting(
+      None, "Column of csv: with the ids of clients. Default: none."
+  )
+
+  def __post_init__(self):
+    said.check(self)
+
+
+class Reader(Protocol):
+  """Reads a data set."""
+
+  def __call__(
+      self, dataset: str, place: str, options: SourceOptions, seed: int, /
+  ) -> Samples:
+    """Reads `place`.
+
+    Args:
+      dataset: the whole name, for messages.
+      place: what follows the colon, such as a path.
+      options: those of the source are read.
+      seed: of `samples.hold_out`.
+
+    Raises:
+      ConfigError: the text names the file and what is wrong in it.
+    """
+
+
+class Source(NamedTuple):
+  """A source of data sets.
+
+  Attributes:
+    read: reads one.
+    place: what follows the colon, for messages: PATH, DIR, NAME; or nothing,
+      where the source has one data set.
+  """
+
+  read: Reader
+  place: str = ""

@@ -49,11 +49,11 @@ class ReplayState(NamedTuple):
 
   Attributes:
     ks: [T] f32, elements, the sequence.
-    index: [] i32, where in it the next round stands.
+    place: [] i32, where in it the next round stands.
   """
 
   ks: jax.Array
-  index: jax.Array
+  place: jax.Array
 
 
 def replay(ks: Sequence[float]) -> KController:
@@ -85,7 +85,7 @@ def replay(ks: Sequence[float]) -> KController:
     )
 
   def propose(state):
-    k = state.ks[state.index]
+    k = state.ks[state.place]
     return KProposal(k, k), state
 
   def init(key):
@@ -95,7 +95,7 @@ def replay(ks: Sequence[float]) -> KController:
   def update(key, observed, state):
     del key, observed
     last = state.ks.shape[0] - 1
-    return propose(state._replace(index=jnp.minimum(state.index + 1, last)))
+    return propose(state._replace(place=jnp.minimum(state.place + 1, last)))
 
   return KController(init, update, observes=False, probes=False)
 

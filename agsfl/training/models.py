@@ -29,14 +29,15 @@ class Network(Protocol):
     """[B, ...] f32 features -> [B, L] logits."""
 
 
-# L -> a network of L outputs.
-Factory = Callable[[int], Network | Model]
-AnyFactory = TypeVar("AnyFactory", bound=Callable[[int], Any])
+# L -> a `Network` or `Model` of L outputs.
+Factory = TypeVar("Factory", bound=Callable[[int], Any])
 
-MODELS: Registry[Factory] = Registry("model", {"cnn": CNN, "mlp": MLP})
+MODELS: Registry[Callable[[int], Any]] = Registry(
+    "model", {"cnn": CNN, "mlp": MLP}
+)
 
 
-def register_model(name: str) -> Callable[[AnyFactory], AnyFactory]:
+def register_model(name: str) -> Callable[[Factory], Factory]:
   """Gives a network a name, so that settings can ask for it.
 
   Args:
@@ -50,7 +51,7 @@ def register_model(name: str) -> Callable[[AnyFactory], AnyFactory]:
     ConfigError: the name cannot be used.
   """
 
-  def register(factory: AnyFactory) -> AnyFactory:
+  def register(factory: Factory) -> Factory:
     MODELS.add(name, factory)
     return factory
 

@@ -12,9 +12,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl.controllers import bandits
+from agsfl.errors import ConfigError
 from agsfl.types import Observation
 from tests import reference
-from tests.controllers.descent_test import rollout
+from tests.controllers.playing import rollout
 
 ROUNDS = 200
 ARMS = (  # (k_min, k_max, horizon, num_arms)
@@ -226,7 +227,7 @@ class Exp3Test(parameterized.TestCase):
     )
 
   def test_no_arm(self):
-    with self.assertRaisesRegex(ValueError, r"\[2.2, 2.8\]"):
+    with self.assertRaisesRegex(ConfigError, "--k_max=2.8: .* at least 3,"):
       bandits.exp3(2.2, 2.8, 10)
 
   @parameterized.product(

@@ -110,13 +110,15 @@ class RoundTimeTest(parameterized.TestCase):
       ("down_alone", 0, 40, 0.0, 2.0),
   )
   def test_worked(self, k_up, k_down, compute, expected):
-    """D = 200, beta = 10."""
+    """D = 200, beta = 10; the oracle too."""
     got = cost.round_time(
         2 * k_up, 2 * k_down, dim=200, comm_time=10.0, compute=compute
     )
-    self.assertAlmostEqual(float(got), expected, places=5)
+    oracle = reference.round_time(k_up, k_down, 200, 10.0, compute)
+    for time in (float(got), oracle):
+      self.assertAlmostEqual(time, expected, places=5)
 
-  def test_computation_takes_one_unless_told(self):
+  def test_computation_takes_one_by_default(self):
     self.assertEqual(cost.round_time(0, 0, dim=9, comm_time=3.0), 1.0)
 
   def test_doctests(self):
@@ -154,8 +156,9 @@ class CostSlopeTest(parameterized.TestCase):
     # Law: validity and sign are the oracle's, and no sign is 0.
     self.assertEqual(got.valid, valid)
     self.assertEqual(got.sign, sign)
-    self.assertEqual(np.isnan(got.value), not valid)
-    if valid:
+    if not valid:
+      self.assertEqual(got.value, 0)
+    else:
       # Law: the slope is the oracle's, to what cancellation leaves of it.
       scale = observed["time"] + cost_probe
       tolerance = 1e-6 * scale / (observed["k"] - observed["k_probe"])
@@ -176,10 +179,10 @@ class CostSlopeTest(parameterized.TestCase):
       ("probe_better", dict(loss_probe=0.0), 0.75, 1),
   )
   def test_worked(self, change, value, sign):
+    """By hand; the oracle too."""
     got = slope_of(**(WORKED | change))
-    self.assertTrue(got.valid)
-    self.assertEqual(got.value, value)
-    self.assertEqual(got.sign, sign)
+    self.assertEqual((got.value, got.sign, got.valid), (value, sign, True))
+    self.assertEqual(oracle(WORKED | change)[1:], (value, sign, True))
 
   @parameterized.named_parameters(
       ("after_stays", dict(loss_after=3.0)),
@@ -194,11 +197,17 @@ class CostSlopeTest(parameterized.TestCase):
       ("same_round", dict(k_probe=10.0, time_probe=5.0, loss_probe=1.0)),
   )
   def test_no_estimate(self, change):
+    """By hand; the oracle too."""
     got = slope_of(**(WORKED | change))
-    self.assertFalse(got.valid)
-    self.assertEqual(got.sign, 0)
-    self.assertTrue(np.isnan(got.value))
-    self.assertFalse(oracle(WORKED | change)[-1])
+    self.assertEqual((got.value, got.sign, got.valid), (0, 0, False))
+    cost_probe, slope, *rest = oracle(WORKED | change)
+    self.assertTrue(math.isnan(cost_probe) and math.isnan(slope))
+    self.assertEqual(rest, [0, False])
+
+  def test_overflow_is_no_estimate(self):
+    """k' would need 3e38 * 2, which float32 cannot hold."""
+    got = slope_of(**(WORKED | dict(time_probe=3e38)))
+    self.assertEqual((got.value, got.sign, got.valid), (0, 0, False))
 
   @parameterized.parameters(*Observation._fields)
   def test_not_finite_is_no_estimate(self, field):
@@ -237,7 +246,7 @@ class CostSlopeTest(parameterized.TestCase):
     batch = jax.tree.map(lambda *x: jnp.stack(x), *rounds)
     got = jax.vmap(cost.cost_slope)(batch)
     np.testing.assert_array_equal(got.sign, [-1, 0, 1])
-    np.testing.assert_array_equal(got.value, [-0.25, np.nan, 0.25])
+    np.testing.assert_array_equal(got.value, [-0.25, 0, 0.25])
     np.testing.assert_array_equal(got.valid, [True, False, True])
     dtypes = jax.tree.map(lambda x: x.dtype, got)
     self.assertEqual(dtypes, (jnp.float32, jnp.float32, jnp.bool_))

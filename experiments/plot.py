@@ -2,15 +2,15 @@
 
     python -m experiments.plot WORKDIR... [--group_by=k] [--out=plot.png]
 
-A WORKDIR is the folder of a run, or one with runs anywhere below it.
+A WORKDIR is the folder of a run, or one with runs anywhere below it. Runs that
+are not finished are left out.
 """
 
 import datetime
 
 from absl import app, flags
 
-from experiments.lib import drawing, out, scripts
-from experiments.lib import groups as results
+from experiments.lib import drawing, groups, out, plugins, scripts
 
 _GROUP_BY = flags.DEFINE_list(
     "group_by",
@@ -19,18 +19,20 @@ _GROUP_BY = flags.DEFINE_list(
     "seed.",
 )
 flags.adopt_module_key_flags(out)
+flags.adopt_module_key_flags(plugins)
 
 
 def main(argv):
   scripts.start(argv[:1])
   stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   with scripts.one_line_errors():
+    plugins.load()
     path = out.path(f"runs/plot-{stamp}.png", drawing.ENDINGS)
-    runs = results.read_all(argv[1:])
-    fields = _GROUP_BY.value or results.differing(runs)
+    runs = groups.read_finished(argv[1:])
+    fields = _GROUP_BY.value or groups.differing(runs)
     with out.written(path) as temporary:
       print(drawing.compare(runs, fields, temporary, path.suffix[1:]))
-  print(f"figure: {path}")
+    print(f"figure: {path}")
 
 
 if __name__ == "__main__":

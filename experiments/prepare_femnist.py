@@ -2,7 +2,7 @@
 
 from absl import app, flags
 
-from experiments.lib import scripts
+from experiments.lib import out, scripts
 
 _LEAF_DIR = flags.DEFINE_string(
     "leaf_dir",
@@ -14,8 +14,8 @@ _LEAF_DIR = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Where TensorFlow Datasets keeps its sets. Default: its own, which "
-    "TFDS_DATA_DIR sets and --dataset=femnist reads.",
+    "Folder of TensorFlow Datasets. Default: its own, which TFDS_DATA_DIR sets "
+    "and --dataset=femnist reads.",
 )
 
 
@@ -28,7 +28,8 @@ def main(argv):
 
     # It would share the line of an error.
     tfds.disable_progress_bar()
-    print(femnist.prepare(_LEAF_DIR.value, _DATA_DIR.value))
+    data_dir = _DATA_DIR.value and str(out.expanded(_DATA_DIR.value))
+    print(femnist.prepare(str(out.expanded(_LEAF_DIR.value)), data_dir))
 
 
 if __name__ == "__main__":

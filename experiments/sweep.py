@@ -3,14 +3,14 @@
     python -m experiments.sweep --flagfile=experiments/presets/fixed_k.flags \
         --sweep=k=100,1000,10000 --sweep=seed=0..4 --jobs=2
 
-Started again it goes on: finished runs are read, stopped ones taken up. A run
-that fails does not stop the others; it is named at the end. Ctrl-C and SIGTERM
-stop the sweep and its runs, which can be taken up; jobs of Slurm go on.
+The same command goes on: it reads finished runs and continues stopped ones. A
+run that fails does not stop the others; it is named at the end. Ctrl-C and
+SIGTERM stop the sweep and its runs, which can go on later; jobs of Slurm are
+not stopped.
 """
 
 import csv
 import dataclasses
-import functools
 import itertools
 import re
 import sys
@@ -20,19 +20,28 @@ from pathlib import Path
 from absl import app, flags
 from tqdm import tqdm
 
-from agsfl import config as settings
-from agsfl import errors, files, lanes, runs
-from experiments import run
-from experiments.lib import drawing, launchers, scripts, stopping
+from agsfl import errors, files, simulation, sweeps
+from agsfl.config import Config
+from agsfl.errors import ConfigError, refuse, require
+from agsfl.records.read import Run, find_runs, read_run
+from agsfl.records.tables import as_cell
+from experiments.lib import (
+    drawing,
+    groups,
+    launchers,
+    plugins,
+    runner,
+    scripts,
+    stopping,
+)
 from experiments.lib import flags as run_flags
-from experiments.lib import groups as results
 
-flags.adopt_module_key_flags(run_flags)
-flags.adopt_module_key_flags(run)
+flags.adopt_module_key_flags(runner)
 _SWEEP = flags.DEFINE_multi_string(
     "sweep",
     [],
-    "A setting and its values: k=100,1000 or seed=0..4. Several make the "
+    "A setting and its values: k=100,1000 or seed=0..4; None leaves a setting "
+    "unset, and '...' holds a value with commas. Several flags make the "
     "product.",
 )
 _JOBS = flags.DEFINE_integer(
@@ -44,9 +53,8 @@ _JOBS = flags.DEFINE_integer(
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
-    "Runs that differ in seed, k, learning_rate or comm_time alone, as one "
-    "vmapped program of so many; for GPUs. They have no checkpoints; runs that "
-    "have one, or a time_budget, go by themselves.",
+    "Runs that differ in plain numbers alone, such as seed, k, learning_rate "
+    "or comm_time, as one vmapped program of so many; for GPUs.",
     lower_bound=1,
 )
 _LAUNCHER = flags.DEFINE_enum(
@@ -64,38 +72,42 @@ _SLURM = flags.DEFINE_list(
 
 _COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
 _LONGEST = 255  # bytes of a folder's name, on all common file systems
-_SETTINGS = tuple(field.name for field in dataclasses.fields(settings.Config))
 
 
 def values_of(text: str) -> tuple[str, list[str]]:
   """The setting and the values that a --sweep names.
 
+  >>> values_of("dataset='npz:a,b.npz',digits")
+  ('dataset', ['npz:a,b.npz', 'digits'])
+
   Raises:
     ConfigError: it is not of the form name=values.
   """
-  name, equals, listed = text.partition("=")
-  if name not in _SETTINGS:
-    raise settings.ConfigError(
-        f"--sweep={text}: must begin with a setting and ="
-    )
-  if re.fullmatch(r"-?\d+\.\.-?\d+", listed):
+  flag = f"--sweep={text}"
+  name, _, listed = text.partition("=")
+  if name not in run_flags.NAMES:
+    refuse(flag, "must begin with a setting and =")
+  if re.fullmatch(r"-?\d{1,18}\.\.-?\d{1,18}", listed):
     first, last = map(int, listed.split(".."))
     values = [str(value) for value in range(first, last + 1)]
   else:
-    values = listed.split(",")
-  if not equals or not values or not all(values):
-    raise settings.ConfigError(
-        f"--sweep={text}: must name values, such as {name}=1,2 or {name}=0..4"
-    )
+    with errors.refused(flag, "must close each quote", csv.Error):
+      values = next(csv.reader([listed], quotechar="'", strict=True), [])
+  if not values or not all(values):
+    refuse(flag, f"must name values, such as {name}=1,2 or {name}=0..4")
   if len(set(values)) < len(values):
-    raise settings.ConfigError(f"--sweep={text}: must name each value once")
+    refuse(flag, "must name each value once")
   return name, values
 
 
 def configs_of(
-    base: settings.Config, sweeps: list[tuple[str, list[str]]]
-) -> dict[str, settings.Config]:
+    base: Config, sweeps: list[tuple[str, list[str]]]
+) -> dict[str, Config]:
   """Every combination, by the name of its folder.
+
+  Args:
+    base: the settings that are common.
+    sweeps: names of settings, and their values as text.
 
   Raises:
     ConfigError: a value is out of range, a setting is named twice, or two
@@ -104,80 +116,78 @@ def configs_of(
   """
   names = [name for name, _ in sweeps]
   for name in names:
-    if names.count(name) > 1:
-      raise settings.ConfigError(f"--sweep={name}: must be named once")
-  configs, labels = {}, {}
+    require(names.count(name) == 1, "sweep", name, "named once")
+  configs: dict[str, Config] = {}
+  labels: dict[Config, str] = {}
   for values in itertools.product(*[listed for _, listed in sweeps]):
     chosen = dict(zip(names, values, strict=True))
     parsed = {}
     for name, text in chosen.items():
-      try:
-        parsed[name] = flags.FLAGS[name].parser.parse(text)
-      except ValueError as error:
-        raise settings.ConfigError(
-            f"--sweep={name}={text}: must be a value of --{name} ({error})"
-        ) from error
-    told = ",".join(f"{name}={text}" for name, text in chosen.items())
-    label = told.replace("/", "_")
+      with errors.refused(
+          f"--sweep={name}={text}", f"must be a value of --{name}", ValueError
+      ):
+        parsed[name] = run_flags.parse(name, text)
+    combination = ",".join(f"{name}={text}" for name, text in chosen.items())
+    flag, label = f"--sweep={combination}", combination.replace("/", "_")
     if label in configs:
-      raise settings.ConfigError(
-          f"--sweep={told}: must differ from others in more than / and _, for "
-          "it names a folder"
+      refuse(
+          flag,
+          "must differ from others in more than / and _, for it names a folder",
       )
     if len(label.encode()) > _LONGEST:
-      raise settings.ConfigError(
-          f"--sweep={told}: must have at most {_LONGEST} bytes, for it names a "
-          "folder"
+      refuse(
+          flag, f"must have at most {_LONGEST} bytes, for it names a folder"
       )
     config = dataclasses.replace(base, **parsed)
     same = labels.setdefault(config, label)
     if same != label:
-      raise settings.ConfigError(
-          f"--sweep={told}: must not be the same settings as {same}"
-      )
+      refuse(flag, f"must not be the same settings as {same}")
     configs[label] = config
   return configs
 
 
-def command(config: settings.Config, workdir: Path) -> list[str]:
-  """The run of a Config as a command line, with all else that is given."""
-  told = [
+def command(config: Config, workdir: Path) -> list[str]:
+  """The run of a Config as a command line, with all other flags of a run."""
+  settings = [
       f"--{name}={value}"
       for name, value in dataclasses.asdict(config).items()
       if value is not None
   ]
   passed_on = [
       flag.serialize()
-      for flag in flags.FLAGS.get_key_flags_for_module(run)
-      if flag.present and flag.name not in (*_SETTINGS, "workdir")
+      for flag in flags.FLAGS.get_key_flags_for_module(runner)
+      if flag.present and flag.name not in (*run_flags.NAMES, "workdir")
   ]
+  # -P: a folder `experiments` of the user's must not take the place of ours.
   return [
-      sys.executable, "-m", "experiments.run", *told, *passed_on,
+      sys.executable, "-P", "-m", "experiments.run", *settings, *passed_on,
       f"--workdir={workdir}",
   ]
 
 
-def _bar(**told):
-  hidden = run.QUIET.value or not sys.stderr.isatty()
-  return tqdm(disable=hidden, **told)
+def _bar(**kwargs):
+  hidden = runner.QUIET.value or not sys.stderr.isatty()
+  return tqdm(disable=hidden, **kwargs)
 
 
 def _side_by_side(group):
   """The outcomes of a group of lanes, by folder."""
   rounds = sum(config.num_rounds for config in group.values())
   with (
-      stopping.Signals(run.tell_stop) as signals,
+      stopping.Signals(runner.say_stopping) as signals,
       _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar,
   ):
-    return lanes.simulate(
+    return sweeps.simulate_lanes(
         group,
+        checkpoint_every=runner.CHECKPOINT_EVERY.value,
+        keep_state=runner.KEEP_STATE.value,
         on_row=lambda place, row: bar.update(),
         should_stop=lambda: signals.seen,
     )
 
 
-def run_lanes(group: dict[Path, settings.Config]) -> dict[str, str]:
-  """Runs a group of `lanes.together` in this process.
+def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
+  """Runs a group of `sweeps.group_by_program` in this process.
 
   Args:
     group: configs by folder.
@@ -191,33 +201,33 @@ def run_lanes(group: dict[Path, settings.Config]) -> dict[str, str]:
   failed = {}
   try:
     outcomes = _side_by_side(group)
-  except settings.ConfigError:
-    # They cannot be one program. Here one by one, for this process may hold
-    # the memory of the GPU by now.
+  except ConfigError:
+    # They cannot be one program. They run one by one in this process, which may
+    # hold the memory of the GPU by now.
     outcomes = {}
-    with stopping.Signals(run.tell_stop) as signals:
+    with stopping.Signals(runner.say_stopping) as signals:
       for place, config in group.items():
         try:
-          run.run(config, place, signals)
-        except (settings.ConfigError, errors.DivergedError) as error:
+          runner.run(config, place, signals)
+        except (ConfigError, errors.DivergedError) as error:
           outcomes[place] = error
   for place, outcome in outcomes.items():
     if isinstance(outcome, Exception):
       failed[place.name] = str(outcome)
     else:
-      drawing.draw(place)
+      drawing.draw(outcome)
   return failed
 
 
 def run_all(
-    missing: dict[Path, settings.Config], launch: Callable, bar: tqdm
+    missing: dict[Path, Config], launch: Callable, bar: tqdm
 ) -> dict[str, str]:
   """Runs all of these, side by side where they can be lanes.
 
   Args:
     missing: configs by folder.
     launch: see `launchers`.
-    bar: is told of each that ended.
+    bar: moves on with each run that ended.
 
   Returns:
     By folder name, why each run that failed did.
@@ -225,17 +235,17 @@ def run_all(
   Raises:
     StoppedError: a signal came.
   """
-  fresh = {
-      place: config
-      for place, config in missing.items()
-      if not (place / "checkpoints").exists()
-  }
-  groups = [
+  # Lanes go on together only from the same round.
+  by_round: dict[int, dict[Path, Config]] = {}
+  for place, config in missing.items():
+    by_round.setdefault(_saved_round(place), {})[place] = config
+  lanes = [
       group
-      for group in lanes.together(fresh, _LANES.value)
+      for configs in by_round.values()
+      for group in sweeps.group_by_program(configs, _LANES.value)
       if len(group) > 1
   ]
-  in_lanes = {place for group in groups for place in group}
+  in_lanes = {place for group in lanes for place in group}
   failed = {}
   # Processes first: after the lanes this one would hold a GPU's memory.
   commands = {
@@ -247,56 +257,81 @@ def run_all(
     if why is not None:
       failed[place.name] = why
     bar.update()
-  for group in groups:
+  for group in lanes:
     failed |= run_lanes({place: missing[place] for place in group})
     bar.update(len(group))
   return failed
 
 
-def write_csv(
-    configs: dict[str, settings.Config],
-    finished: dict[str, results.Run],
-    names: list[str],
-    path: Path,
-):
-  """One line per finished run: what was swept, and how it ended.
+def _saved_round(place):
+  """The round of a run's newest checkpoint, 0 without."""
+  names = [path.name for path in (place / "checkpoints").glob("[0-9]*")]
+  return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:
+  """All finished runs below a folder; and by name what cannot be read, why."""
+  try:
+    places = find_runs(folder)
+  except ConfigError:  # all failed before they began
+    return [], {}
+  runs, failed = [], {}
+  for place in places:
+    try:
+      run = read_run(place)
+    except ConfigError as error:
+      failed[str(place.relative_to(folder))] = str(error)
+    else:
+      if run.finished:
+        runs.append(run)
+  return runs, failed
+
+
+def write_csv(runs: list[Run], names: list[str], folder: Path):
+  """Writes results.csv: settings and end of each run, a line each.
 
   Args:
-    configs: by folder name.
-    finished: the runs, too.
-    names: of the settings that were swept.
-    path: of the file.
+    runs: finished, below the folder.
+    names: of settings that come first; others that differ follow.
+    folder: of the sweep.
   """
-  with files.written_whole(path) as temporary:
-    with temporary.open("w", newline="") as file:
-      rows = csv.writer(file)
-      rows.writerow([*names, *_COLUMNS, "workdir"])
-      for label, done in finished.items():
-        asked = dataclasses.asdict(configs[label])
-        rows.writerow(
-            [asked[name] for name in names]
-            + [done.summary[key] for key in _COLUMNS]
-            + [done.workdir]
-        )
+  names = list(dict.fromkeys([*names, *groups.differing(runs), "seed"]))
+  columns = [*_COLUMNS, *groups.metrics(runs)]
+  with (
+      files.written_whole(folder / "results.csv") as temporary,
+      temporary.open(
+          "w", newline="", encoding="utf-8", errors="backslashreplace"
+      ) as file,
+  ):
+    rows = csv.writer(file)
+    rows.writerow([*names, *columns, "workdir"])
+    for run in runs:
+      values = [
+          *(groups.value_of(run.asked, name) for name in names),
+          *(run.summary.get(key) for key in columns),
+          str(run.workdir.relative_to(folder)),
+      ]
+      rows.writerow(map(as_cell, values))
 
 
-def _write_all(configs, finished, names, folder):
-  """Writes the sweep's files; the table."""
-  write_csv(configs, finished, names, folder / "results.csv")
-  fields = [name for name in names if name != "seed"]
+def _write_all(runs, names, folder):
+  """Writes the sweep's files; returns the table."""
+  write_csv(runs, names, folder)
+  others = [name for name in groups.differing(runs) if name not in names]
+  fields = [name for name in (*names, *others) if name != "seed"]
   with files.written_whole(folder / "figure.png") as path:
-    text = drawing.compare(list(finished.values()), fields, path)
+    text = drawing.compare(runs, fields, path)
   with files.written_whole(folder / "table.md") as path:
-    path.write_text(text + "\n")
+    path.write_text(text + "\n", encoding="utf-8")
   return text
 
 
-def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
+def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
   """Runs what is not finished yet, then draws and tables all.
 
   Args:
     base: the settings that are common.
-    folder: of the sweep.
+    folder: of the sweep, absolute.
     launch: see `launchers`.
 
   Returns:
@@ -306,74 +341,73 @@ def sweep(base: settings.Config, folder: Path, launch: Callable) -> dict:
     ConfigError: a flag or the folder cannot be used.
     StoppedError: a signal came; the text says how far it is.
   """
-  sweeps = [values_of(text) for text in _SWEEP.value]
-  configs = configs_of(base, sweeps)
-  places = {label: folder / label for label in configs}
+  swept = [values_of(text) for text in _SWEEP.value]
+  configs = {
+      folder / label: config
+      for label, config in configs_of(base, swept).items()
+  }
   with files.usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
-  missing, told = {}, functools.cache(runs.fingerprint_of)
-  for label, place in places.items():
-    # Refuses a folder of other settings before anything runs.
-    if not runs.is_finished(configs[label], place, told):
-      missing[place] = configs[label]
-  started = len(configs) - len(missing)
-  ended = lambda: [
-      label for label, place in places.items()
-      if (place / "summary.json").exists()
-  ]
-  with _bar(total=len(configs), initial=started, unit="run") as bar:
+  # Data that several runs share are read once.
+  fingerprint_of = simulation.data_fingerprints()
+  # This refuses a folder of other settings before anything runs.
+  missing = {
+      place: config
+      for place, config in configs.items()
+      if not simulation.is_finished(config, place, fingerprint_of)
+  }
+  done = len(configs) - len(missing)
+  with _bar(total=len(configs), initial=done, unit="run") as bar:
     try:
       failed = run_all(missing, launch, bar)
     except (errors.StoppedError, KeyboardInterrupt) as error:
+      why = "stopped" if isinstance(error, KeyboardInterrupt) else error
+      done = sum((place / "summary.json").exists() for place in configs)
       raise errors.StoppedError(
-          f"{'stopped' if isinstance(error, KeyboardInterrupt) else error}; "
-          f"{len(ended())} of {len(configs)} runs are finished"
+          f"{why}; {done} of {len(configs)} runs are finished"
       ) from error
-  finished = {}
-  for label in ended():
-    try:
-      finished[label] = results.read(places[label])
-    except settings.ConfigError as error:
-      failed[label] = str(error)
-  if finished:
+  runs, damaged = finished_below(folder)
+  if runs:
+    names = [name for name, _ in swept]
     with files.usable(folder):
-      text = _write_all(configs, finished, [name for name, _ in sweeps], folder)
-    if not run.QUIET.value:
+      text = _write_all(runs, names, folder)
+    if not runner.QUIET.value:
       print(text)
       print(f"results.csv, table.md, figure.png and runs: {folder}")
-  return {label: failed[label] for label in configs if label in failed}
+  failed = damaged | failed
+  in_turn = [place.name for place in configs]
+  return {name: failed[name] for name in (*in_turn, *failed) if name in failed}
 
 
 def _check_flags():
-  """Refuses what says nothing, and what contradicts itself."""
-  if not _SWEEP.value:
-    raise settings.ConfigError("--sweep=: must be given, such as seed=0..4")
+  """Refuses flags that say nothing, and those that contradict each other."""
+  require(_SWEEP.value, "sweep", "", "given, such as seed=0..4")
   if _LANES.value == 1:
     return
   for name in ("launcher", "jobs", "tensorboard", "wandb"):
     flag = flags.FLAGS[name]
-    if flag.value != flag.default:
-      raise settings.ConfigError(
-          f"--{name}={flag.value}: must be unset with --lanes={_LANES.value}, "
-          "which are one process here"
-      )
+    require(
+        flag.value == flag.default,
+        name,
+        flag.value,
+        f"unset with --lanes={_LANES.value}, which are one process here",
+    )
 
 
 def main(argv):
   scripts.start(argv)
-  folder = Path(run.WORKDIR.value or "runs/sweep").absolute()
-  with scripts.one_line_errors(), stopping.told_how_to_go_on(folder):
+  folder = runner.workdir("runs/sweep").absolute()
+  with scripts.one_line_errors(), stopping.continue_hint(folder):
     _check_flags()
+    plugins.load()
     base = run_flags.config_from_flags()
     if _LAUNCHER.value == "slurm":
       launch = launchers.slurm(folder, _SLURM.value)
     else:
-      launch = launchers.local(_JOBS.value, run.tell_stop)
+      launch = launchers.local(_JOBS.value, runner.say_stopping)
     failed = sweep(base, folder, launch)
-  for name, why in failed.items():
-    print(f"failed: {name}: {why}", file=sys.stderr)
   if failed:
-    sys.exit(1)
+    scripts.fail([f"failed: {name}: {why}" for name, why in failed.items()])
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 import contextlib
 import dataclasses
-import hashlib
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
 
-from agsfl.config import Config, ConfigError
+from agsfl import files
+from agsfl.config import Config
+from agsfl.errors import ConfigError
 
 _TENSORBOARD = flags.DEFINE_boolean(
     "tensorboard",
@@ -49,7 +51,7 @@ def _tensorboard(workdir: Path) -> Iterator[Sink]:
   def row(row):
     nonlocal writer
     if writer is None:
-      # A run that is taken up repeats rounds: what was told of them goes.
+      # A run that goes on repeats rounds: what was logged of them goes.
       writer = tensorboardX.SummaryWriter(
           str(workdir / "tensorboard"), purge_step=row["round"]
       )
@@ -75,7 +77,7 @@ def _no_account(project, why):
 
 
 def _check_wandb(wandb, project):
-  """Refuses at once what would end the run at its first row.
+  """Refuses at once what would fail at the first row.
 
   Args:
     wandb: the package.
@@ -104,6 +106,16 @@ def _check_wandb(wandb, project):
     raise _no_account(project, "nobody is logged in")
 
 
+def _wandb_id(workdir, is_first_round):
+  """The id of a run: a new one for a new run, the same where it goes on."""
+  path = workdir / "wandb_id.txt"
+  if not is_first_round and path.exists():
+    return path.read_text().strip()
+  new = secrets.token_hex(8)
+  path.write_text(f"{new}\n")
+  return new
+
+
 @contextlib.contextmanager
 def _wandb(project: str, config: Config, workdir: Path) -> Iterator[Sink]:
   try:
@@ -116,16 +128,16 @@ def _wandb(project: str, config: Config, workdir: Path) -> Iterator[Sink]:
   def row(row):
     nonlocal session
     if session is None:
-      place = str(workdir.absolute())
+      with files.usable(workdir):
+        run_id = _wandb_id(workdir, row["round"] == 1)
       try:
         session = wandb.init(
             project=project,
             name=workdir.name,
-            # The same for a run that is taken up.
-            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            id=run_id,
             resume="allow",
             config=dataclasses.asdict(config),
-            dir=place,
+            dir=str(workdir.absolute()),
             settings=wandb.Settings(silent=True),
         )
       except wandb.errors.Error as error:
@@ -141,11 +153,11 @@ def _wandb(project: str, config: Config, workdir: Path) -> Iterator[Sink]:
 
 @contextlib.contextmanager
 def opened(config: Config, workdir: Path) -> Iterator[Sink]:
-  """What the flags ask for, as one function of a row.
+  """The dashboards that the flags ask for, as one function of a row.
 
   Raises:
-    ConfigError: a package is not there, or W&B's project or account; when the
-      first row comes, that W&B cannot be reached.
+    ConfigError: a package, W&B's project or its account is not there; with the
+      first row, also where W&B cannot be reached.
   """
   with contextlib.ExitStack() as stack:
     sinks = []

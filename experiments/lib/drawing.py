@@ -1,17 +1,24 @@
-"""Draws runs from their records alone."""
+"""Draws runs from their records alone; here Matplotlib is set up, for files.
 
+Other modules take it from here: `from experiments.lib.drawing import plt`.
+"""
+
+import os
 from pathlib import Path
+
+# Matplotlib cannot be imported where this names a backend that is missing.
+os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib
 
-matplotlib.use("Agg")
+matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import logging
 
 from agsfl import files
-from agsfl.records import folder as records
-from experiments.lib import groups as results
+from agsfl.records.read import Run
+from experiments.lib import groups
 
 ENDINGS = (".png", ".pdf", ".svg")
 
@@ -28,38 +35,56 @@ def save(figure, path: Path, kind: str = "png"):
   plt.close(figure)
 
 
-def _figure(workdir, name, draw):
+def draw(run: Run):
+  """Draws loss, accuracy, k, contributions and the user's own metrics.
+
+  Args:
+    run: finished, in a folder; the figures go to its folder `figures`. Where it
+      cannot be written, a warning is all.
+  """
+  try:
+    folder = run.workdir / "figures"
+    folder.mkdir(exist_ok=True)
+    _draw(run, folder)
+  except OSError as error:
+    logging.warning("no figures can be drawn: %s", error)
+
+
+def _draw(run, folder):
+  losses = ["train_loss", "test_loss"]
+  _figure(folder, "loss", _against_time(run, losses, "cross entropy"))
+  accuracy = ["test_accuracy"]
+  _figure(folder, "accuracy", _against_time(run, accuracy, "share right"))
+  _figure(folder, "k", _k_of_rounds(run))
+  _figure(folder, "contributions", _contributions(run.contributed))
+  for name in run.metrics:
+    _figure(folder, f"metric_{name}", _against_time(run, [name], name))
+
+
+def _figure(folder, name, draw):
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
   axes.grid(alpha=0.3)
   draw(axes)
-  folder = workdir / "figures"
-  folder.mkdir(exist_ok=True)
   with files.written_whole(folder / f"{name}.png") as path:
     save(figure, path)
 
 
-def _against_time(rows, keys, ylabel):
+def _against_time(run, keys, ylabel):
   def draw(axes):
     for key in keys:
-      axes.plot(
-          [row["time"] for row in rows],
-          [row[key] for row in rows],
-          marker=".",
-          label=key.replace("_", " "),
-      )
-    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
+      axes.plot(*run.series(key), marker=".", label=key.replace("_", " "))
+    axes.set(xlabel=groups.TIME, ylabel=ylabel)
     axes.legend()
 
   return draw
 
 
-def _k_of_rounds(rows):
+def _k_of_rounds(run):
   def draw(axes):
-    rounds = [row["round"] for row in rows]
-    axes.plot(rounds, [row["k"] for row in rows], label="$k_m$")
-    if any(row["k_probe"] != row["k"] for row in rows):
-      probes = [row["k_probe"] for row in rows]
-      axes.plot(rounds, probes, lw=0.7, alpha=0.7, label="probe $k'_m$")
+    ks, probes = run.series("k", "round"), run.series("k_probe", "round")
+    axes.plot(*ks, label="$k_m$")
+    if np.any(ks[1] != probes[1]):
+      axes.plot(*probes, lw=0.7, alpha=0.7, label="probe $k'_m$")
     axes.set(xlabel="round m", ylabel="elements per message", yscale="log")
     axes.legend()
 
@@ -73,44 +98,17 @@ def _contributions(counts):
     axes.set(
         xlabel="elements contributed by a client, whole run",
         ylabel="share of clients (CDF)",
-        xlim=(0, 1.05 * max(counts)),
+        xlim=(0, 1.05 * max(counts.max(), 1)),
         ylim=(0, 1.02),
     )
 
   return draw
 
 
-def draw(workdir: Path):
-  """Draws loss, accuracy, k and contributions into workdir/figures.
-
-  Args:
-    workdir: of a finished run; where it cannot be written, a warning is all.
-  """
-  try:
-    _draw(workdir)
-  except OSError as error:
-    logging.warning("no figures can be drawn: %s", error)
-
-
-def _draw(workdir):
-  rows = records.read_rows(workdir)
-  evaluated = [row for row in rows if "test_loss" in row]
-  losses = ["train_loss", "test_loss"]
-  _figure(workdir, "loss", _against_time(evaluated, losses, "cross entropy"))
-  _figure(
-      workdir,
-      "accuracy",
-      _against_time(evaluated, ["test_accuracy"], "share right"),
-  )
-  _figure(workdir, "k", _k_of_rounds(rows))
-  counts = records.read_clients(workdir)["contributed"]
-  _figure(workdir, "contributions", _contributions(counts))
-
-
 def compare(
-    runs: list[results.Run], fields: list[str], path: Path, kind: str = "png"
+    runs: list[Run], fields: list[str], path: Path, kind: str = "png"
 ) -> str:
-  """Draws loss, accuracy and k of groups of runs, with spread.
+  """Draws groups of runs with their spread: loss, accuracy, k, own metrics.
 
   Args:
     runs: finished.
@@ -120,39 +118,41 @@ def compare(
 
   Returns:
     A Markdown table of the groups.
+
+  Raises:
+    ConfigError: a field is no setting.
   """
-  figure, (loss, accuracy, ks) = plt.subplots(
-      1, 3, figsize=(17, 4.2), layout="constrained"
+  by_label = groups.grouped(runs, fields)
+  own = groups.metrics(runs)
+  shown = {
+      "train_loss": "training loss", "test_accuracy": "test accuracy",
+      "k": "k", **{name: name for name in own},
+  }
+  figure, every = plt.subplots(
+      1, len(shown), figsize=(2 + 5 * len(shown), 4.2), layout="constrained"
   )
+  columns = [
+      "train_loss", "test_loss", "test_accuracy", *own, "round", "time"
+  ]
   lines = []
-  for label, group in results.grouped(runs, fields).items():
-    results.draw_spread(loss, group, "train_loss", label)
-    results.draw_spread(accuracy, group, "test_accuracy", label)
-    results.draw_spread(ks, group, "k", label)
-    lines.append([
-        label,
-        str(len(group)),
-        *[
-            results.final(group, key)
-            for key in ("train_loss", "test_loss", "test_accuracy")
-        ],
-        results.final(group, "round"),
-        results.final(group, "time"),
-    ])
-  for axes, ylabel in (
-      (loss, "training loss"),
-      (accuracy, "test accuracy"),
-      (ks, "k"),
-  ):
-    axes.set(xlabel="normalised time (rounds of computation)", ylabel=ylabel)
+  for label, group in by_label.items():
+    for axes, key in zip(every, shown, strict=True):
+      groups.draw_spread(axes, group, key, label)
+    ends = [groups.final(group, key) for key in columns]
+    lines.append([label, str(len(group)), *ends])
+  for axes, (key, ylabel) in zip(every, shown.items(), strict=True):
+    axes.set(xlabel=groups.TIME, ylabel=ylabel)
     axes.grid(alpha=0.3)
-  ks.set_yscale("log")
+    if key == "k":
+      axes.set_yscale("log")
   figure.legend(
-      *loss.get_legend_handles_labels(), loc="outside right center", fontsize=9
+      *every[0].get_legend_handles_labels(),
+      loc="outside right center",
+      fontsize=9,
   )
   save(figure, path, kind)
   header = [
-      "group", "runs", "training loss", "test loss", "test accuracy", "rounds",
-      "time",
+      "group", "runs", "training loss", "test loss", "test accuracy", *own,
+      "rounds", "time",
   ]
-  return results.table(header, lines)
+  return groups.table(header, lines)

@@ -1,116 +1,111 @@
-"""Runs read back from their folders: grouped, averaged, drawn, tabled."""
+"""Groups of runs: by settings, averaged over seeds, drawn, in tables."""
 
-from pathlib import Path
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl.errors import ConfigError
-from agsfl.records import folder as records
+from agsfl.config import Config
+from agsfl.errors import ConfigError, require
+from agsfl.records.read import Run, natural_order, read_runs
+
+NONE = "\u2013"  # a dash
+TIME = "normalised time (rounds of computation)"
 
 
-class Run(NamedTuple):
-  """One finished run, read back.
-
-  Attributes:
-    rows: of metrics.jsonl.
-    summary: of summary.json.
-    contributed: [N] elements that the server used of each client.
-    workdir: its folder.
-    asked: its settings, as JSON has them; None for a part of a run.
-  """
-
-  rows: list[dict]
-  summary: dict
-  contributed: np.ndarray
-  workdir: Path
-  asked: dict[str, Any] | None = None
-
-  def series(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Times and values of one key, where rows have it."""
-    rows = [row for row in self.rows if key in row]
-    return (
-        np.array([row["time"] for row in rows]),
-        np.array([row[key] for row in rows], float),
-    )
-
-
-def read(workdir: Path) -> Run:
-  """The finished run in a folder.
+def read_finished(folders: list[str]) -> list[Run]:
+  """The finished runs of folders, each once.
 
   Raises:
-    ConfigError: there is none, or a file of it is damaged.
+    ConfigError: there is none, or a run is damaged.
   """
-  try:
-    return Run(
-        rows=records.read_rows(workdir),
-        summary=records.read_summary(workdir),
-        contributed=np.array(records.read_clients(workdir)["contributed"]),
-        workdir=workdir,
-        asked=records.read_config(workdir)["asked"],
-    )
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ConfigError(
-        f"{workdir}: must be the folder of a finished run ({error})"
-    ) from error
+  runs = [run for run in read_runs(*folders) if run.finished]
+  if not runs:
+    raise ConfigError(f"{', '.join(folders)}: holds no finished run")
+  return runs
 
 
-def find(folder: Path) -> list[Path]:
-  """The runs in a folder: itself, or all below it, in order of their names.
+# For runs of an earlier version, which had fewer settings.
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
-  Raises:
-    ConfigError: there are none.
+
+def value_of(settings: dict[str, Any], name: str) -> Any:
+  """A setting of a run, in its `asked` or its `config`."""
+  return settings.get(name, _DEFAULTS.get(name))
+
+
+def in_words(value: Any) -> str:
+  """A setting as a flag takes it, numbers without ".0"; "none" for None.
+
+  >>> in_words(1000.0), in_words(True), in_words(None), in_words("1%")
+  ('1000', 'true', 'none', '1%')
   """
-  found = sorted(path.parent for path in folder.rglob("summary.json"))
-  if not found:
-    raise ConfigError(f"{folder}: must hold finished runs")
-  return found
+  if value is None:
+    return "none"
+  if isinstance(value, bool):
+    return "true" if value else "false"
+  return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
-def read_all(folders: list[str]) -> list[Run]:
-  """The runs of all these folders, each once.
+def in_order(value: Any) -> tuple:
+  """A key to sort settings by: None, then numbers, then text.
 
-  Raises:
-    ConfigError: there are no folders, or no finished runs in one.
+  >>> sorted(["b", 0.5, "seed10", None, 0.02, "seed2", 0.1], key=in_order)
+  [None, 0.02, 0.1, 0.5, 'b', 'seed2', 'seed10']
   """
-  if not folders:
-    raise ConfigError("must be given folders of runs, such as runs/first")
-  found = [place for folder in folders for place in find(Path(folder))]
-  # One run may be reached by several paths.
-  places = {place.resolve(): place for place in found}
-  return [read(place) for place in places.values()]
+  if value is None:
+    return (0,)
+  if isinstance(value, (int, float)):
+    return (1, value)
+  return (2, natural_order(value))
 
 
 def _settings(runs):
-  """Names of all settings; runs of an earlier version may lack some."""
+  """Names of all settings that one of the runs has."""
   return list(dict.fromkeys(name for run in runs for name in run.asked))
 
 
 def differing(runs: list[Run]) -> list[str]:
-  """The settings, but for the seed, in which the runs are not alike."""
+  """The settings, but for the seed, in which the runs differ."""
+  asked = [run.asked for run in runs]
   return [
       name
       for name in _settings(runs)
       if name != "seed"
-      and any(run.asked.get(name) != runs[0].asked.get(name) for run in runs)
+      and any(value_of(x, name) != value_of(asked[0], name) for x in asked)
   ]
 
 
 def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   """The runs by the values of these settings, each group with a label.
 
+  Args:
+    runs: in any order.
+    fields: names of settings.
+
+  Returns:
+    The groups, sorted by their values.
+
   Raises:
     ConfigError: a field is no setting.
   """
   known = _settings(runs)
   for field in fields:
-    if field not in known:
-      raise ConfigError(f"--group_by={field}: must be of {', '.join(known)}")
+    require(field in known, "group_by", field, f"of {', '.join(known)}")
+  values_of = lambda run: [value_of(run.asked, field) for field in fields]
   groups = {}
-  for run in runs:
-    label = ", ".join(f"{field} = {run.asked.get(field)}" for field in fields)
+  for run in sorted(runs, key=lambda run: list(map(in_order, values_of(run)))):
+    label = ", ".join(
+        f"{field} = {in_words(value)}"
+        for field, value in zip(fields, values_of(run), strict=True)
+    )
     groups.setdefault(label or "all", []).append(run)
   return groups
+
+
+def metrics(runs: list[Run]) -> list[str]:
+  """The names of the columns that the users' own rounds measure."""
+  return list(dict.fromkeys(name for run in runs for name in run.metrics))
 
 
 class Band(NamedTuple):
@@ -152,7 +147,7 @@ def draw_spread(axes, runs: list[Run], key: str, label: str):
 
   Args:
     axes: of Matplotlib.
-    runs: whose times overlap, or else each has its own line.
+    runs: where their times do not overlap, each has a line of its own.
     key: of the rows.
     label: of the legend.
   """
@@ -181,19 +176,10 @@ def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
 
 
 def final(runs: list[Run], key: str) -> str:
-  """A summary's number `over_seeds`."""
-  return over_seeds([run.summary[key] for run in runs])
-
-
-def jain_index(contributed: np.ndarray) -> float:
-  """Jain's fairness index, from 1 / N (one client alone) to 1 (all alike).
-
-  Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and
-  Discrimination", DEC TR-301, 1984.
-  """
-  contributed = np.asarray(contributed, float)
-  squares = len(contributed) * np.sum(contributed**2)
-  return float(np.sum(contributed) ** 2 / squares) if squares else 1.0
+  """A summary's number `over_seeds`; a dash where none of them has it."""
+  values = [run.summary.get(key) for run in runs]
+  values = [value for value in values if value is not None]
+  return over_seeds(values) if values else NONE
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:

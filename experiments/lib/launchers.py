@@ -1,8 +1,8 @@
 """Where the runs of a sweep go: processes here, or jobs of Slurm.
 
 A launcher is a function of {workdir: command}. It yields each workdir as its
-run ends, with why it failed or None, and raises StoppedError when Ctrl-C,
-SIGTERM or SIGHUP comes; nothing new is started from then on.
+run ends, with the reason if it failed, else None. When Ctrl-C, SIGTERM or
+SIGHUP comes it starts nothing new and raises StoppedError.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ _SLURM_SECONDS = 1.0
 
 @contextlib.contextmanager
 def _bound_to(cores):
-  """What is started within may use these cores alone; None means all.
+  """Processes that are started within use these cores alone; None means all.
 
-  For `preexec_fn` would fork, which is unsafe where JAX has begun.
+  `preexec_fn` would fork, which is unsafe once JAX has started.
   """
   if cores is None:
     yield
@@ -39,8 +39,19 @@ def _bound_to(cores):
     os.sched_setaffinity(0, before)
 
 
+def _python_path():
+  """Where a child finds this project, and after it the user's own modules.
+
+  The current folder is last: it may hold an `experiments` of the user's.
+  """
+  project = Path(__file__).resolve().parents[2]
+  given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+  folders = [str(project), *filter(None, given), os.getcwd()]
+  return os.pathsep.join(folders)
+
+
 def _start(arguments, workdir, cores=None):
-  """A process, and where in workdir/log.txt its words begin."""
+  """A process, and where in workdir/log.txt its output begins."""
   workdir.mkdir(parents=True, exist_ok=True)
   with (workdir / "log.txt").open("a") as log, _bound_to(cores):
     begin = log.tell()
@@ -54,6 +65,7 @@ def _start(arguments, workdir, cores=None):
         start_new_session=True,
         env={
             **os.environ,
+            "PYTHONPATH": _python_path(),
             "JAX_COMPILATION_CACHE_DIR": os.environ.get(
                 "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
             ),
@@ -65,7 +77,7 @@ def _start(arguments, workdir, cores=None):
 
 
 def execute(arguments: list[str], workdir: Path) -> str | None:
-  """Runs a command to its end, with its words in workdir/log.txt.
+  """Runs a command to its end; its output goes to workdir/log.txt.
 
   Args:
     arguments: the command.
@@ -80,14 +92,14 @@ def execute(arguments: list[str], workdir: Path) -> str | None:
 
 
 def _why(process, workdir, begin):
-  """The error that an ended process told, or its last line; None if none."""
+  """The error line of a process that failed, or its last line; else None."""
   process.stdin.close()
   if not process.returncode:
     return None
   with (workdir / "log.txt").open(errors="replace") as log:
     log.seek(begin)
     lines = log.read().splitlines()
-  # Another process may write there still, and dashboards after an error.
+  # Another process may still write there, and dashboards write after an error.
   errors = [line for line in lines if line.startswith("error:")]
   return " ".join([f"({process.returncode})", *(errors or lines)[-1:]])
 
@@ -99,9 +111,9 @@ def _first_line(error):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """A list of each signal of `stopping.catch` that came so far.
+  """A list of the signals of `stopping.catch` that came so far.
 
-  SIGHUP is in it at the beginning alone: nobody means it as "at once".
+  SIGHUP counts as the first one only: nobody means it as "stop at once".
   """
   came = []
 
@@ -118,9 +130,9 @@ def _signals() -> Iterator[list[int]]:
 
 
 def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
-  """A launcher of processes here, each with its share of cores.
+  """A launcher of processes on this machine, each with its share of cores.
 
-  A signal goes on to them as SIGTERM; it ends when they have ended.
+  It passes a signal on to them as SIGTERM, and ends when they have ended.
 
   Args:
     jobs: processes at once.
@@ -173,9 +185,10 @@ def _number(text):
 
 
 def slurm(folder: Path, options: list[str]) -> Callable:
-  """A launcher of jobs of Slurm; they go on where it is stopped.
+  """A launcher of jobs of Slurm, which go on when the launcher is stopped.
 
-  A run's job.txt names its job: started again, it waits for a live one.
+  A run's job.txt names its job. A launcher that is started again waits for a
+  job that is still alive.
 
   Args:
     folder: of the sweep, which all nodes see.

@@ -1,4 +1,4 @@
-"""Ends that are asked for, by Ctrl-C or SIGTERM, and the command to go on."""
+"""Graceful stop on Ctrl-C, SIGTERM and SIGHUP, and the command to go on."""
 
 import contextlib
 import os
@@ -19,15 +19,15 @@ PARENT = "AGSFL_STDIN_ENDS_WITH_PARENT"
 
 
 def catch(handler: Callable) -> dict[int, Callable]:
-  """Has Ctrl-C, SIGTERM and the terminal's end (SIGHUP) call `handler`.
+  """Calls `handler` on Ctrl-C, SIGTERM and when the terminal ends (SIGHUP).
 
   Returns:
-    By signal, what was called before.
+    By signal, the handler before.
   """
-  asked = [signal.SIGINT, signal.SIGTERM]
+  caught = [signal.SIGINT, signal.SIGTERM]
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # by nohup
-    asked.append(signal.SIGHUP)
-  return {number: signal.signal(number, handler) for number in asked}
+    caught.append(signal.SIGHUP)
+  return {number: signal.signal(number, handler) for number in caught}
 
 
 def give_back(before: dict[int, Callable]):
@@ -37,9 +37,9 @@ def give_back(before: dict[int, Callable]):
 
 
 def end_with_parent():
-  """Has SIGTERM come once the parent is gone, if `PARENT` is set.
+  """Sends this process SIGTERM when its parent ends, if `PARENT` is set.
 
-  For a parent that ends by force, which can pass nothing on.
+  A parent that is killed cannot send anything itself.
   """
   if os.environ.pop(PARENT, None) is None:
     return
@@ -54,8 +54,9 @@ def end_with_parent():
 class Signals:
   """Notes Ctrl-C, SIGTERM and SIGHUP.
 
-  From then on the first two act as before. SIGHUP does not: it comes from the
-  shell and from the kernel as a terminal closes.
+  Once one of them came, Ctrl-C and SIGTERM act as before, so a second one ends
+  the program at once. SIGHUP does not: a terminal that closes sends it twice,
+  from the shell and from the kernel.
 
   Attributes:
     seen: whether one came.
@@ -89,11 +90,11 @@ class Signals:
 
 
 @contextlib.contextmanager
-def told_how_to_go_on(folder: Path):
-  """Ends a stopped script with the command that takes it up, and its code.
+def continue_hint(folder: Path):
+  """Ends a stopped command with its exit code and the command to go on.
 
   Args:
-    folder: what the script's --workdir is, given or not.
+    folder: where it writes, whether --workdir is given or not.
   """
   try:
     yield
@@ -106,7 +107,12 @@ def told_how_to_go_on(folder: Path):
 
 def _command(folder):
   """How this program was started, with its folder named."""
-  main = sys.modules["__main__"].__spec__
-  program = ["-m", main.name] if main else [sys.argv[0]]
+  python, program, *arguments = sys.orig_argv
+  del python  # its path may be long
+  started = [program, *arguments]
+  if Path(program).name == "agsfl":  # the console command
+    started[0] = "agsfl"
+  else:
+    started.insert(0, "python")
   place = [] if flags.FLAGS["workdir"].present else [f"--workdir={folder}"]
-  return ["python", *program, *sys.argv[1:], *place]
+  return [*started, *place]

@@ -1,18 +1,15 @@
-"""How far k falls as sending takes longer: k and loss for several beta.
+"""k settles lower as sending takes longer: k and loss for several beta.
 
 Source: Han, Wang, Leung, ICDCS 2020, the comparison of communication times.
 """
 
 import dataclasses
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from absl import app, flags
 
-from agsfl import config as settings
-from experiments.lib import groups as results
+from agsfl.config import Config
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import study
 
 flags.adopt_module_key_flags(study)
@@ -21,7 +18,7 @@ COMM_TIMES = flags.DEFINE_list(
 )
 
 
-def by_comm_time(base: settings.Config) -> dict[str, settings.Config]:
+def by_comm_time(base: Config) -> dict[str, Config]:
   """A Config for each beta of the flag, by the text given.
 
   Raises:
@@ -39,8 +36,8 @@ def label_of(comm_time: str) -> str:
   return f"beta{comm_time}"
 
 
-def compare(base: settings.Config):
-  """Runs, draws and tabulates."""
+def compare(base: Config):
+  """Runs what is missing, draws the figure and writes the table."""
   configs = by_comm_time(base)
   done = study.run_all(
       {label_of(text): study.seeded(one) for text, one in configs.items()}
@@ -53,18 +50,18 @@ def compare(base: settings.Config):
     runs = done[label_of(text)]
     rounds = [row["round"] for row in runs[0].rows]
     ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
-    results.draw_spread(loss, runs, "train_loss", f"beta = {text}")
+    groups.draw_spread(loss, runs, "train_loss", f"beta = {text}")
     halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
     lines.append([
         text,
-        results.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
-        results.final(runs, "train_loss"),
-        results.final(runs, "test_accuracy"),
-        results.final(runs, "time"),
+        groups.over_seeds([half.mean() for half in halves], ".0f", ".0f"),
+        groups.final(runs, "train_loss"),
+        groups.final(runs, "test_accuracy"),
+        groups.final(runs, "time"),
     ])
   ks.set(xlabel="round m", ylabel="$k_m$, first seed", yscale="log")
   loss.set(
-      xlabel="normalised time (rounds of computation)",
+      xlabel=groups.TIME,
       ylabel="training loss",
       xscale="log",
   )
@@ -74,7 +71,7 @@ def compare(base: settings.Config):
   header = [
       "beta", "mean k, second half", "training loss", "test accuracy", "time",
   ]
-  study.finish(figure, results.table(header, lines))
+  study.finish(figure, groups.table(header, lines))
 
 
 if __name__ == "__main__":

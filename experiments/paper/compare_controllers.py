@@ -1,46 +1,47 @@
-"""All ways to move k: loss, accuracy and k against normalised time.
+"""All controllers of k: loss, accuracy and k against normalised time.
 
-Beside them a k that stays, for what learning it is worth; `fixed=1000` is one.
+A k that stays is drawn beside them, to show what learning it is worth; it is a
+controller `fixed=K`.
 
 Source: Han, Wang, Leung, ICDCS 2020, the comparison of online learning methods.
 """
 
 import dataclasses
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-from agsfl import config as settings
-from experiments.lib import groups as results
+from agsfl.config import Config
+from agsfl.controllers import CONTROLLERS
+from agsfl.errors import require
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import study
 
 flags.adopt_module_key_flags(study)
-_LEARNED = ("sign", "sign_interval", "value", "exp3", "bandit")
 flags.DEFINE_list(
     "controllers",
-    [*_LEARNED, "fixed=1000", "fixed=10000"],
+    [
+        "sign", "sign_interval", "value", "exp3", "bandit", "fixed=1000",
+        "fixed=10000",
+    ],
     "Controllers to compare, and any number of fixed=K.",
 )
 
 
 def _config_of(base, label):
-  """The settings of one line.
+  """The settings that a label stands for.
 
   Raises:
-    ConfigError: it is none.
+    ConfigError: it is no rule that learns, and no fixed=K.
   """
   name, _, k = label.partition("=")
-  if name == "fixed" and k.isdecimal():
-    return dataclasses.replace(base, controller=name, k=float(k))
-  if label in _LEARNED:
-    return dataclasses.replace(base, controller=name)
-  raise settings.ConfigError(
-      f"--controllers={label}: must be of {', '.join(_LEARNED)}, or fixed=K"
-  )
+  if name == "fixed" and k:
+    return dataclasses.replace(base, controller=name, k=k)
+  learned = [name for name, rule in CONTROLLERS.items() if rule.learns]
+  allowed = f"of {', '.join(learned)}, or fixed=K"
+  require(label in learned, "controllers", label, allowed)
+  return dataclasses.replace(base, controller=label)
 
 
 def _settled(runs):
@@ -51,8 +52,8 @@ def _settled(runs):
   return f"{mean:.0f} ± {spread:.0f}"
 
 
-def compare(base: settings.Config):
-  """Runs, draws and tabulates."""
+def compare(base: Config):
+  """Runs what is missing, draws the figure and writes the table."""
   configs = {
       label: _config_of(base, label) for label in study.items("controllers")
   }
@@ -64,21 +65,20 @@ def compare(base: settings.Config):
   )
   lines = []
   for name, runs in done.items():
-    results.draw_spread(loss, runs, "train_loss", name)
-    results.draw_spread(accuracy, runs, "test_accuracy", name)
+    groups.draw_spread(loss, runs, "train_loss", name)
+    groups.draw_spread(accuracy, runs, "test_accuracy", name)
     ks.plot(*runs[0].series("k"), label=name, lw=0.8)
     lines.append([
         name,
-        results.final(runs, "train_loss"),
-        results.final(runs, "test_accuracy"),
+        groups.final(runs, "train_loss"),
+        groups.final(runs, "test_accuracy"),
         _settled(runs),
-        results.final(runs, "round"),
-        results.final(runs, "time"),
+        groups.final(runs, "round"),
+        groups.final(runs, "time"),
     ])
-  time = "normalised time (rounds of computation)"
-  loss.set(xlabel=time, ylabel="training loss")
-  accuracy.set(xlabel=time, ylabel="test accuracy")
-  ks.set(xlabel=time, ylabel="$k_m$, first seed", yscale="log")
+  loss.set(xlabel=groups.TIME, ylabel="training loss")
+  accuracy.set(xlabel=groups.TIME, ylabel="test accuracy")
+  ks.set(xlabel=groups.TIME, ylabel="$k_m$, first seed", yscale="log")
   for axes in (loss, accuracy, ks):
     axes.grid(alpha=0.3)
   figure.legend(
@@ -88,7 +88,7 @@ def compare(base: settings.Config):
       "controller", "training loss", "test accuracy",
       "k at the end ± its spread within a run", "rounds", "time",
   ]
-  study.finish(figure, results.table(header, lines))
+  study.finish(figure, groups.table(header, lines))
 
 
 if __name__ == "__main__":

@@ -5,21 +5,19 @@ Source: Han, Wang, Leung, ICDCS 2020, the comparison of sparsifiers.
 
 import dataclasses
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-from agsfl import config as settings
-from experiments.lib import groups as results
+from agsfl.config import Config
+from agsfl.errors import require
+from agsfl.records.summary import jain_index
+from agsfl.sparsifiers import METHODS
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import study
 
 flags.adopt_module_key_flags(study)
-flags.DEFINE_list(
-    "methods", list(settings.METHODS), "Methods to compare."
-)
+flags.DEFINE_list("methods", list(METHODS), "Methods to compare.")
 
 
 def _draw_cdf(axes, runs, label):
@@ -30,8 +28,8 @@ def _draw_cdf(axes, runs, label):
 
 
 def _with_method(base, name):
-  """Dense methods have few rounds, long ones: each is evaluated."""
-  dense = name in settings.METHODS_WITHOUT_K
+  """Dense methods have few and long rounds: each is evaluated."""
+  dense = not METHODS[name].takes_k
   return dataclasses.replace(
       base,
       method=name,
@@ -41,14 +39,11 @@ def _with_method(base, name):
   )
 
 
-def compare(base: settings.Config):
-  """Runs, draws and tabulates."""
+def compare(base: Config):
+  """Runs what is missing, draws the figure and writes the table."""
   names = study.items("methods")
   for name in names:
-    if name not in settings.METHODS:
-      raise settings.ConfigError(
-          f"--methods={name}: must be of {', '.join(settings.METHODS)}"
-      )
+    require(name in METHODS, "methods", name, f"of {', '.join(METHODS)}")
   done = study.run_all(
       {name: study.seeded(_with_method(base, name)) for name in names}
   )
@@ -57,23 +52,22 @@ def compare(base: settings.Config):
   )
   lines = []
   for name, runs in done.items():
-    results.draw_spread(loss, runs, "train_loss", name)
-    results.draw_spread(accuracy, runs, "test_accuracy", name)
+    groups.draw_spread(loss, runs, "train_loss", name)
+    groups.draw_spread(accuracy, runs, "test_accuracy", name)
     _draw_cdf(fairness, runs, name)
-    jain = np.mean([results.jain_index(run.contributed) for run in runs])
+    jain = np.mean([jain_index(run.contributed) for run in runs])
     silent = np.mean([np.mean(run.contributed == 0) for run in runs])
     lines.append([
         name,
-        results.final(runs, "train_loss"),
-        results.final(runs, "test_accuracy"),
+        groups.final(runs, "train_loss"),
+        groups.final(runs, "test_accuracy"),
         f"{jain:.3f}",
         f"{silent:.0%}",
-        results.final(runs, "round"),
-        results.final(runs, "time"),
+        groups.final(runs, "round"),
+        groups.final(runs, "time"),
     ])
-  time = "normalised time (rounds of computation)"
-  loss.set(xlabel=time, ylabel="training loss")
-  accuracy.set(xlabel=time, ylabel="test accuracy")
+  loss.set(xlabel=groups.TIME, ylabel="training loss")
+  accuracy.set(xlabel=groups.TIME, ylabel="test accuracy")
   fairness.set(
       xlabel="elements contributed by a client / mean",
       ylabel="share of clients (CDF)",
@@ -88,7 +82,7 @@ def compare(base: settings.Config):
       "method", "training loss", "test accuracy", "Jain's index",
       "clients unheard", "rounds", "time",
   ]
-  study.finish(figure, results.table(header, lines))
+  study.finish(figure, groups.table(header, lines))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The k learned at one beta, played under the others: a matrix of losses.
 
-All runs under one beta get the time that learning under it took; where a
-sequence ends before, its last k stays. A replay measures no losses, so that its
+All runs under one beta get the time that learning under it took. Where a
+sequence ends earlier, its last k stays. A replay measures no losses, so its
 rounds are shorter by 1 / batch_size.
 
 Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
@@ -10,15 +10,12 @@ Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
 import dataclasses
 import math
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-from agsfl import config as settings
-from experiments.lib import groups as results
+from agsfl.config import Config
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import communication_times, study
 
 flags.adopt_module_key_flags(study)
@@ -48,8 +45,8 @@ def _replayed(config, source, own):
   return config_of
 
 
-def compare(base: settings.Config):
-  """Runs, draws and tabulates."""
+def compare(base: Config):
+  """Runs what is missing, draws the figure and writes the table."""
   configs = communication_times.by_comm_time(base)
   label = communication_times.label_of
   learned = study.run_all(
@@ -70,7 +67,7 @@ def compare(base: settings.Config):
   )
   losses = np.vectorize(loss)(cells)
   figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
-  # By column: loss under one beta tells nothing of loss under another.
+  # By column: losses under different beta cannot be compared.
   ratios = losses / losses.min(axis=0)
   picture = axes.imshow(ratios, cmap="viridis_r")
   figure.colorbar(picture, label="training loss / the column's least")
@@ -86,11 +83,11 @@ def compare(base: settings.Config):
       ylabel="beta at which k was learned",
   )
   lines = [
-      [source, *[results.final(played[name], "train_loss") for name in row]]
+      [source, *[groups.final(played[name], "train_loss") for name in row]]
       for source, row in zip(configs, cells, strict=True)
   ]
   header = ["k learned at", *[f"beta = {text}" for text in configs]]
-  study.finish(figure, results.table(header, lines))
+  study.finish(figure, groups.table(header, lines))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measured regret of the learning of k, beside the bounds that the paper gives.
+"""The measured regret of learning k, beside the bounds that the paper gives.
 
 In units of G B throughout, with G the greatest slope of a cost and B the width
 of the interval of k, so that the bounds are sqrt(2 M) with the exact sign and
@@ -10,13 +10,13 @@ H sqrt(2 M) with an estimated one. Three parts:
    each round by itself, so H = 1 / (2 p - 1); the mean over --noise_seeds.
 3. Costs of a real run, see `recorded_costs`, which need not meet any of them.
    They are averaged over --average_over rounds, are linear between grid points,
-   and are played over and over. The rules see the cost at k and at their probe
-   k', as in a real round, and not the exact sign. G is the greatest slope of
-   the averages, and the regret is against the k that is best over all rounds
-   played. As averages are not all convex and share no minimiser, the bound is
-   drawn beside and not promised.
+   and are played again and again. The rules see the cost at k and at their
+   probe k', as in a real round, and not the exact sign. G is the greatest slope
+   of the averages, and the regret is against the k that is best over all rounds
+   played. The averages are not all convex and share no minimiser, so the bound
+   is drawn for comparison and does not hold by the theorem.
 
-No bound is claimed for moving intervals (Alg. 3); they are drawn beside.
+No bound is claimed for moving intervals (Alg. 3); they are drawn too.
 
 Source: Han, Wang, Leung, ICDCS 2020, the theorems on Alg. 2.
 """
@@ -27,18 +27,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 from jax import lax
 
-from agsfl import config as settings
-from agsfl.controllers import descent as controllers
+from agsfl import controllers
+from agsfl.config import Config
+from agsfl.data import federated
+from agsfl.errors import require
+from agsfl.parts import Parts, build_model
+from agsfl.sparsifiers import METHODS
 from agsfl.types import KController, KProposal, Observation
-from experiments.lib import groups as results
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import recorded_costs, study
 from experiments.paper.recorded_costs import Averaged, convex_share, slopes
 
@@ -119,12 +120,10 @@ def noise_of(accuracy: float) -> float:
     1 / (2 p - 1).
 
   Raises:
-    ConfigError: p is not above 1/2, so that signs tell nothing, or above 1.
+    ConfigError: p is at most 1/2, where signs say nothing, or above 1.
   """
-  if not 0.5 < accuracy <= 1:
-    raise settings.ConfigError(
-        f"--sign_accuracy={accuracy}: must be above 0.5, at most 1"
-    )
+  allowed = "above 0.5, at most 1"
+  require(0.5 < accuracy <= 1, "sign_accuracy", accuracy, allowed)
   return 1.0 / (2.0 * accuracy - 1.0)
 
 
@@ -310,10 +309,16 @@ def _draw_synthetic(axes, signs, accuracy, seeds):
   return sorted(lines, key=lambda line: list(SHAPES).index(line[0]))
 
 
+def _first_k(config):
+  """k of the first round where k is learned, in elements."""
+  data = federated.load(config.dataset, config, config)
+  return config.k_range(build_model(config, Parts(), data).dim).k
+
+
 def _draw_recorded(regrets, means, config, color):
   """Lines of one seed in both panels and the table, and what its costs are."""
   config = dataclasses.replace(config, controller="sign", replay=None)
-  recorded = recorded_costs.kept(
+  recorded = recorded_costs.cached(
       config, GRID_SIZE.value, study.folder() / f"seed{config.seed}.json"
   )
   averaged = recorded_costs.average(recorded, AVERAGE_OVER.value)
@@ -323,10 +328,11 @@ def _draw_recorded(regrets, means, config, color):
   unit = steepest * (k_max - k_min)
   limit = bound(PLAY_ROUNDS.value)
   rounds = np.arange(1, len(limit) + 1)
+  k_init = _first_k(config)
   lines, more = [], []
   for name, rule in RULES.items():
     played = play_recorded(
-        rule(config.k, k_min, k_max), averaged, len(limit)
+        rule(k_init, k_min, k_max), averaged, len(limit)
     )
     values = played.regret / unit
     label = f"seed {config.seed}, {name}"
@@ -350,12 +356,10 @@ def _draw_recorded(regrets, means, config, color):
   return lines, note
 
 
-def compare(base: settings.Config):
+def compare(base: Config):
   """Plays, records, draws and tabulates."""
-  if base.method in settings.METHODS_WITHOUT_K:
-    raise settings.ConfigError(
-        f"--method={base.method}: must have a k to learn"
-    )
+  takes_k = METHODS[base.method].takes_k
+  require(takes_k, "method", base.method, "one with a k to learn")
   accuracy = SIGN_ACCURACY.value
   noise_of(accuracy)  # Refuses what is out of range before anything runs.
   figure, ((exact, noisy), (regrets, means)) = plt.subplots(
@@ -380,7 +384,8 @@ def compare(base: settings.Config):
     )
     lines += more
     notes.append(note)
-  regrets.set_title(f"costs of a run with k = {base.k:g}", fontsize=10)
+  k_words = groups.in_words(base.k or 1000.0)
+  regrets.set_title(f"costs of a run with k = {k_words}", fontsize=10)
   for axes in (exact, noisy, regrets):
     axes.set(xlabel="rounds M", ylabel="regret R(M) / (G B)")
   means.set_title(
@@ -396,7 +401,7 @@ def compare(base: settings.Config):
       "costs", "signs", "rule", "R(M) / (G B)", "bound / (G B)",
       "greatest R(m) / bound",
   ]
-  text = f"M = {len(limit)}.\n\n" + results.table(header, lines)
+  text = f"M = {len(limit)}.\n\n" + groups.table(header, lines)
   study.finish(figure, "\n\n".join([text, *notes]))
 
 

@@ -1,11 +1,10 @@
 """Several runs for one figure: run what is missing, read all of it back.
 
-A study is a folder: one folder per setting, in it one per seed, each as
-`experiments.run` leaves it. Started again, it does what is not finished yet.
+A study is a folder: one folder for each setting, in it one for each seed, as
+`experiments.run` leaves it. The same command goes on where a study was stopped.
 """
 
 import dataclasses
-import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -16,34 +15,33 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from agsfl import files, runs
-from agsfl.config import Config, ConfigError
-from agsfl.records import folder as records
+from agsfl import files, simulation
+from agsfl.config import Config
+from agsfl.errors import refused, require
+from agsfl.records.folder import refuse_other
+from agsfl.records.read import Run, read_run
 from agsfl.types import PyTree
-from experiments import run
-from experiments.lib import drawing, scripts, stopping
+from experiments.lib import drawing, plugins, runner, scripts, stopping
 from experiments.lib import flags as run_flags
-from experiments.lib import groups as results
 
-flags.adopt_module_key_flags(run_flags)
-flags.adopt_module_key_flags(run)
+flags.adopt_module_key_flags(runner)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds: a run of each setting each.")
 
 
 def folder() -> Path:
   """The study's folder: --workdir, or runs/ and the script's name."""
-  return Path(run.WORKDIR.value or Path("runs") / Path(sys.argv[0]).stem)
+  return runner.workdir(f"runs/{Path(sys.argv[0]).stem}")
 
 
 def say(text: str):
-  """Prints it, but for --quiet."""
-  if not run.QUIET.value:
+  """Prints a text, unless --quiet is given."""
+  if not runner.QUIET.value:
     print(text, flush=True)
 
 
 def progress(steps: Iterable, total: int | None = None) -> Iterable:
-  """The steps, with a bar on a terminal, but for --quiet."""
-  hidden = run.QUIET.value or None  # None: without a terminal
+  """The steps, with a bar on a terminal, unless --quiet is given."""
+  hidden = runner.QUIET.value or None  # None: without a terminal
   return tqdm(steps, total=total, unit="round", disable=hidden)
 
 
@@ -58,9 +56,9 @@ def items(name: str) -> list[str]:
   Raises:
     ConfigError: there are none.
   """
-  if not flags.FLAGS[name].value:
-    raise ConfigError(f"--{name}=: must name at least one")
-  return flags.FLAGS[name].value
+  values = flags.FLAGS[name].value
+  require(values, name, "", "a list with at least one item")
+  return values
 
 
 def numbers(name: str, number: type = float) -> list:
@@ -70,17 +68,12 @@ def numbers(name: str, number: type = float) -> list:
     ConfigError: there are none, one is no number, or one is named twice.
   """
   texts = items(name)
-  try:
+  listed = ",".join(texts)
+  kind = "whole numbers" if number is int else "numbers"
+  with refused(f"--{name}={listed}", f"must be {kind} with commas", ValueError):
     values = [number(text) for text in texts]
-  except ValueError as error:
-    kind = "whole numbers" if number is int else "numbers"
-    raise ConfigError(
-        f"--{name}={','.join(texts)}: must be {kind} with commas"
-    ) from error
-  if len(set(values)) < len(values):
-    raise ConfigError(
-        f"--{name}={','.join(texts)}: must name each number once"
-    )
+  once = len(set(values)) == len(values)
+  require(once, name, listed, "a list that names each number once")
   return values
 
 
@@ -90,9 +83,9 @@ def seeded(config: Config) -> Callable[[int], Config]:
 
 
 def share_compiled_code():
-  """Keeps compiled programs, for other seeds and later starts.
+  """Keeps compiled programs for other seeds and later starts.
 
-  Where the environment says, or else in the folder.
+  They go where the environment says, or else to the study's folder.
   """
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
@@ -101,7 +94,7 @@ def share_compiled_code():
 
 def run_all(
     settings: dict[str, Callable[[int], Config]],
-) -> dict[str, list[results.Run]]:
+) -> dict[str, list[Run]]:
   """The runs of a study, seed by seed within each setting.
 
   Seeds of one setting share compiled code, by JAX's cache in the folder.
@@ -117,28 +110,28 @@ def run_all(
   """
   study = folder()
   share_compiled_code()
-  done, told = {}, functools.cache(runs.fingerprint_of)
+  done, fingerprint_of = {}, simulation.data_fingerprints()
   for label, config_of in settings.items():
     done[label] = []
     for seed in seeds():
       workdir, config = study / label / f"seed{seed}", config_of(seed)
-      if not runs.is_finished(config, workdir, told):
+      if not simulation.is_finished(config, workdir, fingerprint_of):
         say(f"{label}, seed {seed}")
-        with stopping.Signals(run.tell_stop) as signals:
-          run.run(config, workdir, signals)
-      done[label].append(results.read(workdir))
+        with stopping.Signals(runner.say_stopping) as signals:
+          runner.run(config, workdir, signals)
+      done[label].append(read_run(workdir))
   return done
 
 
-def kept(
+def cached(
     path: Path, asked: dict[str, Any], make: Callable[[], PyTree]
 ) -> PyTree:
-  """What an earlier start made and wrote to a file, or makes and writes it.
+  """What an earlier start wrote to a file; else makes it and writes it.
 
   Args:
     path: of the file, whole or not there.
     asked: the settings that decide the outcome.
-    make: gives something that JSON can hold.
+    make: returns something that JSON can hold.
 
   Returns:
     The outcome, as JSON has it.
@@ -148,20 +141,19 @@ def kept(
       written.
   """
   if path.exists():
-    try:
-      held = json.loads(path.read_text())
+    problem = "must be a file of this study"
+    damage = (OSError, ValueError, KeyError, TypeError, RecursionError)
+    with refused(str(path), problem, damage):
+      held = json.loads(path.read_text(encoding="utf-8"))
       theirs, made = dict(held["asked"]), held["made"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise ConfigError(
-          f"{path}: must be a file of this study ({error!r})"
-      ) from error
-    records.refuse_other(theirs, asked, path)
+    refuse_other(theirs, asked, str(path))
     return made
   made = make()
   with files.usable(folder()):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written_whole(path) as temporary:
-      temporary.write_text(json.dumps({"asked": asked, "made": made}) + "\n")
+      text = json.dumps({"asked": asked, "made": made})
+      temporary.write_text(text + "\n", encoding="utf-8")
   return made
 
 
@@ -181,17 +173,18 @@ def finish(figure, text: str):
     with files.written_whole(study / "figure.png") as path:
       drawing.save(figure, path)
     with files.written_whole(study / "table.md") as path:
-      path.write_text(text + "\n")
+      path.write_text(text + "\n", encoding="utf-8")
   say(text)
   say(f"figure and table: {study}")
 
 
 def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
-  """A script's main: gives it the Config of the flags; errors in one line."""
+  """The `main` of a script, which gets the Config of the flags."""
 
   def checked(argv):
     scripts.start(argv)
-    with scripts.one_line_errors(), stopping.told_how_to_go_on(folder()):
+    with scripts.one_line_errors(), stopping.continue_hint(folder()):
+      plugins.load()
       script(run_flags.config_from_flags())
 
   return checked

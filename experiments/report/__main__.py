@@ -1,6 +1,6 @@
 """Writes one HTML page about runs: settings, results, curves, bytes, clients.
 
-  python -m experiments.report WORKDIR... [--out=report.html]
+    python -m experiments.report WORKDIR... [--out=report.html]
 
 A WORKDIR is the folder of a run, or one with runs anywhere below it: a study.
 Runs that differ in their seed alone are shown together. The page needs nothing
@@ -11,22 +11,23 @@ from pathlib import Path
 
 from absl import app, flags
 
-from agsfl.errors import ConfigError
-from experiments.lib import out, scripts
+from experiments.lib import out, plugins, scripts
+from experiments.lib.groups import in_words
 from experiments.report import figures, tables
 from experiments.report import runs as report_runs
 from experiments.report import svg as report_svg
 from experiments.report.markup import STYLE, escape
-from experiments.report.runs import Run
+from experiments.report.runs import Shown
 
 flags.adopt_module_key_flags(out)
+flags.adopt_module_key_flags(plugins)
 
 
 def _title(groups):
   runs = [run for group in groups for run in group.runs]
   if len(runs) == 1:
     config = runs[0].config
-    name = lambda key: report_runs.in_words(config.get(key))
+    name = lambda key: in_words(config.get(key))
     how = f" with {name('controller')}" if runs[0].has_k else ""
     return f"{name('method')}{how} on {name('dataset')}"
   if len(groups) == 1:
@@ -36,7 +37,7 @@ def _title(groups):
   return f"{len(runs)} runs of {len(groups)} settings"
 
 
-def page(where: str, runs: list[Run]) -> str:
+def page(where: str, runs: list[Shown]) -> str:
   """The page about some runs, as one HTML document.
 
   Args:
@@ -44,7 +45,7 @@ def page(where: str, runs: list[Run]) -> str:
   """
   groups = report_runs.group(runs)
   title = escape(_title(groups))
-  unfinished = sum(not run.finished for run in runs)
+  unfinished = sum(not one.run.finished for one in runs)
   lead = f"Folder {escape(where)}."
   if unfinished:
     lead += (
@@ -88,7 +89,7 @@ def page(where: str, runs: list[Run]) -> str:
 
 
 def write(place: Path, text: str):
-  """Writes a file whole or not at all; its folder is made.
+  """Writes a file whole or not at all, and makes its folder.
 
   Raises:
     ConfigError: it cannot be written.
@@ -100,12 +101,11 @@ def write(place: Path, text: str):
 def main(argv):
   scripts.start(argv[:1])
   with scripts.one_line_errors():
-    if len(argv) < 2:
-      raise ConfigError("no WORKDIR is given; a report takes one or more")
-    where, runs = report_runs.read_all([Path(name) for name in argv[1:]])
+    plugins.load()
+    where, runs = report_runs.read_all(argv[1:])
     path = out.path("report.html")
     write(path, page(where, runs))
-  print(f"report: {path}")
+    print(f"report: {path}")
 
 
 if __name__ == "__main__":

@@ -2,28 +2,26 @@
 
 import numpy as np
 
-from experiments.lib import groups as results
-from experiments.lib.groups import over_seeds
+from experiments.lib.groups import TIME, band, metrics, over_seeds
 from experiments.report import svg as report_svg
 from experiments.report.markup import escape
 from experiments.report.runs import Group
 
-_TIME = "normalised time (rounds of computation)"
 _BYTES = "bytes sent up and down, all clients"
 _LEGEND_IN_CHART = 10  # more lines have one legend for all charts
 _LOG_FROM = 12  # an axis whose ends differ by this factor is logarithmic
 
 
 def _lines(group, style, key, against, label=None):
-  """A group's line with its band; or its runs' own where they share no x."""
+  """A group's line with its band, or one for each run that share no x."""
   every = [run.series(key, against) for run in group.runs]
   drawn = [one for one in every if len(one[0])]
   if not drawn:
     return []
   label = label or group.label
   stopped = not group.finished
-  band = results.band(every) if len(group.runs) > 1 else None
-  if band is None:
+  shared = band(every) if len(group.runs) > 1 else None
+  if shared is None:
     return [
         report_svg.Line(label, style, *one, stopped=stopped) for one in drawn
     ]
@@ -31,16 +29,16 @@ def _lines(group, style, key, against, label=None):
       report_svg.Line(
           label,
           style,
-          band.x,
-          band.mean,
-          (band.x, band.least),
-          (band.x, band.greatest),
+          shared.x,
+          shared.mean,
+          (shared.x, shared.least),
+          (shared.x, shared.greatest),
       )
   ]
 
 
 def _far_apart(values):
-  """Whether numbers are better told apart on a logarithmic axis."""
+  """Whether these numbers need a logarithmic axis."""
   return min(values) > 0 and max(values) > _LOG_FROM * min(values)
 
 
@@ -82,22 +80,28 @@ def _shared_legend(groups):
 def _plan(groups):
   """What the charts show: title, x label, y label, [(key, label)], against."""
   both = [("train_loss", "training loss"), ("test_loss", "test loss")]
+  own = [
+      (f"{name} against time", TIME, name, [(name, None)], "time")
+      for name in metrics([one.run for group in groups for one in group.runs])
+  ]
   accuracy = [("test_accuracy", "test accuracy")]
   if len(groups) == 1:
     return [
-        ("Loss against time", _TIME, "cross entropy", both, "time"),
-        ("Accuracy against time", _TIME, "share right", accuracy, "time"),
+        ("Loss against time", TIME, "cross entropy", both, "time"),
+        ("Accuracy against time", TIME, "share right", accuracy, "time"),
         ("Loss against bytes", _BYTES, "cross entropy", both, "bytes"),
         ("Accuracy against bytes", _BYTES, "share right", accuracy, "bytes"),
+        *own,
     ]
   (train, test) = ([(key, None)] for key, _ in both)
   accuracy = [("test_accuracy", None)]
   return [
-      ("Training loss against time", _TIME, "cross entropy", train, "time"),
-      ("Test loss against time", _TIME, "cross entropy", test, "time"),
-      ("Test accuracy against time", _TIME, "share right", accuracy, "time"),
+      ("Training loss against time", TIME, "cross entropy", train, "time"),
+      ("Test loss against time", TIME, "cross entropy", test, "time"),
+      ("Test accuracy against time", TIME, "share right", accuracy, "time"),
       ("Training loss against bytes", _BYTES, "cross entropy", train, "bytes"),
       ("Test loss against bytes", _BYTES, "cross entropy", test, "bytes"),
+      *own,
   ]
 
 
@@ -155,13 +159,16 @@ def _k_figure(groups, *, shared_legend):
       lines += _lines(group, style, "k", "round")
       continue
     probes = any(
-        row["k"] != row["k_probe"] for run in group.runs for row in run.rows
+        row["k"] != row["k_probe"]
+        for one in group.runs
+        for row in one.run.rows
     )
     lines += _lines(group, 0, "k", "round", "k")
     if probes:
       lines += _lines(group, 1, "k_probe", "round", "probe k'")
   without = [group for group in groups if not group.runs[0].has_k]
-  note = "send_all and fedavg have no k." if without else ""
+  methods = dict.fromkeys(group.runs[0].config["method"] for group in without)
+  note = f"Without k: {', '.join(methods)}." if without else ""
   if without and len(without) == len(groups):
     return ""
   values = [y for line in lines for y in line.y]
@@ -185,11 +192,11 @@ def _over_seeds(values, mean, spread=".2g"):
 def fairness(groups: list[Group]) -> str:
   """The share of clients by what they contributed."""
   one = len(groups) == 1 and len(groups[0].runs) == 1
-  lines, told = [], []
+  lines, silence = [], []
   for style, group in enumerate(groups):
     if not group.finished:
       continue
-    held = [np.array(run.clients["contributed"]) for run in group.runs]
+    held = [one.run.contributed for one in group.runs]
     if not one:
       held = [counts / max(counts.mean(), 1) for counts in held]
     jain = _over_seeds([run.jain() for run in group.runs], ".4f")
@@ -200,7 +207,7 @@ def fairness(groups: list[Group]) -> str:
     if max(silent):
       whose = "" if one else f"{group.label}: "
       share = _over_seeds(silent, ".1%", ".1%")
-      told.append(f"{whose}{share} of the clients contributed nothing.")
+      silence.append(f"{whose}{share} of the clients contributed nothing.")
   if not lines:
     return "<p>No run is finished; what clients contributed is not known.</p>\n"
   counted = (
@@ -224,6 +231,6 @@ def fairness(groups: list[Group]) -> str:
       shared_legend=_is_shared(groups),
       zero_x=True,
       steps=True,
-      note=" ".join([note, *told]),
+      note=" ".join([note, *silence]),
   )
   return f'{legend}<div class="charts">\n{figure}</div>\n'

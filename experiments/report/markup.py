@@ -3,8 +3,6 @@
 import html
 from typing import Any
 
-NONE = "\u2013"  # a dash
-
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -117,10 +115,10 @@ def table(
   """A table in a box of its own that scrolls.
 
   Args:
-    what: it shows, for those who do not see it.
+    what: the table shows, for readers who do not see it.
     header: markup of the columns' heads; None for no such row.
     lines: markup of the cells; the first of each is its head.
-    kind: classes: "words" for cells that are, "names" for long first ones,
+    kind: classes: "words" for cells of words, "names" for long first cells,
       "pairs" for a name and a value.
   """
   head = ""

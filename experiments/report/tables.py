@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from agsfl.config import Config
-from experiments.lib.groups import over_seeds
-from experiments.report import runs as report_runs
-from experiments.report.markup import NONE, data, details, escape, table
-from experiments.report.runs import Group, Run
+from experiments.lib.groups import NONE, in_words, over_seeds
+from experiments.report.markup import data, details, escape, table
+from experiments.report.runs import VALUE_BYTES, Group, Shown
 
 _OPEN_CLIENTS = 60  # longer tables of clients are closed at first
 
@@ -41,11 +40,11 @@ class _Metric(NamedTuple):
   """
 
   title: str
-  of: Callable[[Run], float | None]
+  of: Callable[[Shown], float | None]
   mean: str | None = ".4g"
   spread: str = ".2g"
 
-  def text(self, runs: list[Run]) -> str:
+  def text(self, runs: list[Shown]) -> str:
     """Markup of the runs' mean and half range; a dash where there is none."""
     values = [self.of(run) for run in runs]
     values = [value for value in values if value is not None]
@@ -66,15 +65,16 @@ class _Metric(NamedTuple):
 
 
 def _last(key):
-  return lambda run: run.evaluated[-1][key] if run.evaluated else None
+  """A number of the last evaluation; None where there is none."""
+  return lambda one: one.run.evaluated[-1][key] if one.run.evaluated else None
 
 
 def _of_summary(key):
-  return lambda run: run.summary.get(key) if run.finished else None
+  return lambda one: one.run.summary.get(key) if one.run.finished else None
 
 
 def _end(key):
-  return lambda run: run.rows[-1][key] if run.rows else None
+  return lambda one: one.run.rows[-1][key] if one.run.rows else None
 
 
 _METRICS = (
@@ -83,10 +83,10 @@ _METRICS = (
     _Metric("test accuracy", _last("test_accuracy"), ".4f"),
     _Metric("rounds", _end("round"), ".0f", ".0f"),
     _Metric("normalised time", _end("time"), ".1f"),
-    _Metric("mean k, second half", Run.mean_k, ".0f", ".0f"),
-    _Metric("sent up", lambda run: run.total("k_up"), None),
-    _Metric("sent down", lambda run: run.total("k_down"), None),
-    _Metric("Jain's index", Run.jain, ".4f"),
+    _Metric("mean k, second half", Shown.mean_k, ".0f", ".0f"),
+    _Metric("sent up", lambda one: one.total("up"), None),
+    _Metric("sent down", lambda one: one.total("down"), None),
+    _Metric("Jain's index", Shown.jain, ".4f"),
     _Metric("wall s per round", _of_summary("median_round_seconds"), ".3g"),
 )
 _OF_ONE_RUN = (
@@ -110,25 +110,25 @@ def count(number: int, what: str) -> str:
   return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _state(run):
+def _state(one):
   """How far a run is, in words."""
-  most = run.config["num_rounds"]
+  run, most = one.run, one.config["num_rounds"]
   if run.finished:
     return "finished"
   if not run.rows:
     return f"unfinished: no round of at most {most:,} is done"
-  told = f"unfinished: {len(run.rows):,} of at most {most:,} rounds"
+  words = f"unfinished: {len(run.rows):,} of at most {most:,} rounds"
   if not run.evaluated:
-    return f"{told}, not evaluated yet"
-  return f"{told}, last evaluated at {run.evaluated[-1]['round']:,}"
+    return f"{words}, not evaluated yet"
+  return f"{words}, last evaluated at {run.evaluated[-1]['round']:,}"
 
 
 def _head(label, runs):
   """The head of a row: a label, and what is unfinished about it."""
   stopped = "".join(
-      f'<span class="stopped">{_state(run)}</span>'
-      for run in runs
-      if not run.finished
+      f'<span class="stopped">{_state(one)}</span>'
+      for one in runs
+      if not one.run.finished
   )
   return escape(label) + stopped
 
@@ -147,28 +147,28 @@ def _flat(config, prefix=""):
 
 def _words(values):
   """Settings as a cell's text, each once."""
-  every = [report_runs.in_words(value) for value in values]
+  every = [in_words(value) for value in values]
   return escape(", ".join(dict.fromkeys(every)))
 
 
-def _settings_of_one(run):
-  config = _flat(run.config)
-  told = (
+def _settings_of_one(one):
+  config = _flat(one.config)
+  first = (
       "dataset", "partition", "num_clients_used", "num_train", "num_test",
       "model", "num_weights", "method", "controller", "comm_time",
       "num_rounds", "seed",
   )
   default = dataclasses.asdict(Config())
-  asked = run.config.get("asked", run.settings())
+  asked = one.run.asked
   changed = [
       name
       for name, value in default.items()
-      if name not in (*told, "num_clients") and asked.get(name, value) != value
+      if name not in (*first, "num_clients") and asked.get(name, value) != value
   ]
   rows = lambda names: [
       [escape(name), _words([config[name]])] for name in names if name in config
   ]
-  main = [*(name for name in told if name in config), *changed]
+  main = [*(name for name in first if name in config), *changed]
   others = [name for name in config if name not in main]
   return (
       '<p class="soft">The main settings, and those that are not the default.'
@@ -186,7 +186,7 @@ def _settings_of_many(groups):
   every = [config for group in configs for config in group]
   names = list(dict.fromkeys(name for config in every for name in config))
   differs = lambda name: len({repr(config.get(name)) for config in every}) > 1
-  # The data's fingerprint follows from the others, and tells a reader nothing.
+  # The data's fingerprint follows from the others and means nothing to readers.
   differing = [name for name in names if name != "data" and differs(name)]
   common = [name for name in names if not differs(name)]
   text = "<p>All settings are the same.</p>\n"
@@ -203,7 +203,7 @@ def _settings_of_many(groups):
     ]
     header = ["setting", *map(escape, differing)]
     text = table("settings that differ", header, lines, "names words")
-  rows = [[escape(name), _words([every[0][name]])] for name in common]
+  rows = [[escape(name), _words([every[0].get(name)])] for name in common]
   return text + details(
       f"What is common ({len(common)})",
       table("settings that are common", None, rows, "words"),
@@ -219,13 +219,13 @@ def settings(groups: list[Group]) -> str:
 
 
 def results(groups: list[Group]) -> str:
-  """What runs came to: by setting, and each."""
+  """The results of runs: by setting, and of each run."""
   runs = [run for group in groups for run in group.runs]
   note = (
       "Losses and accuracy are over all samples, at the last evaluation. Bytes "
       "are of all clients together, see “Bytes”. Wall time is that of a median "
-      "round. Jain's index is of the elements that each client contributed: 1 "
-      "if all did alike, 1/N if one did alone."
+      "round. Jain's index of the elements that each client contributed is 1 "
+      "if all contributed alike, 1/N if one contributed all."
   )
   if len(runs) == 1:
     (run,) = runs
@@ -267,28 +267,24 @@ def results(groups: list[Group]) -> str:
 
 
 def sent(groups: list[Group]) -> str:
-  """What was sent, and how it is counted."""
+  """How many bytes were sent, and how they are counted."""
   columns = (
-      _Metric("clients", lambda run: run.senders, ".0f"),
-      _Metric(
-          "bytes per element",
-          lambda run: report_runs.element_bytes(run.config["method"]),
-          ".0f",
-      ),
+      _Metric("clients", lambda one: one.senders, ".0f"),
+      _Metric("bytes per element", _bytes_per_element, ".4g"),
       _Metric(
           "elements up, a client",
-          lambda run: run.elements("k_up")[-1] if run.rows else None,
+          lambda one: one.elements("up")[-1] if one.run.rows else None,
           ",.0f",
           ",.0f",
       ),
       _Metric(
           "elements down, a client",
-          lambda run: run.elements("k_down")[-1] if run.rows else None,
+          lambda one: one.elements("down")[-1] if one.run.rows else None,
           ",.0f",
           ",.0f",
       ),
-      _Metric("up, all clients", lambda run: run.total("k_up"), None),
-      _Metric("down, all clients", lambda run: run.total("k_down"), None),
+      _Metric("up, all clients", lambda one: one.total("up"), None),
+      _Metric("down, all clients", lambda one: one.total("down"), None),
       _Metric("of sending all D", _share_of_all, ".2%", ".2%"),
   )
   header = [escape(metric.title) for metric in columns]
@@ -309,21 +305,22 @@ def sent(groups: list[Group]) -> str:
         ],
         "names",
     )
-  plain = ", ".join(report_runs.PLAIN_METHODS)
   notes = [
-      "An element of a sparse message is its index and its value, 4 bytes "
-      f"each: 8 bytes. Of {plain} both sides know the indices: 4 bytes.",
+      "A number takes 4 bytes. An element of a sparse message is two numbers, "
+      "its index and its value; where both sides know the indices it is the "
+      "value alone.",
       "Up: the message of k_up elements that each client sends in each round, "
       "summed over rounds and over the clients that have samples. Down: the "
       "server's message of k_down elements, once for each of these clients; "
-      "where all hear one broadcast, divide by their number.",
+      "for one broadcast to all, divide by their number.",
       "Not counted: the first weights, headers of packets, and the few numbers "
-      "per client and round, and the probe k', by which k is learned. The last "
+      "per client and round by which k is learned, with the probe k'. The last "
       "row or column compares with 4 bytes for each of the D weights both ways "
       "in each of the run's rounds.",
   ]
   if any(
-      not run.finished and run.config.get("min_samples") == 0 for run in runs
+      not one.run.finished and one.config.get("min_samples") == 0
+      for one in runs
   ):
     notes.append(
         "Which clients of an unfinished run have no samples is not recorded: "
@@ -332,17 +329,25 @@ def sent(groups: list[Group]) -> str:
   return text + "".join(f'<p class="soft">{note}</p>\n' for note in notes)
 
 
-def _share_of_all(run):
-  if not run.rows:
+def _bytes_per_element(one):
+  """The mean of both ways; None where nothing was sent."""
+  elements = sum(sum(one.elements(way)[-1:]) for way in ("up", "down"))
+  sizes = sum(sum(one.bytes_of_one(way)[-1:]) for way in ("up", "down"))
+  return sizes / elements if elements else None
+
+
+def _share_of_all(one):
+  """What was sent, as a share of all D weights in every round."""
+  if not one.run.rows or not one.senders:
     return None
-  sent = run.total("k_up") + run.total("k_down")
-  each = report_runs.element_bytes("send_all") * run.config["num_weights"]
-  whole = 2 * each * len(run.rows) * run.senders
-  return sent / whole if whole else None
+  each = VALUE_BYTES * one.config["num_weights"]
+  whole = 2 * each * len(one.run.rows) * one.senders
+  return (one.total("up") + one.total("down")) / whole
 
 
-def _clients_of(run):
+def _clients_of(one):
   """The table of one run's clients."""
+  held = one.run.clients
   formats = {
       "samples": ("samples", ",.0f"),
       "test_samples": ("test samples", ",.0f"),
@@ -353,29 +358,30 @@ def _clients_of(run):
   columns = [
       [
           NONE if value != value else format(value, form)
-          for value in run.clients[name]
+          for value in held[name]
       ]
       for name, (_, form) in formats.items()
   ]
-  names = map(escape, run.clients["client"])
+  names = map(escape, held["client"])
   lines = [list(line) for line in zip(names, *columns, strict=True)]
   header = ["client", *(title for title, _ in formats.values())]
-  return table(f"clients of {run.name}", header, lines)
+  return table(f"clients of {one.name}", header, lines)
 
 
 def clients(groups: list[Group]) -> str:
   """The tables of clients, run by run."""
   runs = [run for group in groups for run in group.runs]
   parts = []
-  for run in runs:
-    name = escape(run.name)
-    if not run.finished:
+  for one in runs:
+    name = escape(one.name)
+    if not one.run.finished:
       parts.append(f"<p>{name}: not known before the run is finished.</p>\n")
       continue
-    told = count(len(run.clients["client"]), "client")
-    opened = len(runs) == 1 and len(run.clients["client"]) <= _OPEN_CLIENTS
-    summary = told if len(runs) == 1 else f"{name}: {told}"
-    parts.append(details(summary, _clients_of(run), is_open=opened))
+    number = len(one.run.clients["client"])
+    opened = len(runs) == 1 and number <= _OPEN_CLIENTS
+    words = count(number, "client")
+    summary = words if len(runs) == 1 else f"{name}: {words}"
+    parts.append(details(summary, _clients_of(one), is_open=opened))
   note = (
       '<p class="soft">Loss and accuracy of the final weights on the client\'s '
       "own test samples; contributed: elements of its messages that the server "

@@ -1,0 +1,162 @@
+"""One run as commands do it: its flags, its progress, its figures."""
+
+import sys
+import time
+from pathlib import Path
+
+from absl import flags, logging
+from tqdm import tqdm
+
+from agsfl import simulation
+from agsfl.config import Config
+from agsfl.records.read import Run
+from experiments.lib import dashboards, drawing, out, plugins, stopping
+from experiments.lib import flags as run_flags
+
+flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(dashboards)
+flags.adopt_module_key_flags(plugins)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder for all that is written. Default: runs/ and the time or the name "
+    "of the command.",
+)
+CHECKPOINT_EVERY = flags.DEFINE_integer(
+    "checkpoint_every",
+    simulation.CHECKPOINT_EVERY,
+    "Rounds between checkpoints, from which the same command goes on; 0 for "
+    "none.",
+    lower_bound=0,
+)
+CHECKPOINTS_KEPT = flags.DEFINE_integer(
+    "checkpoints_kept",
+    simulation.CHECKPOINTS_KEPT,
+    "The newest so many checkpoints stay until the run ends.",
+    lower_bound=1,
+)
+KEEP_STATE = flags.DEFINE_boolean(
+    "keep_state",
+    True,
+    "Keep the last state, so that the run can go on with more rounds; "
+    "4 (N + 3) D bytes.",
+)
+_LOG_EVERY = flags.DEFINE_integer(
+    "log_every",
+    None,
+    "Rounds between lines in the log; 0 for none. Default: eval_every where "
+    "standard error is no terminal.",
+    lower_bound=0,
+)
+QUIET = flags.DEFINE_boolean("quiet", False, "Print errors alone.")
+
+
+def workdir(default: str) -> Path:
+  """The folder that --workdir names, or else the default."""
+  return out.expanded(_WORKDIR.value or default)
+
+
+class _Progress:
+  """A bar with rate and time left on a terminal, lines with them in a log."""
+
+  def __init__(self, config):
+    every = _LOG_EVERY.value
+    if every is None:
+      every = 0 if sys.stderr.isatty() else config.eval_every
+    self._every = 0 if QUIET.value else every
+    # A run with a budget ends by its time, not by its rounds.
+    self._of = "time" if config.time_budget else "round"
+    self._goal = config.time_budget or config.num_rounds
+    self._first = None
+    self._bar = tqdm(
+        total=self._goal,
+        unit=self._of,
+        disable=QUIET.value or not sys.stderr.isatty(),
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self._bar.close()
+
+  def row(self, row):
+    """Shows a row."""
+    done = min(row[self._of], self._goal)
+    if self._first is None:
+      # The rate leaves out compilation, and rounds of an earlier start.
+      self._first, self._start = done, time.perf_counter()
+      self._bar.reset()
+      self._bar.initial = self._bar.last_print_n = done
+    self._bar.n = done
+    self._bar.set_postfix(
+        k=f"{row['k']:.0f}", loss=_loss(row, "minibatch_loss"), refresh=False
+    )
+    self._bar.update(0)
+    if self._every and row["round"] % self._every == 0:
+      self._bar.clear()
+      self._log(row, done)
+
+  def _log(self, row, done):
+    words = [
+        f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
+    ]
+    if "train_loss" in row:
+      words += [
+          f"train loss {_loss(row, 'train_loss')}",
+          f"test accuracy {_loss(row, 'test_accuracy')}",
+      ]
+    else:
+      words.append(f"minibatch loss {_loss(row, 'minibatch_loss')}")
+    if done > self._first:
+      rate = (done - self._first) / (time.perf_counter() - self._start)
+      left = tqdm.format_interval((self._goal - done) / rate)
+      words.append(f"{rate:.3g} {self._of}/s, {left} left")
+    logging.info(", ".join(words))
+
+
+def _loss(row, key):
+  """A number of a row with four digits; it may be unknown."""
+  return "none" if row[key] is None else f"{row[key]:.4f}"
+
+
+def say_stopping():
+  """Says that a signal was seen."""
+  if not QUIET.value:
+    print("stopping; once more to stop at once", file=sys.stderr)
+
+
+def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
+  """Runs `config` in `workdir`, or goes on there; draws its figures.
+
+  Args:
+    config: the settings.
+    workdir: the folder.
+    signals: entered; once it has seen one, the run stops after a round.
+
+  Returns:
+    The run.
+
+  Raises:
+    ConfigError, DivergedError, StoppedError: with one line that says why.
+  """
+  with (
+      _Progress(config) as progress,
+      dashboards.opened(config, workdir) as log,
+  ):
+
+    def on_row(row):
+      progress.row(row)
+      log(row)
+
+    done = simulation.simulate(
+        config,
+        workdir=workdir,
+        checkpoint_every=CHECKPOINT_EVERY.value,
+        checkpoints_kept=CHECKPOINTS_KEPT.value,
+        keep_state=KEEP_STATE.value,
+        on_row=on_row,
+        should_stop=lambda: signals.seen,
+    )
+  drawing.draw(done)
+  return done

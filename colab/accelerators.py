@@ -24,7 +24,9 @@
 import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
-  # %pip install -q git+https://github.com/agsfl/agsfl
+  # Keeps the jax that is here, which fits this machine's GPU or TPU.
+  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
 # %% [markdown]
@@ -40,13 +42,11 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", max(2, os.cpu_count()))
 
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 
 import agsfl
-from agsfl.over_clients import CLIENT_CHUNK, LANE_CHUNK
+from agsfl import sweeps
 
 ROUNDS = 30  # of each run
 
@@ -83,7 +83,7 @@ SETTINGS = (
     {"num_devices": DEVICES, "rounds_per_call": 10},
 )
 
-data = agsfl.load("mnist_5k", agsfl.Config(**BASE).as_partition())
+data = agsfl.load("mnist_5k", agsfl.Config(**BASE))
 print("devices  rounds per call  ms per round  whole run, s  training loss")
 for setting in SETTINGS:
   start = time.perf_counter()
@@ -101,127 +101,77 @@ for setting in SETTINGS:
 #
 # ## Simulations side by side
 #
-# `agsfl.build_sweep` makes one program of many simulations, its lanes. Seeds,
-# the learning rate and `comm_time` may differ from lane to lane; what decides
-# a shape may not. On a GPU or TPU the lanes are vmapped. On a CPU they go one
-# after another within the program, which is faster there than a vmap.
-# `LANE_CHUNK` and `CLIENT_CHUNK` are what was measured for the platform; where
-# nothing is, all go at once.
+# Runs whose settings differ in plain numbers alone (seed, learning rate, k,
+# `comm_time`) share one program: their states get a leading axis, and the step
+# of one run becomes the step of all of them. On a GPU or TPU by `jax.vmap`; on
+# a CPU they go one after another within the program, which is faster there.
+# `python -m experiments.sweep --lanes=8` does the same with records on disk.
 
 # %%
 RATES, SEEDS = (0.02, 0.05, 0.1), (0, 1)
-LANES = [(rate, seed) for rate in RATES for seed in SEEDS]
-settings = {"learning_rate": jnp.array([rate for rate, _ in LANES])}
-keys = jax.vmap(jax.random.key)(jnp.array([seed for _, seed in LANES]))
-
-ten = agsfl.Config(model="mlp")  # ten clients, one digit each
-data = agsfl.load(ten.dataset, ten.as_partition())
-clients = jax.device_put(data.clients)
-num_clients = len(data.clients.counts)
-model = agsfl.models.build("mlp", data.clients.images.shape[1:], 10)
-
-
-def build_lane(setting):
-  """A lane's round; its learning rate is a traced number."""
-  chunk = CLIENT_CHUNK.get(PLATFORM)
-  return agsfl.build_round(
-      model,
-      agsfl.fab_top_k(client_chunk=chunk),
-      agsfl.fixed(1000),
-      server=optax.sgd(setting["learning_rate"]),
-      batch_size=32,
-      comm_time=10.0,
-      client_chunk=chunk,
-  )
-
-
-def compiled(name, function, *arguments):
-  """Compiles, and says how long that took."""
-  start = time.perf_counter()
-  program = jax.jit(function).lower(*arguments).compile()
-  print(f"{name}: {time.perf_counter() - start:.1f} s to compile")
-  return program
-
+CONFIGS = [
+    agsfl.Config(
+        model="mlp", controller="fixed", k=1000, learning_rate=rate, seed=seed,
+        num_rounds=ROUNDS, eval_every=ROUNDS, num_devices=1, rounds_per_call=1,
+    )
+    for rate in RATES
+    for seed in SEEDS
+]
+data = agsfl.load("mnist_5k")  # ten clients, one digit each
+side_by_side = sweeps.build_lanes(CONFIGS, [data] * len(CONFIGS))
+alone = [agsfl.build(config, data) for config in CONFIGS]
 
 # %% [markdown]
-# The other way is one program of one lane, called for one lane after another.
-# Both are compiled once, and timed in turn, round by round.
+# The other way is the program of one run, called for one run after another.
+# Both are timed in turn, round by round; the first round of each compiles.
 
 # %%
-sweep = agsfl.build_sweep(build_lane, LANE_CHUNK.get(PLATFORM))
-states = sweep.init(keys, settings, num_clients)
-together = compiled(
-    f"{len(LANES)} lanes", sweep.step, keys, settings, clients, states
-)
-
-
-def one_lane(key, setting, clients, state):
-  return build_lane(setting).step(key, clients, state)
-
-
-def lane(tree, i):
-  return jax.tree.map(lambda x: x[i], tree)
-
-
-apart = [
-    (keys[i], lane(settings, i), clients, lane(states, i))
-    for i in range(len(LANES))
-]
-alone = compiled("1 lane", one_lane, *apart[0])
-
-# %%
-infos, seconds = [], {"together": [], "one after another": []}
+state, states = side_by_side.state, [one.state for one in alone]
+infos, seconds = [], {"side by side": [], "one after another": []}
 for _ in range(ROUNDS):
   start = time.perf_counter()
-  states, info = jax.block_until_ready(
-      together(keys, settings, clients, states)
-  )
+  state, lanes = jax.block_until_ready(side_by_side.advance(state, 1))
   middle = time.perf_counter()
-  apart = jax.block_until_ready(
-      [(*others, alone(*others, state)[0]) for *others, state in apart]
-  )
-  seconds["together"].append(middle - start)
+  states = [
+      one.advance(own, 1)[0] for one, own in zip(alone, states, strict=True)
+  ]
+  jax.block_until_ready(states)
+  seconds["side by side"].append(middle - start)
   seconds["one after another"].append(time.perf_counter() - middle)
-  infos.append(jax.device_get(info))
+  infos.append([lane[0] for lane in lanes])
 
-medians = {name: statistics.median(s) for name, s in seconds.items()}
-for name, median in medians.items():
-  low, high = np.percentile(seconds[name], (10, 90))
-  print(f"{len(LANES)} lanes {name}: {1e3 * median:.1f} ms per round "
+medians = {}
+for name, taken in seconds.items():
+  medians[name] = statistics.median(taken[1:])
+  low, high = np.percentile(taken[1:], (10, 90))
+  print(f"{len(CONFIGS)} runs {name}: {taken[0]:.1f} s to compile, then "
+        f"{1e3 * medians[name]:.1f} ms per round "
         f"(10% to 90%: {1e3 * low:.1f} to {1e3 * high:.1f})")
-ratio = medians["one after another"] / medians["together"]
-print(f"together is {ratio:.2f} times as fast")
+ratio = medians["one after another"] / medians["side by side"]
+print(f"side by side is {ratio:.2f} times as fast")
 gap = max(
-    jnp.max(jnp.abs(states.params[i] - state.params))
-    for i, (*_, state) in enumerate(apart)
+    np.abs(side_by_side.lane(state, i).params - own.params).max()
+    for i, own in enumerate(states)
 )
-print(f"a weight differs from that of the lane alone by {gap:.1e} at most")
+print(f"a weight differs from that of the run alone by {gap:.1e} at most")
 
 # %%
-infos = jax.tree.map(lambda *x: np.stack(x, axis=1), *infos)  # [lanes, rounds]
+times = np.array([[info.elapsed for info in row] for row in infos])
+losses = np.array([[info.minibatch_loss for info in row] for row in infos])
 figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 for rate in RATES:
-  here = [i for i, (one, _) in enumerate(LANES) if one == rate]
-  losses, times = infos.minibatch_loss[here], infos.elapsed[here[0]]
-  (line,) = axes.plot(times, losses.mean(axis=0), label=f"$\\eta$ = {rate}")
+  here = [i for i, one in enumerate(CONFIGS) if one.learning_rate == rate]
+  x, y = times[:, here[0]], losses[:, here]
+  (line,) = axes.plot(x, y.mean(axis=1), label=f"$\\eta$ = {rate}")
   axes.fill_between(
-      times,
-      losses.min(axis=0),
-      losses.max(axis=0),
-      color=line.get_color(),
-      alpha=0.2,
+      x, y.min(axis=1), y.max(axis=1), color=line.get_color(), alpha=0.2
   )
 axes.set(
-    title=f"{len(LANES)} runs in one program: mean and range of {len(SEEDS)} "
-    "seeds",
+    title=f"{len(CONFIGS)} runs in one program: mean and range of "
+    f"{len(SEEDS)} seeds",
     xlabel="normalised time (rounds of computation)",
     ylabel="loss of the clients' minibatches",
 )
 axes.grid(alpha=0.3)
 axes.legend()
 plt.show()
-
-# %% [markdown]
-# `agsfl.devices.split_sweep` splits the clients of a sweep over devices as
-# well: build the lanes with `axes=(agsfl.devices.AXIS,)`, in `build_round` and
-# in the sparsifier.

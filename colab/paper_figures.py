@@ -34,7 +34,9 @@
 import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
-  # %pip install -q git+https://github.com/agsfl/agsfl
+  # Keeps the jax that is here, which fits this machine's GPU or TPU.
+  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
 # %%
@@ -60,7 +62,7 @@ COMMON = {
 # What runs have in common is compiled once.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-data = agsfl.load("mnist_5k", agsfl.Config(**COMMON).as_partition())
+data = agsfl.load("mnist_5k", agsfl.Config(**COMMON))
 
 
 def simulate(**settings):

@@ -24,7 +24,9 @@
 import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
-  # %pip install -q git+https://github.com/agsfl/agsfl
+  # Keeps the jax that is here, which fits this machine's GPU or TPU.
+  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
 # %%

@@ -11,119 +11,144 @@
 # ---
 
 # %% [markdown]
-# # agsfl: your own sparsifier, your own controller
+# # agsfl: your own network, data, method and controller
 #
 # [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/agsfl/agsfl/blob/main/colab/your_own.ipynb)
 #
-# A sparsifier is three pure functions, `(init, select, split)`; a controller is
-# two, `(init, update)`. `agsfl.build_round` composes any of them with any
-# network. Here are one of each that the package does not have, checked and run.
-# A minute on two CPU cores.
+# Everything that settings name can also be an object of yours:
+# `agsfl.simulate(config, model=..., data=..., sparsifier=..., controller=...)`.
+# Here is one of each. Two minutes on two CPU cores.
 
 # %%
 import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
-  # %pip install -q git+https://github.com/agsfl/agsfl
+  # Keeps the jax that is here, which fits this machine's GPU or TPU.
+  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
 # %%
-import functools
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-import optax
 
 import agsfl
-from agsfl.over_clients import CLIENT_CHUNK
 
 ROUNDS = 120
+CONFIG = agsfl.Config(
+    model="mlp",
+    controller="fixed",
+    k=1000,
+    learning_rate=0.05,
+    num_rounds=ROUNDS,
+    eval_every=10,
+)
+
+
+def against_time(axes, run, key, label):
+  """Draws a column of a run's rows."""
+  axes.plot(*run.series(key), label=label)
+
 
 # %% [markdown]
-# ## A sparsifier whose k is an output
+# ## A network and data of your own
+#
+# A network is anything with `init(key, features)` and
+# `apply(params, features)`: a Flax module as it is; for other libraries write
+# the two functions. Data are arrays: `x` [C, ...] of any shape, `y` [C] labels
+# from 0. `clients` says whose each sample is; without it a `Partition` shares
+# the samples out. Here is a table of 20 columns at 12 clients, each of which
+# measures with an offset of its own.
+
+
+# %%
+class Network(nn.Module):
+  """Two hidden layers with normalisation."""
+
+  @nn.compact
+  def __call__(self, x):
+    for width in (64, 32):
+      x = nn.relu(nn.LayerNorm()(nn.Dense(width)(x)))
+    return nn.Dense(4)(x)
+
+
+rng = np.random.default_rng(0)
+labels = rng.integers(0, 4, 3000)
+owners = rng.integers(0, 12, 3000)
+centres, offsets = rng.normal(size=(4, 20)), rng.normal(size=(12, 20))
+table = centres[labels] + 0.5 * offsets[owners] + rng.normal(size=(3000, 20))
+
+data = agsfl.from_arrays(table, labels, clients=owners)
+settings = agsfl.Config(k="5%", controller="fixed", num_rounds=60,
+                        learning_rate=0.1, eval_every=20)
+run = agsfl.simulate(settings, model=Network(), data=data)
+for row in run.evaluated:
+  print("round {round}: test accuracy {test_accuracy:.3f}".format(**row))
+
+# %% [markdown]
+# ## A method whose k is an output
 #
 # Top-k fixes how much is sent, whatever there is to say. Turn it round: each
 # client sends the entries that stand out, those above some times the root mean
 # square of its own accumulated gradient. How many that are is up to the
 # gradient, so a client with much to say says more.
 #
-# - `init(num_clients, dim)` is its state; it has none.
-# - `select(key, accumulated, weights, k, state)` decides, with `accumulated`
-#   [N, D] and `weights` [N] = C_i / C. It may ignore the k asked for, with one
-#   exception: k = 0 means that nothing may be sent. A client of weight 0 sends
-#   nothing either.
-# - `split(accumulated, mask, own)` is one client's side of it, [D]: what was
-#   sent, and what stays. `own` is its row of `Selection.clients`, here its
-#   threshold.
+# `agsfl.from_masks` makes a whole sparsifier of one function. It gets
+# `accumulated` [N, D], all clients' accumulated gradients, `weights` [N],
+# C_i / C, and the k asked for. It returns [N, D], True where a client sends.
+# Two rules hold for every method: with k = 0 nothing is sent, and a client of
+# weight 0 sends nothing. What is not sent stays in the client's residual.
 
 
 # %%
 def above_rms(factor):
   """Each client sends its entries above `factor` times its own RMS."""
 
-  def init(num_clients, dim):
-    return ()
-
-  def select(key, accumulated, weights, k, state):
+  def pick(key, accumulated, weights, k, state):
     rms = jnp.sqrt(jnp.mean(accumulated**2, axis=1))
-    cut = jnp.where((weights > 0) & (k > 0), factor * rms, jnp.inf)
-    used = jnp.abs(accumulated) > cut[:, None]
-    counts, mask = jnp.sum(used, axis=1), jnp.any(used, axis=0)
-    k_up, k_down = jnp.max(counts), jnp.sum(mask)  # the longest message
-    volumes = 2.0 * k_up, 2.0 * k_down  # an index and a value per element
-    sent = jnp.where(used, accumulated, 0.0)
-    mean = jnp.sum(weights[:, None] * sent, axis=0)
-    return agsfl.Selection(
-        mask, mean, k_up, k_down, *volumes, contributed=counts, clients=cut
-    ), state
+    sends = (weights > 0) & (k > 0)
+    used = jnp.abs(accumulated) > factor * rms[:, None]
+    return used & sends[:, None], state
 
-  def split(accumulated, mask, cut):
-    used = mask & (jnp.abs(accumulated) > cut)
-    sent = jnp.where(used, accumulated, 0.0)
-    return agsfl.Split(used, sent, jnp.where(used, 0.0, accumulated))
-
-  return agsfl.Sparsifier(init, select, split)
+  return agsfl.from_masks(pick)
 
 
 # %% [markdown]
-# ## Does it keep its promises?
-#
-# These hold for every sparsifier, so the same check takes the package's own:
-# nothing is lost (sent + residual == accumulated, bit for bit), the server
-# gets the weighted mean of what was sent, and those who must be silent are.
+# A sparsifier is three pure functions, `(init, select, split)`; write them
+# yourself for messages of another kind (`agsfl.types` says what they take).
+# These laws hold for every one of them: nothing is lost
+# (sent + residual == accumulated, bit for bit), the server gets the weighted
+# mean of what was sent, and those who must be silent are.
 
 
 # %%
-@functools.partial(jax.jit, static_argnums=0)
-def tried(sparsifier, accumulated, weights, k):
-  """One selection, and every client's side of it."""
-  state = sparsifier.init(*accumulated.shape)
-  selection, _ = sparsifier.select(
-      jax.random.key(0), accumulated, weights, k, state
-  )
-  split = jax.vmap(sparsifier.split, in_axes=(0, None, 0))
-  return selection, split(accumulated, selection.mask, selection.clients)
-
-
 def check(sparsifier):
   """Conservation, the aggregate, the counts and silence."""
   key = jax.random.key(1)
   # Heavy tails, as gradients have; the last client has no samples.
   accumulated = jax.random.t(key, 2.0, (5, 2000), jnp.float32)
   weights = jnp.array([0.1, 0.2, 0.3, 0.4, 0.0])
-  selection, clients = tried(sparsifier, accumulated, weights, jnp.int32(50))
-  np.testing.assert_array_equal(
-      clients.sent + clients.residual, accumulated
-  )
+
+  @jax.jit
+  def tried(k):
+    state = sparsifier.init(*accumulated.shape)
+    selection, _ = sparsifier.select(key, accumulated, weights, k, state)
+    split = jax.vmap(sparsifier.split, in_axes=(0, None, 0))
+    return selection, split(accumulated, selection.mask, selection.clients)
+
+  selection, clients = tried(jnp.int32(50))
+  np.testing.assert_array_equal(clients.sent + clients.residual, accumulated)
   mean = jnp.sum(weights[:, None] * clients.sent, axis=0)
   np.testing.assert_allclose(selection.aggregate, mean, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(clients.mask.sum(axis=1), selection.contributed)
   assert selection.k_down == selection.mask.sum()
   assert not clients.sent[-1].any()
-  _, silent = tried(sparsifier, accumulated, weights, jnp.int32(0))
+  _, silent = tried(jnp.int32(0))
   assert not silent.sent.any()
   return selection.contributed.tolist()
 
@@ -132,74 +157,45 @@ print("above_rms:", check(above_rms(3.0)), "elements by client")
 print("fab_top_k:", check(agsfl.fab_top_k()), "elements by client")
 
 # %% [markdown]
-# ## It runs
-#
-# `agsfl.build` gives the network and an evaluation for any settings, and
-# `agsfl.build_round` puts a simulation of your parts together: `init` and
-# `step`, two pure functions, to be jitted, scanned or vmapped.
-
-# %%
-config = agsfl.Config(model="mlp", controller="fixed", num_devices=1)
-data = agsfl.load(config.dataset, config.as_partition())
-built = agsfl.build(config, data)
-clients = jax.device_put(data.clients)
-CHUNK = CLIENT_CHUNK.get(jax.default_backend())  # clients at a time
-
-
-def run(sparsifier, controller):
-  """RoundInfo of all rounds, and (time, training loss) now and then."""
-  simulated = agsfl.build_round(
-      built.model,
-      sparsifier,
-      controller,
-      server=optax.sgd(0.05),
-      batch_size=32,
-      comm_time=10.0,
-      client_chunk=CHUNK,
-  )
-  key = jax.random.key(0)
-  state = simulated.init(key, len(data.clients.counts))
-  step = jax.jit(simulated.step)
-  infos, losses = [], []
-  for done in range(1, ROUNDS + 1):
-    state, info = step(key, clients, state)
-    infos.append(jax.device_get(info))
-    if done % 10 == 0:
-      losses.append((info.elapsed, built.evaluate(state.params).train_loss))
-  stacked = jax.tree.map(lambda *x: np.stack(x), *infos)
-  return stacked, np.array(losses).T
+# It runs, on one device or several: its arrays hold all clients, wherever they
+# lie. `metrics` adds numbers of your own to each row.
 
 
 # %%
-fab = agsfl.fab_top_k(client_chunk=CHUNK)
+def most_of_a_client(state, info):
+  """Elements that the server used of the client with the most."""
+  return jnp.max(info.contributed)
+
+
+def least_of_a_client(state, info):
+  """Elements that the server used of the client with the fewest."""
+  return jnp.min(info.contributed)
+
+
+METRICS = {"most": most_of_a_client, "least": least_of_a_client}
 of_sparsifier = {
-    "above_rms, 4 times": run(above_rms(4.0), agsfl.fixed(1)),
-    "fab_top_k, k = 1000": run(fab, agsfl.fixed(1000)),
+    "above_rms, 4 times": agsfl.simulate(
+        CONFIG, sparsifier=above_rms(4.0), metrics=METRICS
+    ),
+    "fab_top_k, k = 1000": agsfl.simulate(CONFIG, metrics=METRICS),
 }
 
 # %%
 figure, (loss, elements) = plt.subplots(
     1, 2, figsize=(12, 4), layout="constrained"
 )
-for label, (infos, losses) in of_sparsifier.items():
-  loss.plot(*losses, marker=".", label=label)
-  mean = infos.contributed.mean(axis=1)
-  (line,) = elements.plot(infos.round_index, mean, label=f"{label}: mean")
-  elements.fill_between(
-      infos.round_index,
-      infos.contributed.min(axis=1),
-      infos.contributed.max(axis=1),
-      color=line.get_color(),
-      alpha=0.2,
-      label="least to most of a client",
-  )
+for label, run in of_sparsifier.items():
+  against_time(loss, run, "train_loss", label)
+  rounds, most = run.series("most", "round")
+  _, least = run.series("least", "round")
+  elements.fill_between(rounds, least, most, alpha=0.5, label=label)
 loss.set(
     title="Training loss, $\\beta$ = 10",
     xlabel="normalised time (rounds of computation)",
     ylabel="cross entropy",
 )
 elements.set(
-    title="What the server used of each client",
+    title="What the server used of a client: least to most",
     xlabel="round m",
     ylabel="elements",
     yscale="log",
@@ -217,15 +213,14 @@ plt.show()
 # ## A controller
 #
 # The package's rules take steps of B / sqrt(2 m), whatever they find. Rprop
-# (Riedmiller and Braun, 1993) does not settle its steps beforehand: they grow
-# while the sign stays and shrink when it turns. With factors in the place of
-# differences, for what matters of k is its order of magnitude, that is a
-# controller.
+# (Riedmiller and Braun, 1993) adapts its steps: they grow while the sign stays
+# and shrink when it turns. k is multiplied here rather than shifted, because
+# its order of magnitude is what matters.
 #
 # - `init(key)` gives a `KProposal` for the first round, and the state.
 #   `k_probe` is tried beside k in each round, and never used.
 # - `update(key, observed, state)` gives the next. `agsfl.cost_slope` has the
-#   sign of the slope of the cost in k; 0 where the losses told nothing.
+#   sign of the slope of the cost in k; 0 where the losses gave no estimate.
 
 
 # %%
@@ -256,20 +251,38 @@ def rprop(k_init, k_min, k_max):
   return agsfl.KController(init, update, observes=True, probes=True)
 
 
+# %% [markdown]
+# With a name it can be used like the package's own, in `Config` and, if a
+# module of yours registers it, in the flags of every command:
+# `--plugins=my_module --controller=rprop`.
+
+
 # %%
-K_MIN, K_MAX = config.k_interval(built.model.dim)
-of_controller = {
-    "rprop": run(fab, rprop(10_000, K_MIN, K_MAX)),
-    "sign_interval": run(fab, agsfl.sign_interval(10_000, K_MIN, K_MAX)),
-}
+@agsfl.register_controller("rprop")
+def build_rprop(k, k_min, k_max, settings):
+  """The controller that `Config(controller="rprop")` names."""
+  return rprop(k, k_min, k_max)
+
+
+def learned(controller):
+  """A run whose k is learned from 10,000 on."""
+  return agsfl.simulate(
+      agsfl.Config(
+          model="mlp", controller=controller, k=10_000, learning_rate=0.05,
+          num_rounds=ROUNDS, eval_every=10,
+      )
+  )
+
+
+of_controller = {name: learned(name) for name in ("rprop", "sign_interval")}
 
 # %%
 figure, (loss, elements) = plt.subplots(
     1, 2, figsize=(12, 4), layout="constrained"
 )
-for label, (infos, losses) in of_controller.items():
-  loss.plot(*losses, marker=".", label=label)
-  elements.plot(infos.round_index, infos.k, label=label)
+for label, run in of_controller.items():
+  against_time(loss, run, "train_loss", label)
+  elements.plot(*run.series("k", "round"), label=label)
 loss.set(
     title="Training loss, $\\beta$ = 10",
     xlabel="normalised time (rounds of computation)",
@@ -289,6 +302,5 @@ plt.show()
 # %% [markdown]
 # One seed and few rounds: this shows that the parts work, not which is better.
 #
-# For a sparsifier of the package, take `axes` too, the mesh axes over which
-# clients may be split, and sum over them with `jax.lax.psum`; one line in
-# `sparsifiers.METHODS` then gives it a name for `agsfl.Config`.
+# `agsfl.register_model`, `register_method`, `register_partition` and
+# `register_source` give names to the other kinds of parts.

@@ -35,7 +35,7 @@ def read(name):
 
 
 def cells(notebook):
-  """What the cells say; their ids are drawn anew by jupytext."""
+  """Type and source of each cell; jupytext draws their ids anew."""
   return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
 
@@ -70,10 +70,10 @@ class SourceTest(parameterized.TestCase):
   @parameterized.parameters(*FIGURES)
   def test_equals_its_script(self, name):
     """If not: jupytext --to ipynb --update colab/*.py."""
-    made, kept = jupytext.read(FOLDER / f"{name}.py"), read(name)
-    self.assertEqual(cells(kept), cells(made))
-    self.assertEqual(kept.metadata.kernelspec, made.metadata.kernelspec)
-    self.assertEqual(kept.metadata.kernelspec.name, "python3")
+    made, saved = jupytext.read(FOLDER / f"{name}.py"), read(name)
+    self.assertEqual(cells(saved), cells(made))
+    self.assertEqual(saved.metadata.kernelspec, made.metadata.kernelspec)
+    self.assertEqual(saved.metadata.kernelspec.name, "python3")
 
   @parameterized.parameters(*FIGURES)
   def test_has_no_outputs(self, name):
@@ -91,7 +91,8 @@ class SourceTest(parameterized.TestCase):
         rf"/blob/main/colab/{name}\.ipynb\)",
     )
     self.assertRegex(
-        second.source, r"\n  %pip install -q git\+https://\S+/agsfl\n"
+        second.source,
+        r"\n  %pip install -q -c \S+ git\+https://\S+/agsfl\n",
     )
 
   @parameterized.parameters(*FIGURES)

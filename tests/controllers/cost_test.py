@@ -215,6 +215,7 @@ class CostSlopeTest(parameterized.TestCase):
     for x in NOT_FINITE:
       with self.subTest(x=x):
         self.assert_equals_oracle(WORKED | {field: x})
+        self.assertFalse(slope_of(**(WORKED | {field: x})).valid)
 
   def test_what_it_does_not_need_may_be_nan(self):
     """Law: the slope is a matter of losses, times and k alone."""

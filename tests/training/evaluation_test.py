@@ -1,12 +1,14 @@
 """Losses and accuracy, by a loop in NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from jax.sharding import AxisType, NamedSharding
 
-from agsfl import devices
 from agsfl.data.federated import ClientData, FederatedData
-from agsfl.training import models
+from agsfl.for_each_client import AXIS, EVERYWHERE
+from agsfl.training import evaluation, models
 from agsfl.training.evaluation import build_evaluate
 
 CLASSES = 3
@@ -19,10 +21,19 @@ def linear_model(features):
   )
 
 
-def evaluated(model, data, params, num_devices):
-  mesh = devices.client_mesh(num_devices)
-  clients = devices.split_clients(data.clients, mesh)
-  return build_evaluate(model, data, clients, mesh)(params)
+def mesh_of(num_devices):
+  return jax.make_mesh(
+      (num_devices,),
+      (AXIS,),
+      axis_types=(AxisType.Auto,),
+      devices=jax.devices()[:num_devices],
+  )
+
+
+def evaluated(model, data, params, num_devices, **changes):
+  mesh = mesh_of(num_devices)
+  clients = jax.device_put(data.clients, NamedSharding(mesh, EVERYWHERE))
+  return build_evaluate(model, data, clients, mesh, **changes)(params)
 
 
 class EvaluationTest(parameterized.TestCase):
@@ -67,6 +78,45 @@ class EvaluationTest(parameterized.TestCase):
       else:
         close(got.client_test_loss[client], losses[own].mean())
         close(got.client_test_accuracy[client], right[own].mean())
+
+  def test_any_loss_on_any_mesh(self):
+    """Law: means of the given loss, whatever mesh is in use around."""
+    count = 700
+    rng = np.random.default_rng(1)
+    data = FederatedData(
+        ClientData.of(
+            rng.normal(size=(count, 2)).astype(np.float32),
+            rng.integers(0, CLASSES, count).astype(np.int32),
+            [np.arange(600)],
+        ),
+        np.arange(600, count, dtype=np.int32),
+        np.full(100, -1, np.int32),
+        np.array(["a"]),
+        CLASSES,
+    )
+    largest = lambda logits, labels: jnp.max(logits, axis=1) + labels
+    params = rng.normal(size=2 * CLASSES).astype(np.float32)
+    with jax.set_mesh(mesh_of(2)):
+      got = evaluated(linear_model(2), data, params, 8, loss=largest)
+    logits = data.clients.features @ params.reshape(2, CLASSES)
+    want = logits.max(axis=1) + data.clients.labels
+    np.testing.assert_allclose(got.train_loss, want[:600].mean(), rtol=1e-5)
+    np.testing.assert_allclose(got.test_loss, want[600:].mean(), rtol=1e-5)
+
+  def test_devices_share_the_batches(self):
+    """Law: each of 4 devices computes a quarter of the rows."""
+    mesh = mesh_of(4)
+    rows = evaluation._in_batches(np.zeros(3000, np.int32), mesh)
+    self.assertEqual(rows.shape, (12, 250))
+    of_batches = evaluation._build_of_batches(
+        linear_model(2).apply, models.sample_losses
+    )
+    with jax.set_mesh(mesh):
+      losses, _ = of_batches(
+          jnp.zeros(2 * CLASSES), jnp.zeros((1, 2)), jnp.zeros(1, int), rows
+      )
+    shapes = [shard.data.shape for shard in losses.addressable_shards]
+    self.assertEqual(shapes, [(3, 250)] * 4)
 
   @parameterized.parameters(0.01, 0.1, 0.69)
   def test_many_samples_do_not_drift(self, loss):

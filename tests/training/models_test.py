@@ -1,22 +1,32 @@
-"""The networks: sizes, the flat weight vector, the losses."""
+"""The networks: sizes, the flat weight vector, the losses, refusals."""
 
+import doctest
+from unittest import mock
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from jax.flatten_util import ravel_pytree
 
+from agsfl.errors import ConfigError
 from agsfl.training import models
+from agsfl.training.networks import CNN, MLP
+from agsfl.types import Model
 from experiments.lib.baselines import PlainCNN
 
 
-class ModelsTest(parameterized.TestCase):
+class BuiltInTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ("cnn", (28, 28, 1), 62, 444_062),  # FEMNIST, as the paper has it
       ("cnn", (28, 28, 1), 10, 430_698),
-      ("mlp", (28, 28, 1), 10, 101_770),
+      ("cnn", (28, 28), 10, 430_698),  # one channel
       ("cnn", (32, 32, 3), 10, 555_178),  # CIFAR-10
+      ("mlp", (28, 28, 1), 10, 101_770),
+      ("mlp", (784,), 10, 101_770),
+      ("mlp", (2, 4, 7, 14), 10, 101_770),
   )
   def test_dim(self, name, shape, classes, dim):
     model = models.build(name, shape, classes)
@@ -26,30 +36,53 @@ class ModelsTest(parameterized.TestCase):
     logits = jax.eval_shape(model.apply, params, jnp.zeros((3, *shape)))
     self.assertEqual(logits.shape, (3, classes))
 
-  def test_standardized(self):
-    """Law: (x - mean) / max(deviation, 1 / sqrt(H W C)), image by image."""
+  @parameterized.parameters((4, 5, 3), (60,), (6, 10))
+  def test_standardized(self, *shape):
+    """Law: (x - mean) / max(deviation, 1 / sqrt(n)), sample by sample."""
     rng = np.random.default_rng(0)
-    images = rng.uniform(size=(3, 4, 5, 3)).astype(np.float32)
-    images[1] = 0.5  # constant
-    images[2] = 0.5 + 1e-3 * images[2]  # almost
+    samples = rng.uniform(size=(3, *shape)).astype(np.float32)
+    samples[1] = 0.5  # constant
+    samples[2] = 0.5 + 1e-3 * samples[2]  # almost
     want = [
-        (image - image.mean()) / max(image.std(), 60**-0.5)
-        for image in images.astype(np.float64)
+        (sample - sample.mean()) / max(sample.std(), 60**-0.5)
+        for sample in samples.astype(np.float64)
     ]
-    np.testing.assert_allclose(models.standardized(images), want, atol=1e-5)
+    np.testing.assert_allclose(models.standardized(samples), want, atol=1e-5)
     plain, changed = (
-        models.build("mlp", (4, 5, 3), 2, standardize)
+        models.build("mlp", shape, 2, standardize)
         for standardize in (False, True)
     )
     params = plain.init(jax.random.key(0))
     np.testing.assert_allclose(
-        changed.apply(params, jnp.asarray(images)),
+        changed.apply(params, jnp.asarray(samples)),
         plain.apply(params, jnp.asarray(want, jnp.float32)),
         atol=1e-5,
     )
 
+  @parameterized.parameters("cnn", "mlp")
+  def test_wider_types_change_nothing(self, name):
+    """Law: the same with 64-bit types allowed, and strict promotion."""
+
+    def outcome():
+      model = models._build.__wrapped__(
+          models.MODELS[name], name, (8, 8, 1), 10, True
+      )
+      params = model.init(jax.random.key(0))
+      images = jnp.linspace(0, 1, 128, dtype=jnp.float32).reshape(2, 8, 8, 1)
+      loss = lambda params: jnp.mean(
+          models.sample_losses(model.apply(params, images), jnp.int32([3, 7]))
+      )
+      return params, *jax.jit(jax.value_and_grad(loss))(params)
+
+    want = outcome()
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+      got = outcome()
+    for mine, other in zip(got, want, strict=True):
+      self.assertEqual(mine.dtype, jnp.float32)
+      np.testing.assert_array_equal(mine, other)
+
   def test_cnn_is_the_network_of_plain_layers(self):
-    """Law: same logits and same gradient, the weights dealt by name."""
+    """Law: same logits and same gradient, weights matched by name."""
     plain = PlainCNN(10)
     images = jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
     labels = jnp.array([3, 1, 4, 1])
@@ -62,7 +95,7 @@ class ModelsTest(parameterized.TestCase):
         "_Conv_0": "Conv_0",
         "_Conv_1": "Conv_1",
     }
-    named = models.CNN(10).init(jax.random.key(0), images)
+    named = CNN(10).init(jax.random.key(0), images)
     unravel = ravel_pytree(named)[1]
 
     def plain_logits(flat):
@@ -91,7 +124,7 @@ class ModelsTest(parameterized.TestCase):
 
   def test_cnn_starts_as_the_authors_do(self):
     """Normal of deviation 0.1, cut at two deviations; biases 0.1."""
-    params = models.CNN(10).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    params = CNN(10).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     for layer in params["params"].values():
       np.testing.assert_array_equal(layer["bias"], np.float32(0.1))
     kernel = params["params"]["Dense_0"]["kernel"]
@@ -99,22 +132,170 @@ class ModelsTest(parameterized.TestCase):
     # The deviation that is left after the cut.
     self.assertAlmostEqual(float(jnp.std(kernel)), 0.08796, places=3)
 
-  def test_any_function_can_be_plugged_in(self):
-    init = lambda key: {"w": jax.random.normal(key, (4, 3)), "b": jnp.ones(3)}
-    apply = lambda p, x: x.reshape(len(x), -1) @ p["w"] + p["b"][None]
-    model = models.flatten(init, apply)
-    self.assertEqual(model.dim, 15)
-    images = jnp.arange(8.0).reshape(2, 2, 2)
-    key = jax.random.key(0)
-    np.testing.assert_allclose(
-        model.apply(model.init(key), images), apply(init(key), images)
-    )
-
   def test_sample_losses_by_hand(self):
     """Equal logits over 4 classes cost log 4; certainty costs nothing."""
     logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [0.0, 99.0, 0.0, 0.0]])
     losses = models.sample_losses(logits, jnp.array([2, 1]))
     np.testing.assert_allclose(losses, [np.log(4), 0], atol=1e-6)
+
+
+class Net(nn.Module):
+  """What people bring; each field is a way to differ."""
+
+  first: jnp.dtype = jnp.float32
+  second: jnp.dtype = jnp.float32
+  middle: nn.Module | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Dense(5, param_dtype=self.first)(x.reshape(len(x), -1))
+    if self.middle is not None:
+      x = self.middle(x)
+    return nn.Dense(3, param_dtype=self.second)(nn.relu(x))
+
+
+class Plain:
+  """Two functions, as people write them for networks of other libraries."""
+
+  def __init__(self, change=lambda logits: logits, extra=()):
+    self.change, self.extra = change, extra
+
+  def init(self, key, features):
+    weights = jax.random.normal(key, (features.size, 3))
+    return {"w": weights, "b": jnp.ones(3), "extra": self.extra}
+
+  def apply(self, params, features):
+    rows = features.reshape(len(features), -1)
+    return self.change(rows @ params["w"] + params["b"][None])
+
+
+SHAPE = (2, 3)
+FEATURES = jnp.linspace(-1, 1, 24).reshape(4, *SHAPE)
+
+
+class OwnModelTest(parameterized.TestCase):
+
+  @parameterized.named_parameters(
+      ("functions", Plain()),
+      ("flax", Net()),
+      ("bfloat16", Net(jnp.bfloat16, jnp.bfloat16)),
+      ("float16", Net(jnp.float16, jnp.float16)),
+      ("mixed", Net(jnp.bfloat16)),
+      ("group_norm", Net(middle=nn.GroupNorm(5))),
+  )
+  def test_is_the_network(self, network):
+    """Law: flat, float32, and the logits and gradients of the tree."""
+    model, key = models.as_model(network, SHAPE), jax.random.key(0)
+    tree = network.init(key, jnp.zeros((1, *SHAPE)))
+    params = model.init(key)
+    self.assertEqual((params.shape, params.dtype), ((model.dim,), jnp.float32))
+    leaves = [np.float32(leaf).ravel() for leaf in jax.tree.leaves(tree)]
+    np.testing.assert_array_equal(params, np.concatenate(leaves))
+    self.assertEqual(model.sizes, tuple(map(len, leaves)))
+
+    def total(apply):
+      def logits_and_total(params):
+        logits = apply(params, FEATURES)
+        return jnp.sum(jnp.cos(logits.astype(jnp.float32))), logits
+
+      return jax.jit(jax.value_and_grad(logits_and_total, has_aux=True))
+
+    (_, logits), gradient = total(model.apply)(params)
+    (_, want), of_tree = total(network.apply)(tree)
+    self.assertEqual(logits.dtype, jnp.float32)
+    np.testing.assert_allclose(logits, np.float32(want), rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient,
+        np.concatenate(
+            [np.float32(leaf).ravel() for leaf in jax.tree.leaves(of_tree)]
+        ),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+  def test_a_model_stays_itself(self):
+    """So that runs of one model share what is compiled for it."""
+    model = models.build("mlp", SHAPE, 3)
+    self.assertIs(models.as_model(model, SHAPE), model)
+    changed = models.as_model(model, SHAPE, standardize=True)
+    params = model.init(jax.random.key(0))
+    np.testing.assert_allclose(
+        changed.apply(params, FEATURES),
+        model.apply(params, models.standardized(FEATURES)),
+        rtol=1e-6,
+    )
+
+  @parameterized.named_parameters(
+      ("none", None, "init.*apply"),
+      ("class", Net, "init.*apply"),
+      ("counter", Plain(extra=jnp.int32(0)), r"\['extra'\].*int32"),
+      ("mask", Plain(extra=(jnp.ones(3, bool),)), r"\['extra'\]\[0\].*bool"),
+      ("empty", nn.relu, "init.*apply"),
+      ("no_parameters", nn.Sequential([nn.relu]), "no parameters"),
+      ("batch_norm", Net(middle=nn.BatchNorm(True)), "batch_stats.*GroupNorm"),
+      ("dropout", Net(middle=nn.Dropout(0.5, deterministic=False)), "Dropout"),
+      ("pair", Plain(lambda y: (y, y)), "gives tuple"),
+      ("one_axis", Plain(lambda y: y[:, 0]), r"gives float32\[2\]"),
+      ("one_row", Plain(lambda y: y[:1]), r"gives float32\[1, 3\] for B = 2"),
+      ("whole", Plain(lambda y: y.astype(int)), r"gives int32\[2, 3\]"),
+      (
+          "sizes",
+          Model(lambda key: jnp.zeros(3), lambda w, x: x @ w, (4,)),
+          r"float32\[4\].*float32\[3\]",
+      ),
+  )
+  def test_refuses(self, network, message):
+    with self.assertRaisesRegex(ConfigError, f"^--model=net: .*{message}") as e:
+      models.as_model(network, SHAPE, name="net")
+    self.assertNotIn("\n", str(e.exception))
+
+  @parameterized.parameters(
+      (nn.BatchNorm(False), "BatchNorm"),
+      (nn.Dropout(0.5, deterministic=False), "Dropout"),
+  )
+  def test_flatten_refuses_when_traced(self, middle, message):
+    """The features' shape is not known before."""
+    net = Net(middle=middle)
+    model = models.flatten(
+        lambda key: net.init(key, jnp.zeros((1, *SHAPE))), net.apply
+    )
+    with self.assertRaisesRegex(ConfigError, f"^model: .*{message}"):
+      model.apply(model.init(jax.random.key(0)), FEATURES)
+
+  def test_cnn_takes_images_alone(self):
+    with self.assertRaisesRegex(ConfigError, r"^--model=cnn: .*images.*\[6\]"):
+      models.build("cnn", (6,), 3)
+
+  def test_doctests(self):
+    failed, attempted = doctest.testmod(models)
+    self.assertEqual(failed, 0)
+    self.assertGreater(attempted, 0)
+
+
+class RegisterTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.enter_context(mock.patch.dict(models.MODELS._added))
+
+  def test_the_last_of_a_name_is_built(self):
+    """Law: a name stands for the network that came last, and is built once."""
+    register = models.register_model("mine")
+    self.assertIs(register(CNN), CNN)
+    first = models.build("mine", (8, 8), 10)
+    self.assertIs(models.build("mine", (8, 8), 10), first)
+    register(MLP)
+    second = models.build("mine", (8, 8), 10)
+    self.assertEqual(second.dim, models.build("mlp", (8, 8), 10).dim)
+    self.assertNotEqual(second.dim, first.dim)
+
+  def test_refuses(self):
+    for name in ("cnn", "two words", ""):
+      with self.assertRaisesRegex(ConfigError, "^--model="):
+        models.register_model(name)(MLP)
+    models.register_model("few")(lambda num_classes: Plain())
+    with self.assertRaisesRegex(ConfigError, "^--model=few: .*3 outputs.* 4 "):
+      models.build("few", SHAPE, 4)
 
 
 if __name__ == "__main__":

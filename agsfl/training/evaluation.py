@@ -83,7 +83,7 @@ def build_evaluate(
   Returns:
     params [D] -> Evaluation.
   """
-  of_batches = _build_of_batches(model.apply, loss)
+  of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
   num_clients = len(data.client_names)
   train = _in_batches(data.clients.order, mesh)
   test = _in_batches(data.test_rows, mesh)

@@ -268,7 +268,7 @@ def _flatten(setting, init, apply):
 
 def _require_logits(setting, logits, num_samples):
   """Refuses all but [B, L] floats."""
-  shape = getattr(logits, "shape", ())
+  shape: tuple[int, ...] = getattr(logits, "shape", ())
   if (
       len(shape) != 2
       or shape[0] != num_samples

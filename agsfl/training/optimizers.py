@@ -24,7 +24,14 @@ def _adam(learning_rate):
 
   Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
   """
-  return optax.adam(learning_rate, b2=0.99, eps=1e-3)
+  adam = optax.adam(learning_rate, b2=0.99, eps=1e-3)
+
+  def update(updates, state, params=None):
+    # Optax takes a float to the power of an integer.
+    with jax.numpy_dtype_promotion("standard"):
+      return adam.update(updates, state, params)
+
+  return optax.GradientTransformation(adam.init, update)
 
 
 OPTIMIZERS: dict[str, Factory] = {

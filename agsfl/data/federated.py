@@ -262,7 +262,7 @@ def _whole(name, values, least, end, axes=0):
 
 
 def fingerprint(data: FederatedData) -> str:
-  """A hash of the data and of how they are partitioned.
+  """A hash of the data and of how they are partitioned, for comparison.
 
   Args:
     data: with NumPy arrays.

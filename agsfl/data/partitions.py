@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl import settings as said
 from agsfl.data import rules
 from agsfl.data.samples import Samples, generator
 from agsfl.errors import refuse, require
 from agsfl.registry import Registry
-from agsfl.settings import setting
+from agsfl.settings import check, setting
 
 # (labels [M] of the training samples, Partition, rng) -> for each client the
 # positions, from 0 to M - 1, of its samples.
@@ -121,13 +120,13 @@ def _like_training(labels, mine, test_labels, rng):
       continue
     held = np.bincount(held, minlength=len(mine))
     members = rng.permutation(np.flatnonzero(test_labels == label))
-    # In a random order, so that rounding favours nobody.
+    # In a random order, so that rounding favours no client.
     order = rng.permutation(len(mine))
     ends = rules.cuts(held[order] / held.sum(), len(members))
     for client, part in zip(order, np.split(members, ends), strict=True):
       tested[client].append(part)
-  nobody = np.zeros(0, np.int64)
-  return [np.concatenate([nobody, *own]) for own in tested]
+  none = np.zeros(0, np.int64)  # of a client whose labels have no test samples
+  return [np.concatenate([none, *own]) for own in tested]
 
 
 # By name: (Samples, Partition) -> ClientRows.
@@ -189,7 +188,7 @@ class Partition:
   )
 
   def __post_init__(self):
-    said.check(self)
+    check(self)
 
 
 def assign(samples: Samples, settings: Partition) -> ClientRows:

@@ -56,7 +56,7 @@ class Samples(NamedTuple):
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
   """A random generator for one purpose, independent of those for others."""
-  return np.random.default_rng([seed, *purpose.encode("utf-8")])
+  return np.random.default_rng([seed, *purpose.encode()])
 
 
 def most_classes(count: int) -> int:

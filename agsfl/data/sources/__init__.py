@@ -29,6 +29,9 @@ __all__ = [
     "require_known",
 ]
 
+# place ("" without a colon) -> arguments of `agsfl.from_arrays` by name.
+OwnReader = Callable[[str], Mapping[str, Any]]
+
 SOURCES = Registry(
     "data source",
     {
@@ -91,9 +94,7 @@ def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
   return source.read(dataset, place, options, seed)
 
 
-def register_source(
-    name: str,
-) -> Callable[[Callable[[str], Mapping[str, Any]]], Callable]:
+def register_source(name: str) -> Callable[[OwnReader], OwnReader]:
   """Registers a reader of your own: `--dataset=NAME` or `--dataset=NAME:PLACE`.
 
   >>> @register_source("coins")
@@ -113,7 +114,7 @@ def register_source(
     ConfigError: no name, or one of the package's own.
   """
 
-  def register(reader):
+  def register(reader: OwnReader) -> OwnReader:
     # With the name and the source code of the user's function.
     @functools.wraps(reader)
     def read_own(dataset, place, options, seed):

@@ -1,5 +1,6 @@
 """Folders of images, one subfolder for each class."""
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -32,15 +33,16 @@ def read(
 ) -> Samples:
   """Images whose classes are the sorted names of the subfolders.
 
-  They are PNG, JPEG, GIF or BMP files of 8 bits, directly in the folder of
-  their class; files with other endings and hidden ones are passed over. All
-  grey, they have one channel, and else three; transparency is dropped, and of
-  animations the first image is taken.
+  Images are PNG, JPEG, GIF or BMP files of 8 bits, directly in the folder of
+  their class. Hidden files and files with other endings are ignored. If all
+  images are grey, they have one channel; otherwise all have three.
+  Transparency is dropped, and an animation gives its first image.
 
   Args:
     dataset: for messages.
-    place: the folder of the classes, or a folder of exactly `train` and
-      `test`, each with folders of classes. Without these a fifth is held out.
+    place: a folder of exactly the folders `train` and `test`, each with one
+      folder for each class; or a folder with one folder for each class, of
+      which a fifth of the images is held out for testing.
     options: `image_size` is read.
     seed: see `samples.hold_out`.
 
@@ -52,6 +54,7 @@ def read(
   """
   setting = f"--dataset={dataset}"
   found, is_split = _files(setting, Path(place))
+  # First all headers, for the shape; then each image into its final memory.
   height, width, channels = _shape(setting, found, options.image_size)
   images = aligned.empty((len(found), height, width, channels), np.uint8)
   for image, file in zip(images, found, strict=True):
@@ -104,24 +107,26 @@ def _folders(folder):
   return sorted(path for path in _visible(folder) if path.is_dir())
 
 
-def _opened(setting, path, use):
-  """Calls `use` with an open image; refuses a file that cannot be read."""
-  # Damage shows in many ways, as in all formats.
-  with refused(setting, f"{path}: cannot be read as an image", Exception):
-    with warnings.catch_warnings():
-      # An image that Pillow finds suspiciously large is an error.
-      warnings.simplefilter("error", Image.DecompressionBombWarning)
-      with Image.open(path, formats=_FORMATS) as image:
-        return use(image)
+@contextlib.contextmanager
+def _opened(setting, path):
+  """The open image; a file that cannot be read is refused."""
+  # Damage shows as errors of many types, one for each decoder.
+  with (
+      refused(setting, f"{path}: cannot be read as an image", Exception),
+      warnings.catch_warnings(),
+  ):
+    # Pillow warns of images so large that they may be an attack.
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with Image.open(path, formats=_FORMATS) as image:
+      yield image
 
 
 def _shape(setting, found, size):
   """Height, width and channels of all, by the files' headers."""
   first, channels = None, 1
   for file in found:
-    mode, (width, height) = _opened(
-        setting, file.path, lambda image: (image.mode, image.size)
-    )
+    with _opened(setting, file.path) as image:
+      mode, (width, height) = image.mode, image.size
     if mode.startswith(_DEEP):
       refuse(setting, f"{file.path}: must be of 8 bits, is of mode {mode}")
     if mode not in _GREY:
@@ -139,13 +144,10 @@ def _shape(setting, found, size):
 
 def _pixels(setting, path, size, shape):
   """One image, [H, W, channels]."""
-
-  def pixels(image):
-    # Without it Pillow warns of what conversion loses.
+  with _opened(setting, path) as image:
+    # Pillow would warn that the conversion loses it.
     image.info.pop("transparency", None)
     image = image.convert("L" if shape[-1] == 1 else "RGB")
     if size is not None:
       image = image.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(shape)
-
-  return _opened(setting, path, pixels)

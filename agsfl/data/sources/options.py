@@ -3,9 +3,8 @@
 import dataclasses
 from typing import NamedTuple, Protocol
 
-from agsfl import settings as said
 from agsfl.data.samples import Samples
-from agsfl.settings import setting
+from agsfl.settings import check, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class SourceOptions:
   )
 
   def __post_init__(self):
-    said.check(self)
+    check(self)
 
 
 class Reader(Protocol):

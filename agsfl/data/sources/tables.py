@@ -18,7 +18,7 @@ _BLOCK = 1 << 12
 
 
 class _Columns(NamedTuple):
-  """Where each column is; None: the table has none."""
+  """The positions of the columns; None where the table has no such column."""
 
   header: list[str]
   label: int
@@ -73,7 +73,7 @@ def read(
   setting = f"--dataset={dataset}"
   errors = (OSError, UnicodeError, csv.Error)
   with refused(setting, "must be a CSV file in UTF-8", errors):
-    # Some programs put a mark at the beginning, which utf-8-sig skips.
+    # Some programs begin a file with a mark of UTF-8; utf-8-sig skips it.
     with open(place, encoding="utf-8-sig", newline="") as file:
       return checked(_samples(setting, file, options, seed))
 
@@ -82,6 +82,7 @@ def _samples(setting, file, options, seed):
   reader = csv.reader(file, strict=True)
   columns = _columns(setting, next(reader, []), options)
   labels, clients, is_train = _Texts(), _Texts(), []
+  # Cells become numbers block by block: as text they take ten times the memory.
   blocks, cells, rows = [], [], []
   for row, values in enumerate(reader, 2):
     if not values:  # an empty line
@@ -104,6 +105,7 @@ def _samples(setting, file, options, seed):
       cells, rows = [], []
   if cells:
     blocks.append(_numbers(setting, rows, columns, cells))
+  # Labels and clients are coded once all of their names are known.
   count = len(labels.codes)
   owners = names = None
   if columns.client is not None and count:
@@ -117,8 +119,12 @@ def _samples(setting, file, options, seed):
       np.array(is_train, bool),
       owners,
       names,
-      Names("features", options.label_column, _IS_TRAIN,
-            options.client_column or "client"),
+      Names(
+          "features",
+          options.label_column,
+          _IS_TRAIN,
+          options.client_column or "client",
+      ),
   )
 
 
@@ -195,7 +201,7 @@ def _number(text):
 
 
 def _joined(blocks, count, width):
-  """The blocks in one array; each is let go once it is copied."""
+  """The blocks in one array; each is freed once it is copied."""
   features = aligned.empty((count, width), np.float32)
   filled = 0
   blocks.reverse()

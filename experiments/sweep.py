@@ -326,6 +326,20 @@ def _write_all(runs, names, folder):
   return text
 
 
+def _missing(configs):
+  """The runs to start; refuses a folder of other settings before any runs."""
+  fingerprint_of, missing = simulation.data_fingerprints(), {}
+  for place, config in configs.items():
+    try:
+      if (place / "config.json").exists():
+        read_run(place)
+    except ConfigError:  # damaged: named at the end
+      continue
+    if not simulation.is_finished(config, place, fingerprint_of):
+      missing[place] = config
+  return missing
+
+
 def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
   """Runs what is not finished yet, then draws and tables all.
 
@@ -349,13 +363,7 @@ def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
   with files.usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
   # Data that several runs share are read once.
-  fingerprint_of = simulation.data_fingerprints()
-  # This refuses a folder of other settings before anything runs.
-  missing = {
-      place: config
-      for place, config in configs.items()
-      if not simulation.is_finished(config, place, fingerprint_of)
-  }
+  missing = _missing(configs)
   done = len(configs) - len(missing)
   with _bar(total=len(configs), initial=done, unit="run") as bar:
     try:

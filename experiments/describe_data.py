@@ -120,17 +120,16 @@ def main(argv):
   with scripts.one_line_errors():
     plugins.load()
     config = run_flags.config_from_flags()
-    federated = data.load(config.dataset, config.as_partition())
+    federated = data.load(config.dataset, config, config)
     names = federated.client_names
     present, held = histograms(federated)
     print(table(names, present, held))
-    of_all = held[0].sum(axis=0)
+    of_all, features = held[0].sum(axis=0), federated.clients.features
     print(
         f"{len(held[0])} clients, {held[0].sum()} training and "
         f"{len(federated.test_rows)} test samples, of these {held[1].sum()} of "
-        f"a client; {np.count_nonzero(of_all)} labels; images "
-        f"{'x'.join(map(str, federated.clients.images.shape[1:]))} "
-        f"{federated.clients.images.dtype}"
+        f"a client; {np.count_nonzero(of_all)} labels; samples of shape "
+        f"{'x'.join(map(str, features.shape[1:]))} {features.dtype}"
     )
     path = workdir / "labels.png"
     title = f"{config.dataset}, {config.partition}"

@@ -77,6 +77,12 @@ def one_line_errors():
     fail([f"error: {error}"])
   except MemoryError as error:
     fail([f"error: not enough memory ({str(error) or 'none is left'})"])
+  except KeyboardInterrupt:
+    sys.exit(stopping.STOPPED)
+  except BrokenPipeError:
+    # The reader, such as head, has seen enough; Python writes once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
   except Exception:
     platforms = jax.config.jax_platforms
     if platforms is None or _jax_starts():
@@ -85,12 +91,6 @@ def one_line_errors():
         f"error: JAX_PLATFORMS={platforms}: must be platforms that are here: "
         f"{', '.join(_platforms())}"
     ])
-  except KeyboardInterrupt:
-    sys.exit(stopping.STOPPED)
-  except BrokenPipeError:
-    # The reader, such as head, has seen enough; Python writes once more.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(141)
 
 
 def _jax_starts():

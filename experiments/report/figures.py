@@ -81,8 +81,9 @@ def _plan(groups):
   """What the charts show: title, x label, y label, [(key, label)], against."""
   both = [("train_loss", "training loss"), ("test_loss", "test loss")]
   own = [
-      (f"{name} against time", TIME, name, [(name, None)], "time")
+      (f"{name} against time", TIME, name, [(name, label)], "time")
       for name in metrics([one.run for group in groups for one in group.runs])
+      for label in [name if len(groups) == 1 else None]
   ]
   accuracy = [("test_accuracy", "test accuracy")]
   if len(groups) == 1:

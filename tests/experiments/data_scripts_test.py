@@ -1,6 +1,8 @@
 """The scripts about data, as a user starts them."""
 
+import contextlib
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -76,7 +78,7 @@ class ScriptsTest(parameterized.TestCase):
     result = start("decode_images", *asked)
     self.assertEqual(result.stdout, f"--dataset=npz:{out}\n", result.stderr)
     federated = data.load(f"npz:{out}", Partition("shards", 5))
-    np.testing.assert_array_equal(federated.clients.images, images)
+    np.testing.assert_array_equal(federated.clients.features, images)
     np.testing.assert_array_equal(federated.clients.labels, labels)
     self.assertEqual(federated.test_rows.tolist(), list(range(30, 40)))
 
@@ -252,10 +254,42 @@ class EndsTest(parameterized.TestCase):
     self.assertEqual(process.wait(), 141)
 
   def test_too_little_memory(self):
-    with self.assertRaisesRegex(
-        SystemExit, r"^error: not enough memory \(.* 4\.00 EiB .*\)$"
-    ), scripts.one_line_errors():
-      np.zeros(2**59)
+    self.assertRegex(
+        self.failed(lambda: np.zeros(2**59)),
+        r"^error: not enough memory \(.* 4\.00 EiB .*\)\n$",
+    )
+
+  def failed(self, body):
+    """What a command of this body prints as it fails."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as printed,
+        self.assertRaises(SystemExit) as ended,
+        scripts.one_line_errors(),
+    ):
+      body()
+    self.assertEqual(ended.exception.code, 1)
+    return printed.getvalue()
+
+  def test_a_line_is_short_and_printable(self):
+    """Of 300 characters at most, without what a terminal would obey."""
+    self.assertEqual(
+        self.failed(lambda: errors.refuse("--dataset=set", "a \x1b\nb \ud800")),
+        "error: --dataset=set: a \\x1b b \\ud800\n",
+    )
+    line = self.failed(lambda: errors.refuse("--k=" + "9" * 999, "must be"))
+    self.assertLen(line, 301)
+    self.assertEndsWith(line, "999...\n")
+
+  def test_a_platform_that_is_absent(self):
+    result = subprocess.run(
+        [sys.executable, "-m", "experiments.run", "--workdir=none"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+        env={**os.environ, "JAX_PLATFORMS": "none", "MPLBACKEND": "none"},
+    )
+    self.assertEqual(
+        result.stderr,
+        "error: JAX_PLATFORMS=none: must be platforms that are here: cpu\n",
+    )
 
 
 class HistogramsTest(absltest.TestCase):
@@ -284,8 +318,6 @@ class HistogramsTest(absltest.TestCase):
         np.array(["é\x1b[2J"]), np.array([5]), np.ones((2, 1, 1), int)
     )
     self.assertEqual(told.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
-    with self.assertRaisesRegex(ConfigError, r"^--dataset=set: a \\x1b b$"):
-      errors.refuse("--dataset=set", "a \x1b\nb")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ class LocalTest(LauncherTest):
     commands = f"{{pathlib.Path({str(self.folder)!r}): {python(child)!r}}}"
     parent = subprocess.Popen(
         python(
-            "import pathlib; from experiments import launchers; "
+            "import pathlib; from experiments.lib import launchers; "
             f"list(launchers.local(1)({commands}))"
         ),
         cwd=Path(__file__).resolve().parents[2],

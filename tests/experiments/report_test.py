@@ -19,9 +19,13 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl.config import Config
-from agsfl.records import folder as records
-from agsfl.sparsifiers import methods as sparsifiers
-from experiments.lib import groups as results
+from agsfl.errors import ConfigError
+from agsfl.records.folder import write_json
+from agsfl.records.read import read_run
+from agsfl.records.summary import finite
+from agsfl.records.tables import write_clients
+from agsfl.sparsifiers import METHODS
+from experiments.lib import groups
 from experiments.report import __main__ as report
 from experiments.report import runs as report_runs
 from experiments.report import svg as report_svg
@@ -43,43 +47,49 @@ def write_run(
     evaluate=lambda round_index: round_index % 2 == 0,
     summary=(),
     config=(),
+    row=lambda round_index, up, down: {},
     **settings,
 ):
-  """A run's folder, as `records` writes it; returns its rows."""
-  config = dict(config)
-  used = dataclasses.asdict(Config(**settings))
-  used["controller"] = Config(**settings).used_controller
-  used |= {
+  """Writes a run's folder, as version 0.1 did; returns its rows.
+
+  Args:
+    row: what each row has more, of (round, elements up, elements down).
+  """
+  asked = dataclasses.asdict(Config(**settings))
+  used = asked | {
+      "controller": Config(**settings).used_controller,
+      "k": settings.get("k", 1000.0),
       "num_weights": NUM_WEIGHTS, "num_clients_used": len(names),
-      "versions": {"jax": "0.0"}, **config,
+      "versions": {"jax": "0.0"}, **dict(config),
   }
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(workdir / "config.json", {**used, "asked": asked})
   rows = []
-  with records.RunFolder(workdir, dataclasses.asdict(Config(**settings))) as f:
-    f.begin(used)
-    for i, (up, down, loss) in enumerate(
-        zip(ups, downs, losses, strict=True), 1
-    ):
-      row = {
-          "round": i, "time": 1.25 * i, "k": up + 0.5, "k_probe": up - 1.0,
-          "k_up": up, "k_down": down, "minibatch_loss": loss, "sign": None,
+  for i, (up, down, loss) in enumerate(
+      zip(ups, downs, losses, strict=True), 1
+  ):
+    rows.append({
+        "round": i, "time": 1.25 * i, "k": up + 0.5, "k_probe": up - 1.0,
+        "k_up": up, "k_down": down, "minibatch_loss": loss, "sign": None,
+        **row(i, up, down),
+    })
+    if evaluate(i):
+      rows[-1] |= {
+          "train_loss": loss, "test_loss": loss + 0.125,
+          "test_accuracy": 1 / (1 + loss),
       }
-      if evaluate(i):
-        row |= {
-            "train_loss": loss, "test_loss": loss + 0.125,
-            "test_accuracy": 1 / (1 + loss),
-        }
-      f.row(row)
-      rows.append(row)
-    if finished:
-      count = len(names)
-      clients = {
-          "client": names, "samples": samples, "test_samples": [2] * count,
-          "test_loss": [0.5, math.nan, 0.25][:count],
-          "test_accuracy": [0.5, math.nan, 1.0][:count],
-          "contributed": contributed,
-      }
-      more = {"median_round_seconds": 0.0625, **dict(summary)}
-      f.finish({**rows[-1], **more}, clients, np.zeros(1))
+  lines = [json.dumps(row) + "\n" for row in rows]
+  (workdir / "metrics.jsonl").write_text("".join(lines))
+  if finished:
+    count = len(names)
+    write_clients(workdir / "clients.csv", {
+        "client": names, "samples": samples, "test_samples": [2] * count,
+        "test_loss": [0.5, math.nan, 0.25][:count],
+        "test_accuracy": [0.5, math.nan, 1.0][:count],
+        "contributed": contributed,
+    })
+    more = {"median_round_seconds": 0.0625, **dict(summary)}
+    write_json(workdir / "summary.json", finite({**rows[-1], **more}))
   return rows
 
 
@@ -140,11 +150,11 @@ class FolderTest(parameterized.TestCase):
 
   def page(self, *folders):
     """The page of some folders; well formed."""
-    found = report_runs.read_all(list(folders or [self.folder]))
+    found = report_runs.read_all(folders or [self.folder])
     return Page(report.page(*found))
 
   def assert_refused(self, *words, folder=None):
-    with self.assertRaises(report_runs.ConfigError) as caught:
+    with self.assertRaises(ConfigError) as caught:
       self.page(folder or self.folder)
     self.assertLen(str(caught.exception).splitlines(), 1)
     for word in (str(folder or self.folder), *words):
@@ -186,24 +196,44 @@ class OneRunTest(FolderTest):
   def test_bytes_by_hand(self, method, each, up, down):
     write_run(self.folder, method=method, min_samples=0, samples=(4, 0, 3))
     page = self.page()
-    told = dict(page.tables["bytes"])
-    self.assertEqual(told["clients"], 2)
-    self.assertEqual(told["bytes per element"], each)
-    self.assertEqual(told["elements up, a client"], 65)
-    self.assertEqual(told["elements down, a client"], 66)
-    self.assertEqual(told["up, all clients"], up)
-    self.assertEqual(told["down, all clients"], down)
+    sizes = dict(page.tables["bytes"])
+    self.assertEqual(sizes["clients"], 2)
+    self.assertEqual(sizes["bytes per element"], each)
+    self.assertEqual(sizes["elements up, a client"], 65)
+    self.assertEqual(sizes["elements down, a client"], 66)
+    self.assertEqual(sizes["up, all clients"], up)
+    self.assertEqual(sizes["down, all clients"], down)
     # D = 40 values of 4 bytes, up and down, 4 rounds, 2 clients.
     whole = 4 * 40 * 2 * 4 * 2
-    self.assertEqual(told["of sending all D"], (up + down) / whole)
+    self.assertEqual(sizes["of sending all D"], (up + down) / whole)
     results = dict(page.tables["results"])
     self.assertEqual(results["sent up"], up)
     self.assertEqual(results["sent down"], down)
 
+  def test_a_method_of_the_user(self):
+    """Its name is shown, and the bytes that its rows have; own metrics too."""
+    write_run(
+        self.folder,
+        config={"method": "mine", "controller": "my_rule"},
+        row=lambda i, up, down: {
+            "bytes_up": 5 * up, "bytes_down": down, "norm": i / 2
+        },
+    )
+    page = self.page()
+    self.assertIn("mine with my_rule on mnist_5k", page.headings)
+    sizes = dict(page.tables["bytes"])
+    self.assertEqual(sizes["up, all clients"], 3 * 5 * 65)
+    self.assertEqual(sizes["down, all clients"], 3 * 66)
+    self.assertEqual(sizes["bytes per element"], (5 * 65 + 66) / (65 + 66))
+    self.assertIn(
+        "norm against time. norm: from 0.5 at 1.25 to 2 at 5.",
+        self.charts(page),
+    )
+
   def test_bytes_until_each_round(self):
     write_run(self.folder)
-    run = report_runs.read(self.folder)
-    self.assertEqual(run.sent("k_up"), [240, 720, 1440, 1560])
+    (_, (run,)) = report_runs.read_all([self.folder])
+    self.assertEqual(run.sent("up"), [240, 720, 1440, 1560])
     x, y = run.series("train_loss", "bytes")
     self.assertEqual(x.tolist(), [1440, 3144])
     self.assertEqual(y.tolist(), [1.5, 0.875])
@@ -240,22 +270,26 @@ class OneRunTest(FolderTest):
         {*first, *others} - {"versions.jax"}, {*config} - {"asked", "versions"}
     )
 
+  def charts(self, page):
+    """What each chart says to those who do not see it."""
+    return [
+        value for tag, name, value in page.attributes
+        if (tag, name) == ("svg", "aria-label")
+    ]
+
   def test_charts(self):
     """Six, each with words for those who do not see it."""
     write_run(self.folder)
     page = self.page()
-    told = [
-        value for tag, name, value in page.attributes
-        if (tag, name) == ("svg", "aria-label")
-    ]
-    self.assertLen(told, 6)
+    charts = self.charts(page)
+    self.assertLen(charts, 6)
     self.assertIn(
         "Loss against time. training loss: from 1.5 at 2.5 to 0.875 at 5; test "
         "loss: from 1.625 at 2.5 to 1 at 5.",
-        told,
+        charts,
     )
     self.assertIn("k against rounds. k: from 10.5 at 1 to 5.5 at 4; probe k': "
-                  "from 9 at 1 to 4 at 4.", told)
+                  "from 9 at 1 to 4 at 4.", charts)
     self.assertEqual(
         [head for head in page.headings if head],
         ["fab_top_k with sign_interval on mnist_5k", "Settings", "Results",
@@ -272,9 +306,10 @@ class OneRunTest(FolderTest):
 
   def test_losses_that_overflow(self):
     write_run(self.folder, losses=(2.0, math.inf, 3.0, 1.0))
-    run = report_runs.read(self.folder)
-    self.assertEqual(run.series("train_loss", "time")[0].tolist(), [5.0])
     self.page()
+    self.assertEqual(
+        read_run(self.folder).series("train_loss")[0].tolist(), [5.0]
+    )
 
   def test_nothing_from_outside(self):
     write_run(self.folder)
@@ -298,13 +333,7 @@ class OneRunTest(FolderTest):
         names=(evil, "a&b\x1b[31m\u202e", "'\"> onload=x"),
         config={"dataset": evil, "versions": {evil: evil}, "seed": evil},
     )
-    # A lone surrogate, which no file can hold as UTF-8, in a label.
-    write_run(
-        self.folder / "other", config={"dataset": "<i>\ud800"}, finished=False
-    )
-    report.write(
-        self.folder / "x", report.page(*report_runs.read_all([self.folder]))
-    )
+    write_run(self.folder / "other", config={"dataset": "<i>"}, finished=False)
     for page in (self.page(self.folder / "<b>&amp;"), self.page()):
       self.assertNotIn("script", page.tags)
       self.assertNoCommonElements(("b", "i"), page.tags)
@@ -417,7 +446,7 @@ class SeveralRunsTest(FolderTest):
     self.assertEqual(losses, {
         "deep/er/x": 0.875, "fab/seed2": 0.875, "fab/seed10": 3.0,
     })
-    self.assertEqual(list(losses)[2], "fab/seed10")
+    self.assertEqual(list(losses), ["fab/seed2", "fab/seed10", "deep/er/x"])
 
   def test_each_once(self):
     self.write_study()
@@ -426,7 +455,7 @@ class SeveralRunsTest(FolderTest):
 
   def test_band_covers_what_all_have_seen(self):
     """y = t on 1, 2, 4 and y = 3 t on 2, 5: both known on 2..4."""
-    band = results.band([
+    band = groups.band([
         (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0])),
         (np.array([2.0, 5.0]), np.array([6.0, 15.0])),
     ])
@@ -435,22 +464,21 @@ class SeveralRunsTest(FolderTest):
     np.testing.assert_allclose(band.least, [2, 4])
     np.testing.assert_allclose(band.greatest, [6, 12])
     line = lambda *x: (np.array(x), np.array(x))
-    self.assertIsNone(results.band([line(1.0), line(2.0)]))
-    self.assertIsNone(results.band([line(1.0, 2.0), line()]))
+    self.assertIsNone(groups.band([line(1.0), line(2.0)]))
+    self.assertIsNone(groups.band([line(1.0, 2.0), line()]))
 
   def test_labels_tell_settings_apart(self):
-    for k in (5.0, 6.0):
+    for k in (10.0, 9.5):
       for method in ("fab_top_k", "fub_top_k"):
         write_run(self.folder / f"{method}{k}", k=k, method=method)
-    write_run(self.folder / "again", k=5.0)
+    write_run(self.folder / "again", k=10.0)
     _, runs = report_runs.read_all([self.folder])
-    groups = report_runs.group(runs)
     self.assertEqual(
-        {group.label: len(group.runs) for group in groups},
-        {
-            "fab_top_k, k=5": 2, "fab_top_k, k=6": 1, "fub_top_k, k=5": 1,
-            "fub_top_k, k=6": 1,
-        },
+        [(group.label, len(group.runs)) for group in report_runs.group(runs)],
+        [
+            ("fab_top_k, k=9.5", 1), ("fab_top_k, k=10", 2),
+            ("fub_top_k, k=9.5", 1), ("fub_top_k, k=10", 1),
+        ],
     )
 
   def test_a_wide_sweep(self):
@@ -465,77 +493,18 @@ class SeveralRunsTest(FolderTest):
     self.assertEqual(titles, 7 * count)
 
 
-class ErrorsTest(FolderTest):
+class DamageTest(FolderTest):
+  """See read_test for all that may be damaged."""
 
-  @parameterized.named_parameters(
-      ("missing", lambda f: shutil.rmtree(f), "no such folder"),
-      ("empty", lambda f: [p.unlink() for p in f.iterdir()], "holds no run"),
-      ("config", lambda f: (f / "config.json").write_text("{"), "no JSON"),
-      ("list", lambda f: (f / "config.json").write_text("[]"), "of no run"),
-      ("other", lambda f: (f / "config.json").write_text("{}"), "of no run"),
-      (
-          "bytes",
-          lambda f: (f / "metrics.jsonl").write_bytes(b"\xff\xfe\n"),
-          "line 1",
-      ),
-      ("no_rows", lambda f: (f / "metrics.jsonl").write_text(""), "0 rows"),
-      (
-          "no_metrics",
-          lambda f: (f / "metrics.jsonl").unlink(),
-          "metrics.jsonl cannot be read",
-      ),
-      ("summary", lambda f: (f / "summary.json").write_text("7"), "no round"),
-      (
-          "seconds",
-          lambda f: (f / "summary.json").write_text(
-              '{"round": 4, "median_round_seconds": "long"}'
-          ),
-          "median_round_seconds is 'long'",
-      ),
-      ("no_clients", lambda f: (f / "clients.csv").unlink(), "clients.csv"),
-      ("clients", lambda f: (f / "clients.csv").write_text(""), "clients.csv"),
-      (
-          "short",
-          lambda f: (f / "clients.csv").write_text("client,samples\na,1\n"),
-          "no column test_samples",
-      ),
-  )
-  def test_damaged(self, damage, word):
+  def test_a_damaged_run_of_a_study(self):
+    """It is named, with its file and line."""
     write_run(self.folder / "a")
-    damage(self.folder / "a")
-    self.assert_refused(word, folder=self.folder / "a")
-
-  @parameterized.parameters(
-      ("[1]", "no row"),
-      ('{"round": 2}', "time is None"),
-      ('{"round": 2, "time": NaN}', "time is nan"),
-      ('{"round": 2, "time": 1e999}', "time is inf"),
-      ('{"round": 3', "no JSON"),
-      ({"round": 4}, "round is 4"),
-      ({"k_up": 2.5}, "k_up is 2.5"),
-      ({"k_up": NUM_WEIGHTS + 1}, "k_up is 41"),
-      ({"k_down": -1}, "k_down is -1"),
-      ({"k": "many"}, "k is 'many'"),
-      ({"test_loss": None}, "train_loss, test_loss, test_accuracy"),
-  )
-  def test_a_damaged_row(self, line, word):
-    """In a run of a study, told with its folder and line."""
-    write_run(self.folder / "a")
-    rows = write_run(self.folder / "b", finished=False)
-    if not isinstance(line, str):
-      line = json.dumps({**rows[1], **line})
+    write_run(self.folder / "b", finished=False)
     path = self.folder / "b" / "metrics.jsonl"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], line, *lines[2:], ""]))
-    self.assert_refused(str(self.folder / "b"), "line 2", word)
-
-  def test_a_finished_run_has_whole_lines(self):
-    write_run(self.folder)
-    path = self.folder / "metrics.jsonl"
-    path.write_text(path.read_text()[:-9])
-    self.assert_refused("torn")
-    write_run(self.folder / "b", evaluate=lambda round_index: False)
-    self.assert_refused("has no test_loss", folder=self.folder / "b")
+    path.write_text(path.read_text().replace('"round": 2', '"round": 7'))
+    self.assert_refused(
+        str(self.folder / "b"), "metrics.jsonl, line 2", "round is 7"
+    )
 
 
 class ScriptTest(FolderTest):
@@ -550,16 +519,14 @@ class ScriptTest(FolderTest):
     result = self.start(self.folder / "runs", f"--out={out}")
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout, f"report: {out}\n")
-    run = report_runs.read(self.folder / "runs" / "a")
-    self.assertEqual(
-        out.read_text(encoding="utf-8"), report.page(run.name, [run])
-    )
+    found = report_runs.read_all([self.folder / "runs" / "a"])
+    self.assertEqual(out.read_text(encoding="utf-8"), report.page(*found))
     self.assertEqual({*self.folder.iterdir()}, {out, self.folder / "runs"})
 
   def test_write_is_whole_or_not_at_all(self):
     (self.folder / "file").touch()
     for out in (self.folder / "file" / "x", self.folder, Path()):
-      with self.assertRaisesRegex(report_runs.ConfigError, f"^--out={out}: "):
+      with self.assertRaisesRegex(ConfigError, f"^--out={out}: "):
         report.write(out, "text")
     with self.assertRaises(UnicodeEncodeError):
       report.write(self.folder / "x", "\ud800")
@@ -569,7 +536,7 @@ class ScriptTest(FolderTest):
     write_run(self.folder / "a")
     before = sorted(self.folder.rglob("*"))
     for arguments, word in (
-        ([], "WORKDIR"),
+        ([], "no folder"),
         ([self.folder / "b"], str(self.folder / "b")),
         ([self.folder / "a", f"--out={self.folder}"], "--out="),
     ):
@@ -584,10 +551,10 @@ class ScriptTest(FolderTest):
 
 class CountsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*sparsifiers.METHODS)
+  @parameterized.parameters(*METHODS)
   def test_elements_cost_what_the_method_says(self, method):
     """Numbers of 4 bytes, as the normalised time counts them."""
-    sparsifier = sparsifiers.METHODS[method].build()
+    sparsifier = METHODS[method].build()
     accumulated = jnp.arange(12.0).reshape(2, 6) + 1
     selection, _ = sparsifier.select(
         jax.random.key(0), accumulated, jnp.full(2, 0.5), jnp.int32(2),
@@ -602,11 +569,6 @@ class CountsTest(parameterized.TestCase):
   )
   def test_size_in_words(self, size, want):
     self.assertEqual(report_tables.size_in_words(size), want)
-
-  def test_jain_is_that_of_the_studies(self):
-    counts = [3, 0, 5]
-    run = report_runs.Run("", {}, [], {}, {"contributed": counts})
-    self.assertEqual(run.jain(), results.jain_index(np.array(counts)))
 
 
 class ChartTest(parameterized.TestCase):

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+# What their functions look up changes with their versions alone.
+_LIBRARIES = ("jax", "flax", "optax", "numpy", "agsfl.")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -21,8 +23,9 @@ def name_of(part: Any) -> str:
   'scaled'
   """
   if isinstance(part, tuple) and hasattr(part, "_fields"):
+    # Of (init, select, split), (init, update) or (init, apply) the second.
     functions = [field for field in part if callable(field)]
-    part = functions[-1] if functions else part
+    part = functions[1] if len(functions) > 1 else part
   name = getattr(part, "__qualname__", None) or type(part).__qualname__
   return name.split(".<locals>")[0].split(".")[0]
 
@@ -30,8 +33,9 @@ def name_of(part: Any) -> str:
 def fingerprint(part: Any) -> str | None:
   """16 hexadecimal digits made of an object's source code and numbers.
 
-  A function counts with its source, its defaults and the values it closes
-  over; an object with its class's source and its fields.
+  A function counts with its source, its defaults, the values it closes over,
+  and the numbers, arrays and functions of its own module that it names; an
+  object with its class's source and its fields.
 
   Args:
     part: a user's object.
@@ -41,7 +45,7 @@ def fingerprint(part: Any) -> str | None:
   """
   digest = hashlib.blake2b(digest_size=8)
   try:
-    _add(digest, part, set())
+    _add(digest, part, {})
   except (OSError, TypeError, ValueError, RecursionError):
     return None
   return digest.hexdigest()
@@ -49,6 +53,11 @@ def fingerprint(part: Any) -> str | None:
 
 def _add(digest, part, seen):
   """Feeds one object to the digest.
+
+  Args:
+    digest: changes.
+    part: the object.
+    seen: objects by id; it holds them, so that no id is used again.
 
   Raises:
     OSError, TypeError: it has no source.
@@ -58,7 +67,7 @@ def _add(digest, part, seen):
     return
   if id(part) in seen:  # a function may refer to itself
     return
-  seen.add(id(part))
+  seen[id(part)] = part
   if isinstance(part, (types.ModuleType, types.BuiltinFunctionType)):
     digest.update(part.__name__.encode())
   elif isinstance(part, (tuple, list)):
@@ -78,13 +87,17 @@ def _add(digest, part, seen):
   elif isinstance(part, types.FunctionType):
     _add_function(digest, part, seen)
   elif isinstance(part, type):
-    digest.update(inspect.getsource(part).encode())
+    digest.update(_source(part).encode())
   elif hasattr(part, "__array__"):
     array = np.ascontiguousarray(part)
     digest.update(f"{array.dtype} {array.shape};".encode())
     digest.update(array.tobytes())
   elif callable(getattr(part, "__wrapped__", None)):  # jax.jit and others
     _add(digest, part.__wrapped__, seen)
+  elif not hasattr(part, "__dict__"):  # a slice, shapes, the form of a tree
+    if " at 0x" in repr(part):
+      raise TypeError("says nothing but its place in memory")
+    digest.update(repr(part).encode())
   else:
     _add(digest, type(part), seen)
     if dataclasses.is_dataclass(part):
@@ -101,7 +114,32 @@ def _add_function(digest, function, seen):
   _add(digest, function.__defaults__, seen)
   _add(digest, function.__kwdefaults__, seen)
   for cell in function.__closure__ or ():
-    value = cell.cell_contents
-    # The package's own functions are told apart by its version.
-    if not getattr(value, "__module__", "").startswith(("jax", "agsfl.")):
+    _add(digest, cell.cell_contents, seen)
+  if _module_of(function).startswith(_LIBRARIES):
+    return
+  named = function.__globals__
+  for name in sorted(_names_in(function.__code__) & named.keys()):
+    value = named[name]
+    own = callable(value) and _module_of(value) == function.__module__
+    if own or isinstance(value, _PLAIN) or hasattr(value, "__array__"):
       _add(digest, value, seen)
+
+
+def _source(kind):
+  """The source code of a class; the name alone of one that is compiled."""
+  try:
+    return inspect.getsource(kind)
+  except (OSError, TypeError):
+    if kind.__module__ == "__main__":
+      raise
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _module_of(value):
+  return getattr(value, "__module__", None) or ""
+
+
+def _names_in(code):
+  """What a function's code, and that of functions within it, looks up."""
+  inner = [x for x in code.co_consts if isinstance(x, types.CodeType)]
+  return set(code.co_names).union(*map(_names_in, inner))

@@ -12,6 +12,7 @@ from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.errors import require
+from agsfl.records import read, summary
 from agsfl.registry import Registry
 from agsfl.rounds import Metric, Round, build_round
 from agsfl.sparsifiers import METHODS, per_layer
@@ -66,7 +67,8 @@ class Parts(NamedTuple):
     """The parts, their types checked.
 
     Raises:
-      ConfigError: one is of another type.
+      ConfigError: one is of another type, or a metric has a name that rows or
+        summaries need.
     """
     for name, part, kind in (
         ("sparsifier", sparsifier, Sparsifier),
@@ -86,6 +88,12 @@ class Parts(NamedTuple):
           "metrics",
           name,
           "a name for each function of (state, info)",
+      )
+      require(
+          name not in read.COLUMNS | summary.ADDED,
+          "metrics",
+          name,
+          "another name; rows and summaries have this one already",
       )
     return cls(model, sparsifier, controller, loss, tuple(metrics.items()))
 

@@ -1,16 +1,17 @@
 """One run as it goes: rounds become rows, and in the end a `Run`."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import jax
 import numpy as np
 
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData
-from agsfl.errors import DivergedError
+from agsfl.errors import ConfigError, DivergedError, require
 from agsfl.records import checkpoints
 from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.read import Run
@@ -21,6 +22,23 @@ from agsfl.types import PyTree, RoundInfo, RoundState
 _BYTES_PER_NUMBER = 4
 
 OnRow = Callable[[dict[str, Any]], None]
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def _ends_the_run(
+    method: Callable[Concatenate["Recorder", _Arguments], None],
+) -> Callable[Concatenate["Recorder", _Arguments], None]:
+  """The method of a Recorder, with what a disk refuses as its outcome."""
+
+  @functools.wraps(method)
+  def checked(self, *args, **kwargs):
+    try:
+      method(self, *args, **kwargs)
+    except ConfigError as error:
+      self.outcome = error
+
+  return checked
 
 
 class Recorder:
@@ -52,9 +70,8 @@ class Recorder:
       data: what is trained on.
       evaluate: [D] weights -> Evaluation.
       description: what config.json says.
-      folder: entered and begun; None for none.
-      states: where states of the run are saved; None for nowhere, or later
-        by `save_in`.
+      folder: begun before the first row; None for none.
+      states: in the folder, entered before the first row.
       every: rounds between saved states; 0 for none on the way.
       keeps_state: whether the last state stays after the end.
       on_row: called with each new row.
@@ -75,10 +92,6 @@ class Recorder:
     self._contributed = np.zeros(len(data.client_names), np.int64)
     self._evaluation: Evaluation | None = None
 
-  def save_in(self, states: checkpoints.States):
-    """Names where states are saved, of a run that has begun nothing yet."""
-    self._states = states
-
   def restore(self, like: PyTree) -> PyTree | None:
     """Goes back to the newest saved state, and drops the rows after it.
 
@@ -95,30 +108,26 @@ class Recorder:
     found = None
     if self._states is not None:
       found = self._states.newest((like, self._contributed))
-    done = 0
-    state = None
+    done, state = 0, None
     if found is not None:
       done, (state, self._contributed) = found
     if self._folder is not None:
-      self._folder.require_ahead(done)
-      self.rows = self._folder.truncate(done)
+      self.rows = self._folder.go_on(done)
     return state
 
-  def restart(self):
-    """Begins anew: drops all rows and saved states."""
-    self.rows = []
-    self._contributed[:] = 0
-    if self._states is not None:
-      self._states.clear()
-    if self._folder is not None:
-      self._folder.truncate(0)
-
   @property
-  def stops(self) -> list[int]:
-    """Every so many rounds there is something to do beside rounds."""
-    saves = self._every and self._states is not None
-    return [self.config.eval_every, *([self._every] if saves else [])]
+  def rounds_ahead(self) -> int:
+    """Rounds as far as the next evaluation, saved state or end."""
+    done = len(self.rows)
+    periods = [self.config.eval_every]
+    if self._every and self._states is not None:
+      periods.append(self._every)
+    return min(
+        self.config.num_rounds - done,
+        *(period - done % period for period in periods),
+    )
 
+  @_ends_the_run
   def add(
       self, infos: Sequence[RoundInfo], state: RoundState, seconds: float
   ):
@@ -135,18 +144,30 @@ class Recorder:
       if not info.finite:
         self._diverge(done, "a gradient")
         return
+      if not math.isfinite(info.k):
+        self.outcome = DivergedError(
+            f"round {done}: the controller's k is not finite"
+        )
+        return
       last = self.extent.is_reached(done, info.elapsed)
       due = last or done % self.config.eval_every == 0
       evaluation = None
       # Only the last of these rounds can be due: calls end at evaluations.
       if due and place == len(infos):
-        evaluation = self._evaluate(state.params)
-        if not math.isfinite(evaluation.train_loss):
-          self._diverge(done, "the loss")
+        evaluation = self._evaluate_at(done, state)
+        if evaluation is None:
           return
       self._append(info, evaluation)
       if last:
         self._finish(state, evaluation)
+
+  def _evaluate_at(self, done, state):
+    """The Evaluation; None if the run has diverged."""
+    evaluation = self._evaluate(state.params)
+    if math.isfinite(evaluation.train_loss):
+      return evaluation
+    self._diverge(done, "the loss")
+    return None
 
   def _append(self, info, evaluation):
     row = as_row(info, evaluation)
@@ -173,14 +194,21 @@ class Recorder:
   def _diverge(self, round_index, what):
     self.outcome = DivergedError(diverged(round_index, what, self.config))
 
+  @_ends_the_run
   def end_if_reached(self, state: RoundState):
-    """Ends a run that was stopped between its last round and its records."""
-    if self.rows:
-      last = self.rows[-1]
-      if self.extent.is_reached(last["round"], last["time"]):
-        evaluation = self._evaluate(state.params)
-        self.rows[-1] = last | _evaluated(evaluation)
-        self._finish(state, evaluation)
+    """Ends a run whose last round is done, but not what follows it.
+
+    It was killed there, or stopped and then asked for no more rounds.
+    """
+    done = len(self.rows)
+    if not done or not self.extent.is_reached(done, self.rows[-1]["time"]):
+      return
+    evaluation = self._evaluate_at(done, state)
+    if evaluation is not None:
+      self.rows[-1] |= _evaluated(evaluation)
+      if self._folder is not None:
+        self._folder.replace_last(self.rows[-1])
+      self._finish(state, evaluation)
 
   def is_save_due(self, stopping: bool) -> bool:
     """Whether the state after these rows is to be saved.
@@ -194,6 +222,7 @@ class Recorder:
       return isinstance(self.outcome, Run) and self._keeps_state
     return stopping or (self._every > 0 and len(self.rows) % self._every == 0)
 
+  @_ends_the_run
   def save(self, state: PyTree):
     """Saves a state of the run, while the caller goes on.
 
@@ -205,11 +234,12 @@ class Recorder:
       self._folder.sync()
     self._states.save(len(self.rows), (state, self._contributed))
 
+  @_ends_the_run
   def settle(self):
     """Waits for what is being written; of a finished run one state stays."""
-    if self._states is None:
+    if self._states is None or isinstance(self.outcome, Exception):
       return
-    if not isinstance(self.outcome, Run):
+    if self.outcome is None:
       self._states.wait()
     elif self._keeps_state:
       self._states.keep_only(len(self.rows))
@@ -240,7 +270,12 @@ def as_row(
   Returns:
     The row. `sign` is None where there was no estimate. `bytes_up` is the
     message of one client, `bytes_down` that of the server.
+
+  Raises:
+    ConfigError: a metric is not a single number.
   """
+  for name, metric in info.metrics.items():
+    require(np.ndim(metric) == 0, "metrics", name, "a single number")
   row = {
       "round": int(info.round_index),
       "time": float(info.elapsed),
@@ -250,7 +285,7 @@ def as_row(
       "k_down": int(info.k_down),
       "bytes_up": _BYTES_PER_NUMBER * int(info.volume_up),
       "bytes_down": _BYTES_PER_NUMBER * int(info.volume_down),
-      "minibatch_loss": float(info.minibatch_loss),
+      "minibatch_loss": _number(info.minibatch_loss),
       "sign": int(info.sign) if info.has_sign else None,
   }
   if evaluation is not None:

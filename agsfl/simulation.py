@@ -83,7 +83,8 @@ def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
   if config.init_from is not None:
     path = Path(config.init_from).expanduser()
     file = path / "params.npy" if path.is_dir() else path
-    with refused(f"--init_from={config.init_from}", "must be readable"):
+    problem = "must be the folder of a finished run, or a file of NumPy"
+    with refused(f"--init_from={config.init_from}", problem):
       checksum = f"{zlib.crc32(file.read_bytes()):08x}"
     prints = identity.get("fingerprints", {})
     identity["fingerprints"] = {**prints, "init_from": checksum}
@@ -124,44 +125,40 @@ def play(
 
   Args:
     simulation: one run or several side by side; its state is consumed.
-    recorders: of each run; all have as many rows, those before the state.
+    recorders: of each run, with the rows before its state; those that have
+      an outcome are left alone.
     should_stop: asked after each call of the compiled rounds.
 
   Raises:
     StoppedError: `should_stop` said so; the states are saved.
   """
-  state, first = simulation.state, recorders[0]
-  done = len(first.rows)
-  for index, one in enumerate(recorders):
+  state, stop = simulation.state, False
+  unfinished = lambda: [
+      (index, one)
+      for index, one in enumerate(recorders)
+      if one.outcome is None
+  ]
+  begun = unfinished()
+  for index, one in begun:
     one.end_if_reached(simulation.lane(state, index))
-  while any(one.outcome is None for one in recorders):
-    # As far as the next evaluation, saved state or end.
-    length = min(
-        simulation.rounds_per_call,
-        first.config.num_rounds - done,
-        *(every - done % every for every in first.stops),
-    )
+  while (running := unfinished()) and not stop:
+    # As far as the first of them has something to do beside rounds.
+    length = min(one.rounds_ahead for _, one in running)
+    length = min(length, simulation.rounds_per_call)
     start = time.perf_counter()
     state, infos = simulation.advance(state, length)
     seconds = (time.perf_counter() - start) / len(recorders)
-    done += length
-    running = [
-        (index, one)
-        for index, one in enumerate(recorders)
-        if one.outcome is None
-    ]
     for index, one in running:
       one.add(infos[index], simulation.lane(state, index), seconds)
     stop = should_stop()
     for index, one in running:
       if one.is_save_due(stop):
         one.save(simulation.pack(simulation.lane(state, index)))
-    if stop and any(one.outcome is None for one in recorders):
-      for one in recorders:
-        one.settle()
-      raise StoppedError(f"round {done}: stopped")
-  for one in recorders:
+  for _, one in begun:
     one.settle()
+  if stopped := unfinished():
+    done = max(len(one.rows) for _, one in stopped)
+    raise StoppedError(f"round {done}: stopped")
 
 
 def simulate(
@@ -201,7 +198,8 @@ def simulate(
     checkpoint_every: rounds between saved states, 0 for none on the way.
     checkpoints_kept: the newest so many stay until the run ends.
     keep_state: whether the last state stays after the end, so that the run can
-      go on with more rounds; about 4 (N + 3) D bytes.
+      go on with more rounds; at most about 4 (N + 1) D bytes, and what the
+      sparsifier, the server and the controller add.
     on_row: called with each new row.
     should_stop: asked after each call of the compiled rounds.
 
@@ -241,10 +239,9 @@ def simulate(
       folder.begin(description)
       if folder.finished:  # another process has just ended it
         return read_run(folder.workdir)
-      if checkpoint_every or keep_state:
-        states = stack.enter_context(
-            States(folder.checkpoints, checkpoints_kept)
-        )
+      states = stack.enter_context(
+          States(folder.checkpoints, checkpoints_kept)
+      )
     recorder = Recorder(
         config,
         data,

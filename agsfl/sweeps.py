@@ -123,11 +123,13 @@ def build_lanes(
         for i in range(len(configs))
     ]
 
-  states = [p.init(c) for p, c in zip(programs, configs, strict=True)]
+  def initial():
+    return [p.init(c) for p, c in zip(programs, configs, strict=True)]
 
   def unpack(saved):
     return stack([
-        one.unpack(own, like) for own, like in zip(saved, states, strict=True)
+        like if own is None else one.unpack(own, like)
+        for own, like in zip(saved, initial(), strict=True)
     ])
 
   def evaluate_of(own):
@@ -137,7 +139,7 @@ def build_lanes(
 
   return Simulation(
       model=model,
-      state=stack(states),
+      state=stack(initial()),
       advance=advance,
       rounds_per_call=one.length,
       evaluate=[evaluate_of(own) for own in data],
@@ -157,7 +159,7 @@ def simulate_lanes(
 ) -> dict[Path, Run | Exception]:
   """Runs a group of `group_by_program` side by side, each into its folder.
 
-  Runs that were stopped in the same round go on from there; others begin anew.
+  Runs that were stopped go on from their last saved states, each from its own.
 
   Args:
     configs: by folder.
@@ -189,11 +191,17 @@ def simulate_lanes(
       [configs[workdir] for workdir in lanes],
       [data for _, data in lanes.values()],
   )
+  like = jax.eval_shape(
+      lambda state: simulation.pack(simulation.lane(state, 0)),
+      simulation.state,
+  )
+  saved: list[Any] = [None] * len(lanes)
   with contextlib.ExitStack() as stack:
     recorders = {}
     for index, (workdir, (folder, data)) in enumerate(lanes.items()):
       config = configs[workdir]
       stack.enter_context(folder)
+      states = States(folder.checkpoints, 1)
       description = describe(
           config, identity_of(config, Parts()), data, simulation.model.dim
       )
@@ -203,6 +211,7 @@ def simulate_lanes(
           simulation.evaluate[index],
           description=description,
           folder=folder,
+          states=states,
           every=checkpoint_every,
           keeps_state=keep_state,
           on_row=lambda row, workdir=workdir: on_row(workdir, row),
@@ -211,27 +220,13 @@ def simulate_lanes(
         folder.begin(description)
         if folder.finished:  # another process has just ended it
           recorder.outcome = read_run(folder.workdir)
-        elif checkpoint_every or keep_state:
-          recorder.save_in(stack.enter_context(States(folder.checkpoints, 1)))
+        else:
+          stack.enter_context(states)
+          saved[index] = recorder.restore(like)
       except ConfigError as error:
         recorder.outcome = error
-    simulation = _restored(simulation, list(recorders.values()))
+    if any(saved):
+      simulation = simulation._replace(state=simulation.unpack(saved))
     play(simulation, list(recorders.values()), should_stop)
   outcomes |= {workdir: one.outcome for workdir, one in recorders.items()}
   return {workdir: outcomes[workdir] for workdir in configs}
-
-
-def _restored(simulation, recorders):
-  """Goes on from saved states, if all lanes have one of the same round."""
-  like = jax.eval_shape(
-      lambda state: simulation.pack(simulation.lane(state, 0)),
-      simulation.state,
-  )
-  open_ones = [one for one in recorders if one.outcome is None]
-  saved = [one.restore(like) for one in open_ones]
-  rounds = {len(one.rows) for one in open_ones}
-  if len(open_ones) == len(recorders) and len(rounds) == 1 and rounds != {0}:
-    return simulation._replace(state=simulation.unpack(saved))
-  for one in open_ones:
-    one.restart()
-  return simulation

@@ -1,5 +1,6 @@
 """States of a run on disk, to go on from after a stop."""
 
+import contextlib
 import shutil
 import threading
 import zlib
@@ -19,43 +20,42 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 class States:
-  """The saved states of one run in a folder; a context that closes them.
+  """The saved states of one run in a folder; a context that is entered first.
 
   What was not written whole is not seen.
   """
 
   def __init__(self, folder: Path, num_kept: int):
-    """Opens the folder, made if need be.
+    """Names the folder; nothing is written yet.
 
     Args:
       folder: absolute.
       num_kept: the newest so many stay.
+    """
+    self._folder = folder
+    self._options = ocp.CheckpointManagerOptions(
+        max_to_keep=num_kept, cleanup_tmp_directories=True
+    )
+
+  def __enter__(self) -> Self:
+    """Opens the folder, made if need be.
 
     Raises:
       ConfigError: it cannot be made.
     """
-    self._folder = folder
-    self._num_kept = num_kept
-    self._open()
-
-  def _open(self):
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=self._num_kept, cleanup_tmp_directories=True
-    )
     with self._usable(), _ONE_AT_A_TIME:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(
           self._folder,
-          options=options,
+          options=self._options,
           # Named here: guessed from the folder, one damaged step spoils all.
           item_handlers=ocp.StandardCheckpointHandler(),
       )
-
-  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *exception):
-    with self._usable(), _ONE_AT_A_TIME:
+    # What counts has been waited for, and was an error then.
+    with contextlib.suppress(OSError, ValueError), _ONE_AT_A_TIME:
       self._manager.close()
 
   def _usable(self):
@@ -93,11 +93,6 @@ class States:
       for other in self._manager.all_steps():
         if other != step:
           self._manager.delete(other)
-
-  def clear(self):
-    """Removes all states; new ones may be saved."""
-    self.remove()
-    self._open()
 
   def remove(self):
     """Removes all states and the folder; nothing may be saved from then on."""

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +43,17 @@ class Extent(NamedTuple):
 
   def is_reached(self, round_index: int, elapsed: float) -> bool:
     """Whether a run that is so far has come to its end."""
-    spent = self.time_budget is not None and elapsed >= self.time_budget
-    return round_index >= self.num_rounds or spent
+    return round_index >= self.num_rounds or self.is_spent(elapsed)
+
+  def is_spent(self, elapsed: float) -> bool:
+    """Whether no time is left, in float32 as the rounds compare it."""
+    if self.time_budget is None:
+      return False
+    return bool(np.float32(elapsed) >= np.float32(self.time_budget))
+
+
+# What may change of a run that goes on, if its identity does not hold it.
+_FREE = (*Extent._fields, "eval_every")
 
 
 def environment() -> dict[str, Any]:
@@ -67,6 +75,11 @@ def write_json(path: Path, content: Any):
     temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def _line(row):
+  """A row as a line of metrics.jsonl."""
+  return json.dumps(row, allow_nan=False) + "\n"
+
+
 def refuse_other(held: dict[str, Any], asked: dict[str, Any], setting: str):
   """Refuses a run of other settings.
 
@@ -80,9 +93,9 @@ def refuse_other(held: dict[str, Any], asked: dict[str, Any], setting: str):
   """
   asked = json.loads(json.dumps(asked))
   other = [
-      f"{name}={held.get(name)}, asked for {asked[name]}"
-      for name in sorted(asked)
-      if held.get(name) != asked[name]
+      f"{name}={held.get(name)}, asked for {asked.get(name)}"
+      for name in sorted(held.keys() | asked.keys())
+      if held.get(name) != asked.get(name)
   ]
   if other:
     refuse(
@@ -138,6 +151,7 @@ class RunFolder:
     self._identity = identity
     self._extent = extent
     self._config = self.workdir / "config.json"
+    self._content: dict[str, Any] = {}
     self._metrics: Any = None
     self._look()
 
@@ -159,7 +173,13 @@ class RunFolder:
           )
       return None
     held = read.read_config(self.workdir)
-    refuse_other(held["asked"], self._identity, self.setting)
+    # How far a run goes may change, but where its identity says it.
+    settings = {
+        name: value
+        for name, value in held["asked"].items()
+        if name in self._identity or name not in _FREE
+    }
+    refuse_other(settings, self._identity, self.setting)
     return held
 
   @property
@@ -167,23 +187,30 @@ class RunFolder:
     """Whether the run has gone as far as is asked for.
 
     Raises:
-      ConfigError: it has gone further, or its summary is damaged.
+      ConfigError: it has gone further, or one of its files is damaged.
     """
     if not self._summary.exists():
       return False
-    summary = read.read_summary(self.workdir)
-    rounds = int(summary["round"])
-    self.require_ahead(rounds)
-    return self._extent.is_reached(rounds, summary["time"])
+    rows = read.read_run(self.workdir).rows
+    self._require_ahead(rows)
+    return self._extent.is_reached(len(rows), rows[-1]["time"])
 
-  def require_ahead(self, rounds: int):
-    """Refuses to end before rounds that are done already."""
+  def _require_ahead(self, rows):
+    """Refuses to end before the rounds that are done already."""
+    num_rounds, time_budget = self._extent
+    done = f"that the run in {self.workdir} has done; or use another --workdir"
     require(
-        rounds <= self._extent.num_rounds,
+        len(rows) <= num_rounds,
         "num_rounds",
-        self._extent.num_rounds,
-        f"at least {rounds}, the rounds that the run in {self.workdir} has "
-        "done; or use another --workdir",
+        num_rounds,
+        f"at least {len(rows)}, the rounds {done}",
+    )
+    before = rows[-2]["time"] if len(rows) > 1 else 0.0
+    require(
+        not self._extent.is_spent(before),
+        "time_budget",
+        time_budget,
+        f"more than {before:g}, the time before the last round {done}",
     )
 
   @property
@@ -211,7 +238,7 @@ class RunFolder:
   def begin(self, config: dict[str, Any]):
     """Claims the folder until `close`; the run may be `finished` by now.
 
-    A finished run that is to go on is unfinished from here on.
+    Nothing of a run that is there changes before `go_on`.
 
     Args:
       config: for config.json: the settings as used, `data` (what tells one set
@@ -236,12 +263,11 @@ class RunFolder:
       held = self._look()
       if held is not None:
         self.refuse_other_data(config["data"])
-      if not self.finished:
-        self._summary.unlink(missing_ok=True)
-        asked = {**self._identity, **self._extent._asdict()}
-        asked["eval_every"] = config["eval_every"]
-        if held is None or held["asked"] != json.loads(json.dumps(asked)):
-          write_json(self._config, {**config, "asked": asked})
+      asked = {**self._identity, **self._extent._asdict()}
+      asked["eval_every"] = config["eval_every"]
+      self._content = {**config, "asked": json.loads(json.dumps(asked))}
+      if held is None:
+        write_json(self._config, self._content)
       undo.pop_all()
 
   def close(self):
@@ -259,15 +285,28 @@ class RunFolder:
     self.close()
 
   @_on_disk
-  def truncate(self, count: int) -> list[dict[str, Any]]:
-    """Drops all but the first `count` rows, those before a checkpoint.
+  def go_on(self, count: int) -> list[dict[str, Any]]:
+    """Makes ready for the rows after the first `count`; drops what is there.
+
+    A run that was finished is unfinished from here on.
+
+    Args:
+      count: rows before the newest checkpoint, 0 if there is none.
 
     Returns:
-      These rows.
+      The rows that stay.
 
     Raises:
-      ConfigError: there are fewer, or one is damaged.
+      ConfigError: there are fewer rows, or one is damaged; more are done than
+        are asked for; or a finished run has no checkpoint to go on from.
     """
+    if not count and self._summary.exists():
+      refuse(
+          self.setting,
+          "holds a finished run without its last state (it ran with "
+          "keep_state=False, or its checkpoints were removed), so it cannot go "
+          "on; use another folder, or remove this one",
+      )
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       lines = [file.readline() for _ in range(count)]
       require(
@@ -281,19 +320,29 @@ class RunFolder:
           read.parse_row(self.workdir, number, line)
           for number, line in enumerate(lines, 1)
       ]
+      self._require_ahead(rows)
+      self._summary.unlink(missing_ok=True)
+      if self._look()["asked"] != self._content["asked"]:
+        write_json(self._config, self._content)
       file.truncate(sum(map(len, lines)))
     return rows
 
   @_on_disk
-  def restart(self):
-    """Drops all rows and states of an earlier start."""
-    shutil.rmtree(self.checkpoints, ignore_errors=True)
-    self.truncate(0)
+  def replace_last(self, row: dict[str, Any]):
+    """Writes the last row anew, with more columns.
+
+    One write of a longer line: no death of the process can lose a row.
+    """
+    self.sync()
+    with (self.workdir / "metrics.jsonl").open("rb+") as file:
+      *before, _ = file.readlines()
+      file.seek(sum(map(len, before)))
+      file.write(_line(row).encode())
 
   @_on_disk
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
-    self._metrics.write(json.dumps(row, allow_nan=False) + "\n")
+    self._metrics.write(_line(row))
 
   @_on_disk
   def sync(self):

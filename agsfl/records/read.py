@@ -19,14 +19,15 @@ import numpy as np
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.records import tables
 
-# Columns of every row: whole numbers, real ones, and what may be null.
+# Columns of the rows: whole numbers, real ones, what may be null, and what
+# only some rows have. All other columns are the user's own.
 _COUNTS = ("round", "k_up", "k_down")
 _REALS = ("time", "k", "k_probe")
 _OTHERS = ("minibatch_loss", "sign")
 _EVALUATION = ("train_loss", "test_loss", "test_accuracy")
 # Runs of version 0.1 have none of these two.
 _BYTES = ("bytes_up", "bytes_down")
-_COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
+COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
 
 _CLIENT_COUNTS = ("samples", "test_samples", "contributed")
 _CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
@@ -109,7 +110,7 @@ class Run:
   def metrics(self) -> list[str]:
     """The names of further columns, which the user's own round measures."""
     names = dict.fromkeys(itertools.chain.from_iterable(self.rows))
-    return [name for name in names if name not in _COLUMNS]
+    return [name for name in names if name not in COLUMNS]
 
   def series(
       self, key: str, against: str = "time"
@@ -377,7 +378,7 @@ def _check_row(row):
   for name, value in row.items():
     # A loss may overflow, and so may what the user's own round measures.
     _require(value is None or _is_number(value), name, value)
-    if name not in _COLUMNS:
+    if name not in COLUMNS:
       _check_values("a name", name)
   for name in _BYTES:
     value = row.get(name, 0)

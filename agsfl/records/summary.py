@@ -11,6 +11,13 @@ import numpy as np
 
 from agsfl.data.federated import FederatedData
 
+# What `summarize` adds to a row.
+ADDED = frozenset((
+    "first_round_seconds", "median_round_seconds", "peak_memory_mb",
+    "least_contributed", "most_contributed", "client_test_accuracy_min",
+    "client_test_accuracy_p10", "client_test_accuracy_median",
+))
+
 
 class OfClients(Protocol):
   """What an evaluation says of each client.

@@ -1,0 +1,102 @@
+"""Small runs, and what of their files must be the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from agsfl.config import Config
+
+
+class Killed(Exception):
+  """The process ends by force, as far as a test goes."""
+
+
+def config(**settings):
+  """A run of a second or two, with state in every place."""
+  return Config(**{
+      "dataset": "digits",
+      "model": "mlp",
+      "num_clients": 10,
+      "batch_size": 4,
+      "num_rounds": 14,
+      "eval_every": 5,
+      "num_devices": 1,
+      **settings,
+  })
+
+
+def stop_after(rounds):
+  """Asks a run to stop when it has made that many new rows."""
+  seen = []
+  return {"on_row": seen.append, "should_stop": lambda: len(seen) >= rounds}
+
+
+def kill_at(round_index):
+  """Ends a run by force at the row of this round."""
+
+  def on_row(row):
+    if row["round"] == round_index:
+      raise Killed
+
+  return on_row
+
+
+def rows_of(workdir):
+  """The rows on disk, read by Python's own means."""
+  lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def without_evaluation(rows):
+  """The rows but for what an evaluation adds."""
+  columns = ("train_loss", "test_loss", "test_accuracy")
+  return [
+      {name: x for name, x in row.items() if name not in columns}
+      for row in rows
+  ]
+
+
+def state_of(workdir):
+  """The saved state's step, and its arrays bit for bit."""
+  (place,) = (Path(workdir) / "checkpoints").iterdir()
+  arrays = ocp.StandardCheckpointer().restore(place / "default")
+  return int(place.name), {
+      name: (x.dtype, x.shape, np.asarray(x).tobytes())
+      for name, x in arrays.items()
+  }
+
+
+def ends_of(workdir):
+  """What a run comes to, but for its rows and wall times."""
+  workdir = Path(workdir)
+  summary = json.loads((workdir / "summary.json").read_text())
+  return {
+      "clients": (workdir / "clients.csv").read_bytes(),
+      "params": (workdir / "params.npy").read_bytes(),
+      "summary": {
+          name: value
+          for name, value in summary.items()
+          if not name.endswith(("_seconds", "_mb"))
+      },
+  }
+
+
+def content_of(workdir):
+  """All that must be the same, however often a run was stopped."""
+  workdir = Path(workdir)
+  return {
+      **ends_of(workdir),
+      "rows": (workdir / "metrics.jsonl").read_bytes(),
+      "config": json.loads((workdir / "config.json").read_text()),
+  }
+
+
+def files_of(folder):
+  """Every file below a folder, and its bytes."""
+  return {
+      str(path.relative_to(folder)): path.read_bytes()
+      for path in Path(folder).rglob("*")
+      if path.is_file()
+  }

@@ -192,7 +192,20 @@ class Pick(Protocol):
       state: PyTree,
       /,
   ) -> tuple[jax.Array, PyTree]:
-    """The arguments of `types.Select` -> ([N, D] bool, all J_i; the state)."""
+    """Picks.
+
+    Args:
+      key: of the round's draws; the same for k and for the k that is tried.
+      accumulated: [N, D] f32, a_i of all clients.
+      weights: [N] f32, C_i / C. Clients of weight 0 send nothing, whatever is
+        picked for them; a state that depends on what was sent must leave them
+        out.
+      k: [] i32, 0..D.
+      state: as the last round left it.
+
+    Returns:
+      [N, D] bool, all J_i; and the new state.
+    """
 
 
 def from_masks(pick: Pick, init: SparsifierInit = _stateless) -> Sparsifier:
@@ -218,6 +231,7 @@ def from_masks(pick: Pick, init: SparsifierInit = _stateless) -> Sparsifier:
 
   def select(key, accumulated, weights, k, state):
     check_arguments(accumulated, weights, k)
+    k = jnp.minimum(k, accumulated.shape[1])
     picked, state = pick(key, accumulated, weights, k, state)
     used = picked & (weights > 0)[:, None] & (k > 0)
     contributed = jnp.sum(used, axis=1, dtype=jnp.int32)

@@ -1,5 +1,6 @@
 """Methods layer by layer instead of over the whole weight vector."""
 
+import functools
 import itertools
 
 import jax
@@ -45,15 +46,18 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
         for layer, part in enumerate(slices)
     ]
     layers = [selection for selection, _ in picked]
+    total = lambda name: functools.reduce(
+        jnp.add, (getattr(layer, name) for layer in layers)
+    )
     selection = Selection(
-        mask=jnp.concatenate([one.mask for one in layers]),
-        aggregate=jnp.concatenate([one.aggregate for one in layers]),
-        k_up=sum(one.k_up for one in layers),
-        k_down=sum(one.k_down for one in layers),
-        volume_up=sum(one.volume_up for one in layers),
-        volume_down=sum(one.volume_down for one in layers),
-        contributed=sum(one.contributed for one in layers),
-        clients=tuple(one.clients for one in layers),
+        mask=jnp.concatenate([layer.mask for layer in layers]),
+        aggregate=jnp.concatenate([layer.aggregate for layer in layers]),
+        k_up=total("k_up"),
+        k_down=total("k_down"),
+        volume_up=total("volume_up"),
+        volume_down=total("volume_down"),
+        contributed=total("contributed"),
+        clients=tuple(layer.clients for layer in layers),
     )
     return selection, tuple(state for _, state in picked)
 

@@ -32,11 +32,11 @@ class Entry(NamedTuple):
 
   Attributes:
     key: [...] i32, the magnitude's bits (see `magnitude_key`).
-    index: [...] i32, the coordinate.
+    coordinate: [...] i32.
   """
 
   key: jax.Array
-  index: jax.Array
+  coordinate: jax.Array
 
 
 def magnitude_key(x: jax.Array) -> jax.Array:
@@ -63,8 +63,8 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
   Returns:
     [D] bool.
   """
-  index = lax.iota(jnp.int32, keys.shape[0])
-  return (keys > entry.key) | ((keys == entry.key) & (index <= entry.index))
+  no_later = lax.iota(jnp.int32, keys.shape[0]) <= entry.coordinate
+  return (keys > entry.key) | ((keys == entry.key) & no_later)
 
 
 def bins(keys: jax.Array) -> jax.Array:

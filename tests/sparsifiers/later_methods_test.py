@@ -3,7 +3,7 @@
 They stand here, not in the package, for what they need of it: k that comes out
 (a threshold), values that are not the gradient's (ternary), an estimate in the
 place of a residual (EF21), a choice that remembers (age), a k that the gradient
-decides (its norm).
+decides (its norm). None of them knows of devices.
 """
 
 import functools
@@ -14,104 +14,73 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl.testing import absltest, parameterized
-from jax import lax
 
-from agsfl import devices, rounds
-from agsfl.controllers import descent as controllers
-from agsfl.types import Selection, Sparsifier, Split
-from tests.rounds_test import BATCH, BETA, DIM, example, linear_model, play
+from agsfl import controllers, devices, rounds
+from agsfl.sparsifiers import from_masks
+from agsfl.sparsifiers.choice import SPARSE, Choice, selection, weighted_sum
+from agsfl.types import Sparsifier, Split
+from tests.linear import BATCH, DIM, example, linear_model
 
+BETA = 10.0
 LEVEL = 0.3
 
 
-def largest(values, ks):
-  """[N, D] bool, the k largest of each row; ks [N, 1] i32."""
+def largest(values, k):
+  """[N, D] bool, the k largest of each row."""
   ranks = jnp.argsort(jnp.argsort(-values, axis=1), axis=1)
-  return ranks < ks
+  return ranks < k
 
 
-def selected(sent, used, weights, axes, clients):
-  """The Selection of what clients send, [N, D]; the server cuts nothing."""
-  each = jnp.sum(used, axis=1, dtype=jnp.int32)
-  mask = lax.pmax(jnp.any(used, axis=0).astype(jnp.int32), axes) > 0
-  k_up, k_down = lax.pmax(jnp.max(each), axes), jnp.sum(mask)
-  return Selection(
-      mask=mask,
-      aggregate=lax.psum(weights @ sent, axes),
-      k_up=k_up,
-      k_down=k_down,
-      volume_up=2.0 * k_up,
-      volume_down=2.0 * k_down,
-      contributed=each,
-      clients=clients,
-  )
+def of_active(used, weights):
+  """Nobody without samples sends."""
+  return used & (weights > 0)[:, None]
 
 
-def of_clients(weights, k):
-  """[N, 1] i32, k of each client: 0 of those without weight."""
-  return jnp.where(weights > 0, k, 0)[:, None]
-
-
-def of_mask(pick, init, axes):
-  """A method that sends entries of the gradient as they are.
-
-  Args:
-    pick: (accumulated, ks [N, 1] i32, state) -> ([N, D] bool, state).
-    init: as of a Sparsifier.
-    axes: mesh axes.
-  """
-
-  def select(key, accumulated, weights, k, state):
-    del key
-    used, state = pick(accumulated, of_clients(weights, k), state)
-    sent = jnp.where(used, accumulated, 0.0)
-    return selected(sent, used, weights, axes, used), state
-
-  def split(accumulated, mask, used):
-    del mask
-    return Split(
-        used,
-        jnp.where(used, accumulated, 0.0),
-        jnp.where(used, 0.0, accumulated),
-    )
-
-  return Sparsifier(init, select, split)
-
-
-def threshold(axes):
+def threshold():
   """All entries of at least LEVEL: k is what comes of it."""
 
-  def pick(accumulated, ks, state):
-    return (jnp.abs(accumulated) >= LEVEL) & (ks > 0), state
+  def pick(key, accumulated, weights, k, state):
+    del key, weights, k
+    return jnp.abs(accumulated) >= LEVEL, state
 
-  return of_mask(pick, lambda num_clients, dim: (), axes)
-
-
-def age(axes):
-  """Magnitude beside the rounds for which nobody sent a coordinate."""
-
-  def pick(accumulated, ks, ages):
-    used = largest(jnp.abs(accumulated) * (1.0 + ages)[None], ks)
-    heard = jnp.any(used, axis=0).astype(jnp.int32)
-    heard = lax.pmax(heard, axes) > 0
-    return used, jnp.where(heard, 0.0, ages + 1.0)
-
-  return of_mask(pick, lambda num_clients, dim: jnp.zeros(dim), axes)
+  return from_masks(pick)
 
 
-def by_norm(axes):
+def age():
+  """Magnitude times the rounds for which nobody sent a coordinate."""
+
+  def pick(key, accumulated, weights, k, ages):
+    del key
+    used = largest(jnp.abs(accumulated) * (1.0 + ages)[None], k)
+    used = of_active(used, weights)
+    return used, jnp.where(jnp.any(used, axis=0), 0.0, ages + 1.0)
+
+  return from_masks(pick, lambda num_clients, dim: jnp.zeros(dim))
+
+
+def by_norm():
   """A quarter of k once the gradient is small beside the largest so far."""
 
-  def pick(accumulated, ks, most):
-    norm = jnp.sqrt(lax.psum(jnp.sum(jnp.square(accumulated)), axes))
+  def pick(key, accumulated, weights, k, most):
+    del key, weights
+    norm = jnp.linalg.norm(accumulated)
     most = jnp.maximum(most, norm)
-    ks = jnp.where(norm < 0.7 * most, (ks + 3) // 4, ks)
-    return largest(jnp.abs(accumulated), ks), most
+    k = jnp.where(norm < 0.7 * most, (k + 3) // 4, k)
+    return largest(jnp.abs(accumulated), k), most
 
-  return of_mask(pick, lambda num_clients, dim: jnp.float32(0), axes)
+  return from_masks(pick, lambda num_clients, dim: jnp.float32(0))
 
 
-def ternary(axes):
+def selected(sent, used, weights):
+  """The Selection of what clients send, [N, D]; the server cuts nothing."""
+  each = jnp.sum(used, axis=1, dtype=jnp.int32)
+  choice = Choice(
+      jnp.any(used, axis=0), used, weighted_sum(sent, weights), each
+  )
+  return selection(choice, jnp.max(each), SPARSE)
+
+
+def ternary():
   """Of the k largest the sign, and one magnitude for all (Sattler 2019)."""
 
   def scaled(accumulated, used):
@@ -122,9 +91,8 @@ def ternary(axes):
 
   def select(key, accumulated, weights, k, state):
     del key
-    used = largest(jnp.abs(accumulated), of_clients(weights, k))
-    sent = scaled(accumulated, used)
-    return selected(sent, used, weights, axes, used), state
+    used = of_active(largest(jnp.abs(accumulated), k), weights)
+    return selected(scaled(accumulated, used), used, weights), state
 
   def split(accumulated, mask, used):
     del mask
@@ -134,7 +102,7 @@ def ternary(axes):
   return Sparsifier(lambda num_clients, dim: (), select, split)
 
 
-def ef21(axes):
+def ef21():
   """Estimates of the gradients, mended where they are worst (Richtarik 2021).
 
   Law: what is applied is the mean of the estimates, and nothing is left over.
@@ -143,9 +111,9 @@ def ef21(axes):
   def select(key, gradients, weights, k, estimates):
     del key
     wrong = gradients - estimates
-    used = largest(jnp.abs(wrong), of_clients(weights, k))
+    used = of_active(largest(jnp.abs(wrong), k), weights)
     estimates += jnp.where(used, wrong, 0.0)
-    return selected(estimates, used, weights, axes, used), estimates
+    return selected(estimates, used, weights), estimates
 
   def split(gradient, mask, used):
     del mask
@@ -165,17 +133,27 @@ METHODS = {
 }
 
 
-def build(method, controller, axes=()):
+def build(method, controller):
   return rounds.build_round(
       linear_model(),
-      METHODS[method](axes),
+      METHODS[method](),
       controller,
       server=optax.sgd(0.1),
       batch_size=BATCH,
       comm_time=BETA,
-      client_chunk=None,
-      axes=axes,
   )
+
+
+def play(simulated, data, num_rounds):
+  """States and infos of some rounds, NumPy."""
+  state = simulated.init(jax.random.key(0), len(data.counts))
+  step = jax.jit(simulated.step)
+  states, infos = [jax.device_get(state)], []
+  for _ in range(num_rounds):
+    state, info = step(data, state)
+    states.append(jax.device_get(state))
+    infos.append(jax.device_get(info))
+  return states, infos
 
 
 @functools.cache
@@ -201,27 +179,23 @@ class LaterMethodsTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(*METHODS)
-  def test_clients_may_be_split_over_devices(self, method):
+  def test_is_right_on_two_devices(self, method):
+    """Law: what is written for one device holds on any number of them."""
     states, infos = played(method)
     controller = controllers.sign_interval(9.0, 4.0, 20.0)
-    mesh, key = devices.client_mesh(2), jax.random.key(0)
-    split = devices.split_round(
-        build(method, controller, (devices.AXIS,)), 12, mesh, key
-    )
-    clients = devices.split_clients(example(), mesh)
-    state, rows, _ = split.chunk(
-        key,
-        clients,
-        split.init(key, len(clients.counts)),
-        jnp.int32(12),
-        jnp.float32(jnp.inf),
-    )
-    np.testing.assert_allclose(state.params, states[-1].params, atol=1e-4)
-    np.testing.assert_array_equal(
-        rows.k_down, [info.k_down for info in infos]
-    )
+    mesh = devices.client_mesh(2)
+    with jax.set_mesh(mesh):
+      data = devices.place_clients(example(), mesh)
+      on_two, rows = play(build(method, controller), data, 12)
+    np.testing.assert_allclose(on_two[-1].params, states[-1].params, atol=1e-4)
+    for row, info in zip(rows, infos, strict=True):
+      self.assertEqual((row.k_up, row.k_down), (info.k_up, info.k_down))
+      # The last row is padding, a client without samples.
+      np.testing.assert_array_equal(
+          row.contributed, np.append(info.contributed, 0)
+      )
 
-  def test_a_threshold_tells_k(self):
+  def test_a_threshold_decides_k(self):
     states, infos = played("threshold")
     # Nothing as large is left.
     self.assertLess(np.abs(states[-1].residual).max(), LEVEL)

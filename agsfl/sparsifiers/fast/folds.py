@@ -114,21 +114,18 @@ def over_devices(
     return choose(Clients(accumulated, weights, ()), ks)
 
   def local(accumulated, weights, ks):
-    return choose(Clients(accumulated, weights, (for_each_client.AXIS,)), ks)
+    clients = Clients(accumulated, weights, (for_each_client.AXIS,))
+    return tuple(choose(clients, ks))
 
   per_client = for_each_client.PER_CLIENT
   everywhere = for_each_client.EVERYWHERE
   # Behind the axis of ks.
   per_client_of_k = PartitionSpec(None, for_each_client.AXIS)
-  return jax.shard_map(
+  mask, clients, aggregate, contributed = jax.shard_map(
       local,
       in_specs=(per_client, per_client, everywhere),
-      out_specs=Choice(
-          mask=everywhere,
-          clients=per_client_of_k,
-          aggregate=everywhere,
-          contributed=per_client_of_k,
-      ),
-      # It does not see that branches on equal numbers are the same everywhere.
+      out_specs=(everywhere, per_client_of_k, everywhere, per_client_of_k),
+      # The check cannot see that all devices take the same branch.
       check_vma=False,
   )(accumulated, weights, ks)
+  return Choice(mask, clients, aggregate, contributed)

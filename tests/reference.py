@@ -171,7 +171,7 @@ def gs_round(gradients, residual, counts, params, k, learning_rate):
     (params [D] float64, residual [N, D] dtype of gradients + residual): w(m),
     and the accumulated gradients that the next round starts from.
   """
-  # 1. Every client adds its gradient to what it has kept.
+  # 1. Every client adds its gradient to what it has not sent.
   a = np.asarray(gradients) + np.asarray(residual)
   # 2., 3. Uplink, selection, aggregate, downlink.
   selection = fab(a, counts, k)
@@ -180,26 +180,6 @@ def gs_round(gradients, residual, counts, params, k, learning_rate):
   params = np.asarray(params).astype(np.float64) - step
   # 5. What was used leaves the accumulated gradients.
   return params, selection.residual
-
-
-def stochastic_round(k, u):
-  """The integer number of coordinates to send for a real k: floor(k + u).
-
-  With u uniform on [0, 1) it is floor(k) or floor(k) + 1, and k on average; an
-  integer k stays. The sum is exact (as fractions), so a u just below 1 does
-  not push an integer k up, as it can in floating point.
-
-  Paper: Sec. IV, stochastic rounding.
-
-  Args:
-    k: real, number of coordinates.
-    u: real in [0, 1).
-
-  Returns:
-    An int.
-  """
-  exact = fractions.Fraction(float(k)) + fractions.Fraction(float(u))
-  return math.floor(exact)
 
 
 # ---------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def fub_flat(a, counts, k):
 
 
 def fub_tree(a, counts, k):
-  """Neighbours merge pair by pair; each merge keeps its k largest."""
+  """Neighbours merge pair by pair; each merge sends on its k largest."""
   dim = a.shape[1]
   alive = _sent_up(a, k)
   weights = np.asarray(counts, np.float64) / np.sum(counts)
@@ -53,9 +53,9 @@ def fub_tree(a, counts, k):
     merged = []
     for left, right in zip(nodes[::2], nodes[1::2], strict=False):
       clients, total = left[0] + right[0], left[1] + right[1]
-      kept = _members(reference.largest(total.astype(np.float32), k), dim)
-      alive[clients] &= kept
-      merged.append((clients, np.where(kept, total, 0)))
+      sent_on = _members(reference.largest(total.astype(np.float32), k), dim)
+      alive[clients] &= sent_on
+      merged.append((clients, np.where(sent_on, total, 0)))
     if len(nodes) % 2:
       merged.append(nodes[-1])
     nodes = merged

@@ -6,18 +6,15 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.image
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from agsfl.config import ConfigError
-from agsfl.records import folder as records
-from experiments.lib import groups as results
+from agsfl.errors import ConfigError
+from agsfl.records.read import Run, read_run
+from experiments.lib import groups
+from experiments.lib.drawing import plt
 from experiments.paper import study
 from tests.experiments import run_test
 
@@ -61,7 +58,8 @@ class StudyTest(parameterized.TestCase):
     run_test.write_data(cls.folder)
 
   def start(self, name, *arguments):
-    return run_test.run_python("-m", f"experiments.{name}", *run_test.filled(
+    module = f"experiments.paper.{name}"
+    return run_test.run_python("-m", module, *run_test.filled(
         (*SETTINGS, f"--workdir=FOLDER/{name}", *arguments), self.folder
     ))
 
@@ -85,7 +83,7 @@ class StudyTest(parameterized.TestCase):
     self.assertIn((workdir / "table.md").read_text(), result.stdout)
     for label in labels:
       for run in (workdir / label).iterdir():
-        rounds = [row["round"] for row in records.read_rows(run)]
+        rounds = [row["round"] for row in read_run(run).rows]
         self.assertEqual(rounds[:6], [1, 2, 3, 4, 5, 6])
         if "under" not in label:
           self.assertLen(rounds, 6)
@@ -94,10 +92,10 @@ class StudyTest(parameterized.TestCase):
         source, target = (
             workdir / beta / run.name for beta in label.split("_under_")
         )
-        rows, k_rows = records.read_rows(run), records.read_rows(source)
+        rows, k_rows = read_run(run).rows, read_run(source).rows
         for row, k_row in zip(rows, k_rows, strict=False):
           self.assertEqual(row["k"], k_row["k"])
-        own = records.read_rows(target)
+        own = read_run(target).rows
         self.assertGreaterEqual(rows[-1]["time"], own[-1]["time"])
         self.assertLess(rows[-2]["time"], own[-1]["time"])
         config = json.loads((run / "config.json").read_text())
@@ -112,7 +110,7 @@ class StudyTest(parameterized.TestCase):
             for line in (workdir / "table.md").read_text().splitlines()
             if line.startswith(f"| {beta} |")
         )
-        loss = records.read_summary(run)["train_loss"]
+        loss = rows[-1]["train_loss"]
         self.assertEqual(line[1 + column], f"{loss:.4g}")
 
   @mock.patch.dict(os.environ)
@@ -125,7 +123,7 @@ class StudyTest(parameterized.TestCase):
     start = lambda *more: self.start(name, *arguments, *more)
     self.check(name, start())
     # Law: seeds of one setting share a program.
-    programs = list((workdir / "compiled").glob("jit_chunk*"))
+    programs = list((workdir / "compiled").glob("jit_run-*-cache"))
     self.assertLen(programs, len(labels))
     before, table = self.times(workdir), (workdir / "table.md").read_text()
     # As if it was stopped in the middle of the last run.
@@ -145,11 +143,11 @@ class StudyTest(parameterized.TestCase):
     self.assertIn(last / "metrics.jsonl", inside)
     other = start("--learning_rate=0.5")
     self.assertEqual(other.returncode, 1)
-    self.assertEqual(
-        other.stderr.splitlines()[-1],
-        f"error: --workdir={workdir / labels[0] / 'seed0'}: must hold no run, "
-        "or one of the same settings; it has learning_rate=0.01, asked for 0.5",
+    line = other.stderr.splitlines()[-1]
+    self.assertStartsWith(
+        line, f"error: --workdir={workdir / labels[0] / 'seed0'}: "
     )
+    self.assertIn("learning_rate=0.01, asked for 0.5", line)
 
   @parameterized.parameters(*BAD)
   def test_a_wrong_list_is_refused(self, name):
@@ -170,27 +168,17 @@ class NumbersTest(parameterized.TestCase):
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(seeds=texts.split(",")):
-      with self.assertRaisesRegex(ConfigError, f"^--seeds={texts}: must name "):
+      with self.assertRaisesRegex(ConfigError, f"^--seeds={texts}: .* once$"):
         study.seeds()
 
 
 class OverSeedsTest(absltest.TestCase):
 
   def test_worked(self):
-    self.assertEqual(results.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
-    self.assertEqual(results.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
+    self.assertEqual(groups.over_seeds([1.0, 2.0, 6.0]), "3 ± 2.5")
+    self.assertEqual(groups.over_seeds([43925.2, 43754.6], ".0f", ".0f"),
                      "43840 ± 85")
-    self.assertEqual(results.over_seeds([0.12345]), "0.1235")
-
-
-class JainTest(absltest.TestCase):
-
-  def test_worked(self):
-    """(1 + 2 + 3)^2 / (3 * 14); all alike 1; one of four alone 1/4."""
-    self.assertAlmostEqual(results.jain_index(np.array([1, 2, 3])), 36 / 42)
-    self.assertEqual(results.jain_index(np.array([5, 5, 5])), 1)
-    self.assertEqual(results.jain_index(np.array([0, 7, 0, 0])), 0.25)
-    self.assertEqual(results.jain_index(np.zeros(3)), 1)
+    self.assertEqual(groups.over_seeds([0.12345]), "0.1235")
 
 
 class SpreadTest(absltest.TestCase):
@@ -198,14 +186,12 @@ class SpreadTest(absltest.TestCase):
   def drawn(self, *all_times):
     """What is drawn of losses that are the times, and 3 times the times."""
     runs = [
-        results.Run(
-            [{"time": t, "loss": slope * t} for t in times], {}, None, None
-        )
+        Run([{"time": t, "loss": slope * t} for t in times], {}, {}, {})
         for times, slope in zip(all_times, (1, 3), strict=True)
     ]
     _, axes = plt.subplots()
     self.addCleanup(plt.close)
-    results.draw_spread(axes, runs, "loss", "two")
+    groups.draw_spread(axes, runs, "loss", "two")
     return axes
 
   def test_mean_over_the_time_that_all_have(self):

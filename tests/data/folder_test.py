@@ -1,6 +1,7 @@
 """Folders of images, by what a test writes into them."""
 
 import tempfile
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -108,7 +109,9 @@ class FolderTest(parameterized.TestCase):
     palette.info["transparency"] = b"\0" * 9
     self.write("a/3.png", palette)
     self.write("a/4.gif", Image.fromarray(grey))
-    samples = self.read()
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      samples = self.read()
     self.assertEqual(
         samples.features[:, 1, 1].tolist(),
         [[7, 7, 7], [1, 2, 3], [4, 5, 6], [8, 9, 10], [7, 7, 7]],

@@ -106,7 +106,7 @@ class FolderTest(parameterized.TestCase):
     self.write("a/2.png", np.full((2, 2, 4), (4, 5, 6, 9), np.uint8))
     palette = Image.fromarray(np.full((2, 2, 3), (8, 9, 10), np.uint8))
     palette = palette.quantize()
-    palette.info["transparency"] = b"\0" * 9
+    palette.info["transparency"] = b"\x80" * 9
     self.write("a/3.png", palette)
     self.write("a/4.gif", Image.fromarray(grey))
     with warnings.catch_warnings():

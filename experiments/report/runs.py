@@ -17,7 +17,7 @@ VALUE_BYTES = 4
 # For a method that is not known here: an index and a value.
 _NUMBERS_PER_ELEMENT = 2
 
-# The last one tells the user's own parts apart.
+# The last one differs where the user's own parts do.
 _SETTINGS = (
     *(field.name for field in dataclasses.fields(Config)), "fingerprints",
 )
@@ -149,7 +149,7 @@ class Group(NamedTuple):
   """Runs that differ in their seed alone; one that is unfinished stands alone.
 
   Attributes:
-    label: what tells it from the others.
+    label: the settings in which it differs from the others.
     runs: one or more.
   """
 
@@ -169,7 +169,7 @@ def group(runs: list[Shown]) -> list[Group]:
     runs: in any order.
 
   Returns:
-    The groups, sorted by the values of the settings that tell them apart.
+    The groups, sorted by the values of the settings in which they differ.
   """
   together: dict[str, list[Shown]] = {}
   for one in runs:
@@ -177,7 +177,7 @@ def group(runs: list[Shown]) -> list[Group]:
     key = json.dumps([one.settings(), alone], sort_keys=True)
     together.setdefault(key, []).append(one)
   groups = list(together.values())
-  keys = _telling([runs[0].settings() for runs in groups])
+  keys = _distinguishing([runs[0].settings() for runs in groups])
   groups.sort(
       key=lambda runs: [in_order(runs[0].settings()[key]) for key in keys]
   )
@@ -191,8 +191,8 @@ def group(runs: list[Shown]) -> list[Group]:
   ]
 
 
-def _telling(held: list[dict[str, Any]]) -> list[str]:
-  """A few settings that tell all apart as far as settings can."""
+def _distinguishing(held: list[dict[str, Any]]) -> list[str]:
+  """A few settings by which all differ, as far as settings can."""
   order = [*_NAMES, *(name for name in _SETTINGS if name not in _NAMES)]
   kinds = lambda keys: len({
       json.dumps([one[key] for key in keys]) for one in held

@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 24, 40
 _POINTS = 300
 _FINE_FROM = 150  # points that a thick line would smear
 _CHARACTER = 6.6  # its width, about
-_MOST_TOLD = 8  # lines in the alternative text
+_MOST_IN_WORDS = 8  # lines in the alternative text
 
 STYLE = """
 .chart { display: block; width: 100%; height: auto; overflow: visible; }
@@ -65,11 +65,11 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Keeps the least and the greatest of each stretch of a long line."""
   if len(x) <= 2 * _POINTS:
     return x, y
-  kept = {0, len(x) - 1}
+  shown = {0, len(x) - 1}
   for part in np.array_split(np.arange(len(x)), _POINTS):
-    kept |= {int(part[np.argmin(y[part])]), int(part[np.argmax(y[part])])}
-  kept = sorted(kept)
-  return x[kept], y[kept]
+    shown |= {int(part[np.argmin(y[part])]), int(part[np.argmax(y[part])])}
+  shown = sorted(shown)
+  return x[shown], y[shown]
 
 
 def number(value: float) -> str:
@@ -210,21 +210,21 @@ def _y_ticks(axis):
   return "".join(parts)
 
 
-def _told(lines, *, steps):
+def _in_words(lines, *, steps):
   """What the lines show, in words."""
   if steps:
-    tell = lambda line: (
+    words_of = lambda line: (
         f"{line.label}: from {line.x[0]:.4g} to {line.x[-1]:.4g}"
     )
   else:
-    tell = lambda line: (
+    words_of = lambda line: (
         f"{line.label}: from {line.y[0]:.4g} at {line.x[0]:.4g} to "
         f"{line.y[-1]:.4g} at {line.x[-1]:.4g}"
     )
-  told = [tell(line) for line in lines[:_MOST_TOLD]]
-  if len(lines) > _MOST_TOLD:
-    told.append(f"and {len(lines) - _MOST_TOLD} more lines")
-  return "; ".join(told)
+  words = [words_of(line) for line in lines[:_MOST_IN_WORDS]]
+  if len(lines) > _MOST_IN_WORDS:
+    words.append(f"and {len(lines) - _MOST_IN_WORDS} more lines")
+  return "; ".join(words)
 
 
 def chart(
@@ -267,7 +267,7 @@ def chart(
       np.concatenate([y for _, y in every]), _HEIGHT - _BOTTOM, _TOP, log=log_y
   )
   log_notes = [", log scale" if axis.log else "" for axis in (x_axis, y_axis)]
-  alt = escape(f"{title}. {_told(lines, steps=steps)}.")
+  alt = escape(f"{title}. {_in_words(lines, steps=steps)}.")
   middle = (_LEFT + _WIDTH - _RIGHT) / 2
   return "".join([
       f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '

@@ -100,10 +100,10 @@ class ScriptsTest(parameterized.TestCase):
       self.assertEqual(name, str(client))
       self.assertEqual(int(size), len(own))
       self.assertEqual(int(tests), (federated.test_clients == client).sum())
-      told = dict(map(int, pair.split(":")) for pair in held)
+      counts = dict(map(int, pair.split(":")) for pair in held)
       want = np.unique_counts(labels[own])
       self.assertEqual(
-          told, dict(zip(*(x.tolist() for x in want), strict=True))
+          counts, dict(zip(*(x.tolist() for x in want), strict=True))
       )
     self.assertStartsWith(
         lines[6], "5 clients, 30 training and 10 test samples, of these 10 of"
@@ -227,7 +227,7 @@ class EndsTest(parameterized.TestCase):
 
   @parameterized.parameters((signal.SIGTERM, 143), (signal.SIGINT, 130))
   def test_signals(self, number, code):
-    """Nothing half written is left, and no traceback is told."""
+    """Nothing half written is left, and no traceback is printed."""
     with tempfile.TemporaryDirectory() as folder:
       process = self.ended(f"""
           with files.written_whole(Path({folder!r}) / "file") as path:
@@ -314,10 +314,10 @@ class HistogramsTest(absltest.TestCase):
 
   def test_control_characters(self):
     """A terminal would obey them."""
-    told = describe_data.table(
+    text = describe_data.table(
         np.array(["é\x1b[2J"]), np.array([5]), np.ones((2, 1, 1), int)
     )
-    self.assertEqual(told.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
+    self.assertEqual(text.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ PATIENT = """
 import pathlib, signal, sys, time
 def stop(*_):
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  pathlib.Path("TOLD").touch()
+  pathlib.Path("AFTER").touch()
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGINT, lambda *_: print("ctrl-c", flush=True))
 pathlib.Path("READY").touch()
@@ -125,7 +125,7 @@ class LocalTest(LauncherTest):
     log = (self.folder / "well" / "log.txt").read_text()
     self.assertEqual(log, "well\n" * 2)
 
-  def test_its_own_error_is_told(self):
+  def test_why_it_failed(self):
     """Not what another process wrote, nor what came after an error."""
     place = self.folder / "run"
     place.mkdir()
@@ -135,14 +135,14 @@ class LocalTest(LauncherTest):
         ("exit('last')", "(1) last"),
         ("import sys; sys.exit(3)", "(3)"),
     ):
-      ((_, told),) = launchers.local(1)({place: python(code)})
-      self.assertEqual(told, why)
+      ((_, reason),) = launchers.local(1)({place: python(code)})
+      self.assertEqual(reason, why)
 
   def test_children_learn_that_it_was_killed(self):
-    ready, told = self.folder / "ready", self.folder / "told"
+    ready, after = self.folder / "ready", self.folder / "after"
     child = (
         f"import pathlib, sys; pathlib.Path({str(ready)!r}).touch(); "
-        f"sys.stdin.read(); pathlib.Path({str(told)!r}).touch()"
+        f"sys.stdin.read(); pathlib.Path({str(after)!r}).touch()"
     )
     commands = f"{{pathlib.Path({str(self.folder)!r}): {python(child)!r}}}"
     parent = subprocess.Popen(
@@ -155,11 +155,11 @@ class LocalTest(LauncherTest):
     while not ready.exists():
       self.assertIsNone(parent.poll())
       time.sleep(0.02)
-    self.assertFalse(told.exists())
+    self.assertFalse(after.exists())
     parent.kill()
     parent.wait()
     end = time.monotonic() + 60
-    while not told.exists():
+    while not after.exists():
       self.assertLess(time.monotonic(), end)
       time.sleep(0.02)
 
@@ -171,14 +171,14 @@ class LocalTest(LauncherTest):
 
     The second does not, but for the other SIGHUP of a terminal that closes.
     """
-    ready, told = self.folder / "ready", self.folder / "told"
-    code = PATIENT.replace("READY", str(ready)).replace("TOLD", str(told))
+    ready, after = self.folder / "ready", self.folder / "after"
+    code = PATIENT.replace("READY", str(ready)).replace("AFTER", str(after))
     patient = count == 1 or number == signal.SIGHUP
     if patient:
       code = code.replace("range(600)", "range(20)")
     ended = self.folder / "ended"
     code += f"pathlib.Path({str(ended)!r}).touch()"
-    self.signals(*[ready, told][:count], number=number)
+    self.signals(*[ready, after][:count], number=number)
     commands = {
         self.folder / "one": python(code),
         self.folder / "two": python(""),
@@ -225,15 +225,15 @@ class StoppingTest(absltest.TestCase):
       self.wait_for(signals)
 
   def test_the_terminal_closes(self):
-    """Nothing can be told, and nohup goes on."""
+    """Nothing can be printed, and nohup goes on."""
     before = signal.getsignal(signal.SIGHUP)
     self.addCleanup(signal.signal, signal.SIGHUP, before)
-    told = mock.Mock(side_effect=OSError("no terminal"))
-    with stopping.Signals(told) as signals:
+    on_first = mock.Mock(side_effect=OSError("no terminal"))
+    with stopping.Signals(on_first) as signals:
       signal.raise_signal(signal.SIGHUP)
       self.wait_for(signals)
       signal.raise_signal(signal.SIGHUP)  # bash and the kernel send one each
-    told.assert_called_once_with()
+    on_first.assert_called_once_with()
     self.assertEqual(signal.getsignal(signal.SIGHUP), before)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stopping.Signals() as signals:

@@ -653,15 +653,15 @@ class BrowserTest(FolderTest):
           page = browser.new_page(
               viewport={"width": width, "height": 844}, color_scheme=scheme
           )
-          asked, told = [], []
+          asked, words = [], []
           page.on("request", lambda request, to=asked: to.append(request.url))
-          page.on("console", lambda message, to=told: to.append(message.text))
+          page.on("console", lambda message, to=words: to.append(message.text))
           page.goto(out.as_uri())
           page.evaluate(
               "document.querySelectorAll('details').forEach(d => d.open = true)"
           )
           self.assertEqual(asked, [out.as_uri()])
-          self.assertEqual(told, [])
+          self.assertEqual(words, [])
           wide = page.evaluate("document.documentElement.scrollWidth")
           self.assertLessEqual(wide, width)
           self.assertEqual(page.evaluate(BAD_TEXTS), [])

@@ -312,7 +312,7 @@ class RunTest(parameterized.TestCase):
       asked[field] = type(config[field])(value)
     asked = Config(**asked)
     self.assertEqual(config["asked"], dataclasses.asdict(asked))
-    # What is used is told too, where the default depends on the rest.
+    # What is used is there too, where the default depends on the rest.
     settled = {
         "controller": asked.used_controller,
         "local_steps": asked.used_local_steps(NUM_WEIGHTS),

@@ -164,7 +164,7 @@ class NumbersTest(parameterized.TestCase):
 
   @parameterized.parameters("0,0", "1,0,01")
   def test_named_twice(self, texts):
-    """A run counted twice would tell a wrong spread."""
+    """A run counted twice would give a wrong spread."""
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(seeds=texts.split(",")):

@@ -21,6 +21,7 @@ import numpy as np
 import wandb
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
+from matplotlib import image
 from tensorboardX.proto import event_pb2
 
 from agsfl import simulation
@@ -29,7 +30,7 @@ from agsfl.data.federated import load
 from agsfl.errors import ConfigError
 from agsfl.records.read import Run, read_run
 from experiments import export, plot, run, sweep
-from experiments.lib import dashboards, groups, scripts
+from experiments.lib import dashboards, drawing, groups, scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -591,6 +592,26 @@ class GroupsTest(absltest.TestCase):
         list(groups.grouped(runs, ["learning_rate"])),
         [f"learning_rate = {x}" for x in ("none", "0.02", "0.1", "0.5", "10")],
     )
+
+  def test_metrics_of_the_user(self):
+    """They have a column of the table and a panel of the figure."""
+    row = {"round": 1, "time": 1.0, "k": 2.0, "train_loss": 0.5,
+           "test_loss": None, "test_accuracy": 0.25}
+    runs = [
+        Run([row | {"norm": x}], {}, row | {"norm": x}, {"asked": {}})
+        for x in (3.0, 5.0)
+    ]
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    text = drawing.compare(runs, [], folder / "a.png")
+    self.assertEqual(
+        text.splitlines()[2],
+        "| all | 2 | 0.5 ± 0 | \u2013 | 0.25 ± 0 | 4 ± 1 | 1 ± 0 | 1 ± 0 |",
+    )
+    drawing.compare([Run([row], {}, row, {"asked": {}})], [], folder / "b.png")
+    with_panel, without = (
+        image.imread(folder / name).shape[1] for name in ("a.png", "b.png")
+    )
+    self.assertGreater(with_panel, without)
 
   def test_runs_of_an_earlier_version(self):
     """A setting that was not there yet has its default."""

@@ -31,7 +31,7 @@ from agsfl.controllers import (
 )
 from agsfl.data.federated import ClientData, FederatedData, from_arrays, load
 from agsfl.data.partitions import Partition, register_partition
-from agsfl.data.sources import register_source
+from agsfl.data.sources import SourceOptions, register_source
 from agsfl.errors import ConfigError, DivergedError, StoppedError
 from agsfl.for_each_client import one_by_one, over_devices
 from agsfl.programs import build
@@ -81,6 +81,7 @@ __all__ = [
   "RoundState",
   "Run",
   "Selection",
+  "SourceOptions",
   "Sparsifier",
   "Split",
   "StoppedError",

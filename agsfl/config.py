@@ -230,12 +230,6 @@ class Config(Partition, SourceOptions):
         self.k_max,
         f"from {k_min:g} (k_min) to {model}",
     )
-    require(
-        self.used_controller != "exp3" or math.ceil(k_min) <= k_max,
-        "k_max",
-        self.k_max,
-        f"at least {math.ceil(k_min)}, the first whole k above k_min",
-    )
     if self.k is None:
       return KRange(min(max(_DEFAULT_K, k_min), k_max), k_min, k_max)
     k = elements(self.k, dim)
@@ -277,7 +271,7 @@ class Config(Partition, SourceOptions):
       numbers.add("k")  # elsewhere it decides the number of local steps
     if CONTROLLERS[self.used_controller].uses_horizon:
       numbers.discard("num_rounds")
-    defaults = {
+    defaults: dict[str, Any] = {
         field.name: field.default
         for field in dataclasses.fields(self)
         if field.name in numbers

@@ -4,6 +4,7 @@ The number of rows is brought to a multiple of the devices by clients without
 samples, who take no part.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -77,24 +78,16 @@ def place_clients(clients: ClientData, mesh: Mesh) -> ClientData:
   Returns:
     The data, with rows of padding.
   """
-  rows = {
-      name: pad_rows(getattr(clients, name), mesh.size, axis=-1)
-      for name in ("starts", "counts")
-  }
-  padded = clients.replace(
-      features=aligned.aligned(clients.features),
-      labels=aligned.aligned(clients.labels),
-      **rows,
-  )
-  per_client = PartitionSpec(*[None] * (rows["counts"].ndim - 1), AXIS)
-  specs = ClientData(
-      features=EVERYWHERE,
-      labels=EVERYWHERE,
-      order=EVERYWHERE,
-      starts=per_client,
-      counts=per_client,
-  )
-  return jax.device_put(padded, shardings(specs, mesh))
+  per_client = PartitionSpec(*[None] * (clients.counts.ndim - 1), AXIS)
+  placed = {}
+  for field in dataclasses.fields(clients):
+    array, spec = np.asarray(getattr(clients, field.name)), EVERYWHERE
+    if field.name in ("starts", "counts"):
+      array, spec = pad_rows(array, mesh.size, axis=-1), per_client
+    else:
+      array = aligned.aligned(array)
+    placed[field.name] = jax.device_put(array, NamedSharding(mesh, spec))
+  return ClientData(**placed)
 
 
 def shardings(specs: PyTree, mesh: Mesh) -> PyTree:

@@ -1,9 +1,11 @@
 """The parts of a run, by name or handed over, and the round made of them."""
 
+import functools
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -132,10 +134,26 @@ def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
   """The network, for the shape of these features and this many classes."""
   shape = tuple(data.clients.features.shape[1:])
   if parts.model is not None:
+    if isinstance(parts.model, nn.Module) and _is_hashable(parts.model):
+      return _shared_model(parts.model, shape, config.standardize)
     return models.as_model(parts.model, shape, config.standardize)
   return models.build(
       config.model, shape, data.num_classes, config.standardize
   )
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_model(module, shape, standardize):
+  """Flax modules are values: equal ones share compiled programs."""
+  return models.as_model(module, shape, standardize)
+
+
+def _is_hashable(part):
+  try:
+    hash(part)
+  except TypeError:
+    return False
+  return True
 
 
 def numbers_of(config: Config, dim: int) -> Numbers:

@@ -150,7 +150,7 @@ class Programs:
     self._num_clients = num_clients
     self._model = model
     self._recorded = recorded_ks(config, model.dim)
-    self._key = (config.structure(), parts, model)
+    self._key = (config.structure(), parts._replace(model=None), model)
     self.mesh = devices.client_mesh(
         devices.count_for(config.num_devices, num_clients)
     )

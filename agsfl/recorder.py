@@ -149,7 +149,7 @@ class Recorder:
             f"round {done}: the controller's k is not finite"
         )
         return
-      last = self.extent.is_reached(done, info.elapsed)
+      last = self.extent.is_reached(done, float(info.elapsed))
       due = last or done % self.config.eval_every == 0
       evaluation = None
       # Only the last of these rounds can be due: calls end at evaluations.

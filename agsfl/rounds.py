@@ -141,13 +141,13 @@ def build_round(
     )
 
   def accumulate(key, data, state):
-    """a_i [N, D] of all clients, and what else each one computed."""
+    """Of all clients a_i [N, D], the loss [N], and one sample h each."""
 
     def one(key, params, data, rate, residual, client, start, count):
       key = jax.random.fold_in(key, client)
       local = local_result(key, params, data, start, count, rate)
       gradient = jnp.where(count > 0, local.gradient, 0.0)
-      return residual + gradient, local._replace(gradient=None)
+      return residual + gradient, local.loss, (local.sample, local.label)
 
     clients = jnp.arange(data.counts.shape[0], dtype=jnp.int32)
     shared, own = (None,) * 4, (0,) * 4
@@ -186,11 +186,12 @@ def build_round(
         compute=compute,
     )
 
-  def observe(local, weights, state, played, probe):
+  def observe(samples, weights, state, played, probe):
     """Times and one-sample losses for k and k'."""
+    features, labels = samples
 
     def loss_at(params):
-      losses = loss(model.apply(params, local.sample), local.label)
+      losses = loss(model.apply(params, features), labels)
       return jnp.sum(weights * losses)
 
     loss_after = loss_at(played.params)
@@ -210,13 +211,14 @@ def build_round(
     key_batch, key_select, key_rounding, key_update = jax.random.split(key, 4)
 
     # Alg. 1: every client adds its gradient to what it has not sent yet.
-    accumulated, local = accumulate(key_batch, data, state)
-    weights = data.counts / jnp.sum(data.counts)  # C_i / C
+    accumulated, losses, samples = accumulate(key_batch, data, state)
+    counts = data.counts.astype(jnp.float32)
+    weights = counts / jnp.float32(jnp.sum(data.counts))  # C_i / C
     finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
     all_finite = jnp.all(finite)
 
     # Sec. IV: k and k' become whole numbers by one draw; 0 sends nothing.
-    uniform = jax.random.uniform(key_rounding)
+    uniform = jax.random.uniform(key_rounding, dtype=jnp.float32)
 
     def try_k(k):
       k = jnp.where(all_finite, stochastic_round(k, uniform), 0)
@@ -232,7 +234,7 @@ def build_round(
     # Alg. 2 and 3: the next k, from what k and k' cost.
     observed = None
     if controller.observes:
-      observed = observe(local, weights, state, played, probe)
+      observed = observe(samples, weights, state, played, probe)
     proposal, controller_state = controller.update(
         key_update, observed, state.controller
     )
@@ -254,7 +256,7 @@ def build_round(
         elapsed_rest=rest,
     )
     sign, has_sign = jnp.float32(0.0), jnp.bool_(False)
-    if controller.probes:
+    if controller.probes and observed is not None:
       slope = cost_slope(observed)
       sign, has_sign = slope.sign, slope.valid
     info = RoundInfo(
@@ -266,7 +268,7 @@ def build_round(
         k_down=selection.k_down,
         volume_up=selection.volume_up,
         volume_down=selection.volume_down,
-        minibatch_loss=jnp.sum(weights * local.loss),
+        minibatch_loss=jnp.sum(weights * losses),
         sign=sign,
         has_sign=has_sign,
         contributed=selection.contributed,

@@ -5,6 +5,8 @@ The state of several runs is their states with a leading axis, so their step is
 """
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +89,7 @@ def build_lanes(
 
   # The samples lie in memory once, the rows of each lane beside each other.
   rows = ("order", "starts", "counts")
-  together = data[0].clients.replace(**{
+  together = dataclasses.replace(data[0].clients, **{
       name: np.stack([getattr(d.clients, name) for d in data]) for name in rows
   })
   placed = devices.place_clients(together, mesh)
@@ -134,7 +136,7 @@ def build_lanes(
 
   def evaluate_of(own):
     # An evaluation looks up rows of samples, which lie on the devices already.
-    samples = placed.replace(order=own.clients.order, starts=None, counts=None)
+    samples = dataclasses.replace(placed, order=own.clients.order)
     return build_evaluate(model, own, samples, mesh, one.loss)
 
   return Simulation(
@@ -214,7 +216,7 @@ def simulate_lanes(
           states=states,
           every=checkpoint_every,
           keeps_state=keep_state,
-          on_row=lambda row, workdir=workdir: on_row(workdir, row),
+          on_row=functools.partial(on_row, workdir),
       )
       try:
         folder.begin(description)
@@ -225,8 +227,10 @@ def simulate_lanes(
           saved[index] = recorder.restore(like)
       except ConfigError as error:
         recorder.outcome = error
-    if any(saved):
+    if any(one is not None for one in saved):
       simulation = simulation._replace(state=simulation.unpack(saved))
     play(simulation, list(recorders.values()), should_stop)
-  outcomes |= {workdir: one.outcome for workdir, one in recorders.items()}
+  for workdir, one in recorders.items():
+    assert one.outcome is not None
+    outcomes[workdir] = one.outcome
   return {workdir: outcomes[workdir] for workdir in configs}

@@ -99,7 +99,7 @@ def _clients(num_clients):
 def _batches(num_clients):
   """The same samples, [N, B, ...], as the other ways take them."""
   data = _clients(num_clients)
-  images = data.images.reshape(num_clients, _BATCH, *_SHAPE)
+  images = data.features.reshape(num_clients, _BATCH, *_SHAPE)
   return images, data.labels.reshape(num_clients, _BATCH)
 
 

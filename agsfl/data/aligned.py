@@ -7,11 +7,12 @@ device makes its own copy.
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 _BYTES = 64
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
   """As `np.empty`, but aligned."""
   size = math.prod(shape) * np.dtype(dtype).itemsize
   raw = np.empty(size + _BYTES, np.uint8)

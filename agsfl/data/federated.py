@@ -19,8 +19,8 @@ from agsfl.data.samples import (
 from agsfl.data.sources import SourceOptions, arrays
 from agsfl.errors import refuse, refused
 
-# Part of installed packages; the files of all other sets may change.
-EMBEDDED = ("mnist_5k", "digits")
+# NumPy's on the host, JAX's on devices.
+Array = jax.Array | np.ndarray
 
 
 @flax.struct.dataclass
@@ -39,11 +39,11 @@ class ClientData:
     counts: [N] i32, C_i.
   """
 
-  features: jax.Array
-  labels: jax.Array
-  order: jax.Array
-  starts: jax.Array
-  counts: jax.Array
+  features: Array
+  labels: Array
+  order: Array
+  starts: Array
+  counts: Array
 
   @classmethod
   def of(

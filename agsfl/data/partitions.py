@@ -110,7 +110,7 @@ def _by_labels(rule):
 
 def _like_training(labels, mine, test_labels, rng):
   """For each client test samples of the labels that it trains on."""
-  tested = [[] for _ in mine]
+  tested: list[list[np.ndarray]] = [[] for _ in mine]
   owner = np.full(len(labels), -1, np.int64)
   for client, rows in enumerate(mine):
     owner[rows] = client

@@ -195,11 +195,11 @@ def dirichlet_split(labels, settings, rng):
   for _ in range(_TRIES):
     shares = rng.dirichlet(alphas, len(classes))
     ends = [cuts(*pair) for pair in zip(shares, sizes, strict=True)]
-    held = sum(
+    of_classes = [
         np.diff(end, prepend=0, append=size)
         for end, size in zip(ends, sizes, strict=True)
-    )
-    if held.min() >= settings.min_samples:
+    ]
+    if np.sum(of_classes, axis=0).min() >= settings.min_samples:
       break
   else:
     refuse(
@@ -209,7 +209,7 @@ def dirichlet_split(labels, settings, rng):
         f"client {settings.min_samples} samples (min_samples), with "
         "--partition=dirichlet_split",
     )
-  rows = [[] for _ in range(count)]
+  rows: list[list[np.ndarray]] = [[] for _ in range(count)]
   for label, end in zip(classes, ends, strict=True):
     members = rng.permutation(np.flatnonzero(labels == label))
     for own, part in zip(rows, np.split(members, end), strict=True):

@@ -166,7 +166,7 @@ def checked(samples: Samples) -> Samples:
         f"{names.is_train} must mark both training and test samples, found "
         f"{num_train} and {count - num_train}",
     )
-  if owners is not None:
+  if owners is not None and owner_names is not None:
     if owners.min() < 0 or owners.max() >= len(owner_names):
       refuse(
           setting, f"{names.owners} must be among {len(owner_names)} clients"

@@ -77,7 +77,7 @@ class States:
       ConfigError: it, or the one before, cannot be written.
     """
     leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
-    numbered = _numbered([*leaves, _checksum(leaves)])
+    numbered = _numbered(leaves, _checksum(leaves))
     with self._usable(), _ONE_AT_A_TIME:
       self._manager.save(step, args=ocp.args.StandardSave(numbered))
 
@@ -133,17 +133,19 @@ class States:
   def _read(self, step, like):
     likes, structure = jax.tree.flatten(like)
     empty = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
-    wanted = _numbered([*empty, _checksum([])])
+    wanted = _numbered(empty, _checksum([]))
     with _ONE_AT_A_TIME:
       read = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
-    *leaves, checksum = (read[str(i)] for i in range(len(wanted)))
-    if checksum != _checksum(leaves):
+    leaves = [read.get(str(i), leaf) for i, leaf in enumerate(empty)]
+    if read["checksum"] != _checksum(leaves):
       raise ValueError("its numbers are not those that were saved")
-    return structure.unflatten(leaves)
+    return jax.tree.unflatten(structure, leaves)
 
 
-def _numbered(leaves):
-  return {str(i): leaf for i, leaf in enumerate(leaves)}
+def _numbered(leaves, checksum):
+  """What Orbax writes; it takes no array without elements."""
+  full = {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+  return {**full, "checksum": checksum}
 
 
 def _checksum(leaves):

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
@@ -322,7 +322,8 @@ class RunFolder:
       ]
       self._require_ahead(rows)
       self._summary.unlink(missing_ok=True)
-      if self._look()["asked"] != self._content["asked"]:
+      held = read.read_config(self.workdir)
+      if held["asked"] != self._content["asked"]:
         write_json(self._config, self._content)
       file.truncate(sum(map(len, lines)))
     return rows
@@ -365,7 +366,7 @@ class RunFolder:
   def finish(
       self,
       summary: dict[str, Any],
-      clients: dict[str, Sequence],
+      clients: Mapping[str, Sequence],
       params: np.ndarray,
   ):
     """Writes the closing files.

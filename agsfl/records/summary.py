@@ -60,10 +60,13 @@ def by_client(
 def _peak_memory():
   """Bytes that this process held at most."""
   try:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1))
-  except OSError:  # macOS; on Linux this begins with the parent's
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+  except OSError:
+    status = ""
+  if found := re.search(r"VmHWM:\s+(\d+) kB", status):
+    return 1024 * int(found.group(1))
+  # As on macOS; on Linux this begins with the parent's.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def summarize(

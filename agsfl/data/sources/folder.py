@@ -123,7 +123,7 @@ def _opened(setting, path):
 
 def _shape(setting, found, size):
   """Height, width and channels of all, by the files' headers."""
-  first, channels = None, 1
+  first, channels = ("", 0, 0), 1
   for file in found:
     with _opened(setting, file.path) as image:
       mode, (width, height) = image.mode, image.size
@@ -131,7 +131,7 @@ def _shape(setting, found, size):
       refuse(setting, f"{file.path}: must be of 8 bits, is of mode {mode}")
     if mode not in _GREY:
       channels = 3
-    if first is None:
+    if file is found[0]:
       first = file.path, height, width
     if size is None and (height, width) != first[1:]:
       refuse(

@@ -133,7 +133,10 @@ def _cached(setting, cache, stamp):
       return None
     keys = ("images", "labels", "is_train", "user", "users")
     arrays = npz.read_arrays(setting, cache, keys)
-    return checked(Samples(setting, *(arrays[key] for key in keys), _NAMES))
+    features, labels, is_train, owners, names = (arrays[key] for key in keys)
+    return checked(
+        Samples(setting, features, labels, is_train, owners, names, _NAMES)
+    )
   except Exception:  # whatever the damage, the JSON files can be read instead
     return None
 
@@ -167,7 +170,7 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
   Raises:
     ConfigError: the text names the file and the key.
   """
-  lists = {"users": [], "num_samples": []}
+  lists: dict[str, list] = {"users": [], "num_samples": []}
   missing = set(lists)
   with _readable(setting, path) as file:
     for prefix, event, value in ijson.parse(file, use_float=True):
@@ -318,7 +321,7 @@ def _converted(setting, found):
   total = sum(counts)
   images, filled = None, 0
   labels, owners = np.zeros(total, np.int64), np.zeros(total, np.int32)
-  numbers = {}
+  numbers: dict[str, int] = {}
   for (path, _), of_file in zip(found, sizes, strict=True):
     for name, pixels, own in users_of(
         setting, path, of_file, most_classes(total)

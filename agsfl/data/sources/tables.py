@@ -81,9 +81,12 @@ def read(
 def _samples(setting, file, options, seed):
   reader = csv.reader(file, strict=True)
   columns = _columns(setting, next(reader, []), options)
-  labels, clients, is_train = _Texts(), _Texts(), []
+  labels, clients = _Texts(), _Texts()
+  marks: list[bool] = []
   # Cells become numbers block by block: as text they take ten times the memory.
-  blocks, cells, rows = [], [], []
+  blocks: list[np.ndarray] = []
+  cells: list[list[str]] = []
+  rows: list[int] = []
   for row, values in enumerate(reader, 2):
     if not values:  # an empty line
       continue
@@ -97,7 +100,7 @@ def _samples(setting, file, options, seed):
     if columns.client is not None:
       clients.add(values[columns.client].strip(), row)
     if columns.is_train is not None:
-      is_train.append(_bool(setting, row, values[columns.is_train]))
+      marks.append(_bool(setting, row, values[columns.is_train]))
     cells.append([values[column] for column in columns.features])
     rows.append(row)
     if len(cells) == _BLOCK:
@@ -110,13 +113,14 @@ def _samples(setting, file, options, seed):
   owners = names = None
   if columns.client is not None and count:
     owners, names = _owners(setting, columns.header[columns.client], clients)
+  is_train = np.array(marks, bool)
   if columns.is_train is None:
     is_train = hold_out(count, seed)
   return Samples(
       setting,
       _joined(blocks, count, len(columns.features)),
       _labels(setting, columns.header[columns.label], labels),
-      np.array(is_train, bool),
+      is_train,
       owners,
       names,
       Names(
@@ -173,7 +177,7 @@ def _numbers(setting, rows, columns, cells):
       block = np.array(
           [[float(cell) for cell in of_row] for of_row in cells], np.float64
       ).astype(np.float32)
-    broken = np.argwhere(~np.isfinite(block))
+    broken = [tuple(place) for place in np.argwhere(~np.isfinite(block))]
   except ValueError:
     broken = [
         (i, j)
@@ -181,7 +185,7 @@ def _numbers(setting, rows, columns, cells):
         for j, cell in enumerate(of_row)
         if _number(cell) is None
     ]
-  if len(broken):
+  if broken:
     i, j = broken[0]
     name = columns.header[columns.features[j]]
     refuse(

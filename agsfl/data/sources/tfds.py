@@ -131,7 +131,8 @@ def _gather(setting, splits, seed):
   """The records of the splits, one after another, in arrays."""
   total = sum(map(len, splits))
   images, labels = None, np.zeros(total, np.int64)
-  key, owners, numbers = None, np.zeros(total, np.int32), {}
+  key, owners = None, np.zeros(total, np.int32)
+  numbers: dict[str | int, int] = {}
   for row, record in enumerate(itertools.chain.from_iterable(splits)):
     for feature in ("image", "label"):
       if feature not in record:

@@ -137,6 +137,9 @@ class States:
     with _ONE_AT_A_TIME:
       read = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
     leaves = [read.get(str(i), leaf) for i, leaf in enumerate(empty)]
+    form = lambda arrays: [(x.shape, x.dtype) for x in arrays]
+    if form(leaves) != form(empty):
+      raise ValueError("its arrays have other shapes or types")
     if read["checksum"] != _checksum(leaves):
       raise ValueError("its numbers are not those that were saved")
     return jax.tree.unflatten(structure, leaves)

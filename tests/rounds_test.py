@@ -1,7 +1,14 @@
-"""Whole rounds against the NumPy oracle, on every path they can take."""
+"""Whole rounds against the NumPy oracle, and the laws of their loops."""
 
 import functools
 import itertools
+import json
+import os
+import subprocess
+import sys
+import traceback
+import types
+from pathlib import Path
 
 import chex
 import jax
@@ -10,15 +17,14 @@ import numpy as np
 import optax
 from absl.testing import absltest, parameterized
 
-from agsfl import devices, programs, rounds
-from agsfl.config import CONTROLLERS
-from agsfl.controllers import bandits
-from agsfl.controllers import descent as controllers
+from agsfl import controllers, devices, rounds, sparsifiers
+from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData
-from agsfl.sparsifiers import methods as sparsifiers
-from agsfl.sparsifiers.methods import METHODS
+from agsfl.for_each_client import one_by_one
+from agsfl.sparsifiers import METHODS, fast
 from agsfl.training import models
-from agsfl.training.client import as_float, build_client
+from agsfl.training.client import LocalTraining, as_float, build_client
+from agsfl.training.optimizers import local, server_of
 from agsfl.types import KController, KProposal
 from tests import reference
 
@@ -27,13 +33,14 @@ DIM = FEATURES * CLASSES
 BATCH = 4
 BETA = 10.0
 RATE = 0.5
+COUNTS = (3, 1, 4, 1, 5)
 
 
 def linear_model():
   """Logits are x @ w; no bias, so that the oracle is two lines."""
   return models.flatten(
-      lambda key: jax.random.normal(key, (FEATURES, CLASSES)),
-      lambda w, images: images.reshape(len(images), -1) @ w,
+      lambda key: jax.random.normal(key, (FEATURES, CLASSES), jnp.float32),
+      lambda w, x: x.reshape(len(x), -1) @ w,
   )
 
 
@@ -43,33 +50,30 @@ def one_sample_each(seed=0, num_clients=NUM_CLIENTS):
   `counts` still differ in the reference: see `weighted`.
   """
   rng = np.random.default_rng(seed)
-  images = rng.normal(size=(num_clients, 1, FEATURES)).astype(np.float32)
+  features = rng.normal(size=(num_clients, 1, FEATURES)).astype(np.float32)
   labels = rng.integers(0, CLASSES, (num_clients, 1)).astype(np.int32)
-  return images, labels
+  return features, labels
 
 
-def weighted(images, labels, counts):
-  """Client i holds its sample counts[i] times; the last is nobody's, NaN."""
-  nobody = np.full((1, *images.shape[2:]), np.nan, np.float32)
+def weighted(features, labels, counts):
+  """Client i holds its sample counts[i] times; no client has the last, NaN."""
+  nobody = np.full((1, *features.shape[2:]), np.nan, np.float32)
   return ClientData.of(
-      np.concatenate([images[:, 0], nobody]),
-      np.append(labels[:, 0], 0),
+      np.concatenate([features[:, 0], nobody]),
+      np.append(labels[:, 0], np.int32(0)),
       [np.full(count, client) for client, count in enumerate(counts)],
   )
-
-
-COUNTS = (3, 1, 4, 1, 5)
 
 
 def example():
   return weighted(*one_sample_each(), COUNTS)
 
 
-def losses_and_gradients(w, images, labels):
+def losses_and_gradients(w, features, labels):
   """Softmax regression, by hand: gradient x (p - onehot(y))."""
   w = np.asarray(w, np.float64).reshape(FEATURES, CLASSES)
   losses, gradients = [], []
-  for x, y in zip(images[:, 0].astype(np.float64), labels[:, 0], strict=True):
+  for x, y in zip(features[:, 0].astype(np.float64), labels[:, 0], strict=True):
     logits = x @ w
     p = np.exp(logits - logits.max())
     p /= p.sum()
@@ -98,16 +102,21 @@ class Script(KController):
     )
 
 
-def build(controller, client_chunk=None, axes=()):
+def narrow_fab():
+  """FAB whose windows are so short that small examples need several."""
+  return sparsifiers.fab_top_k(functools.partial(fast.fab, width=4))
+
+
+def build(controller, sparsifier=None, server=None, **parts):
+  """A round of the linear model; the other parts are those of the paper."""
   return rounds.build_round(
       linear_model(),
-      sparsifiers.fab_top_k(axes, client_chunk, window=4),
+      sparsifier or narrow_fab(),
       controller,
-      server=optax.sgd(RATE),
+      server=server or optax.sgd(RATE),
       batch_size=BATCH,
       comm_time=BETA,
-      client_chunk=client_chunk,
-      axes=axes,
+      **parts,
   )
 
 
@@ -123,16 +132,34 @@ def descent():
 
 
 def play(simulated, data, num_rounds, seed=0):
-  """States and infos of some rounds, NumPy."""
-  key = jax.random.key(seed)
-  state = simulated.init(key, len(data.counts))
+  """States and infos of some rounds, NumPy; the first state is round 0's."""
+  state = simulated.init(jax.random.key(seed), len(data.counts))
   step = jax.jit(simulated.step)
   states, infos = [jax.device_get(state)], []
   for _ in range(num_rounds):
-    state, info = step(key, data, state)
+    state, info = step(data, state)
     states.append(jax.device_get(state))
     infos.append(jax.device_get(info))
   return states, infos
+
+
+@functools.cache
+def played_descent():
+  return play(descent(), example(), 6)
+
+
+def nth(tree, index):
+  """One row of arrays with a leading axis."""
+  return jax.tree.map(lambda x: x[index], tree)
+
+
+def assert_close(got, want):
+  """Law: two ways to one result differ in the last bits of sums alone."""
+  chex.assert_trees_all_equal_structs(got, want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 class OracleTest(parameterized.TestCase):
@@ -141,17 +168,18 @@ class OracleTest(parameterized.TestCase):
     """Weights, residuals, times and losses of 24 rounds, each k once."""
     ks = np.random.default_rng(1).permutation(np.arange(1, DIM + 1))
     pairs = [(k, max(1, k // 2)) for k in ks]
-    images, labels = one_sample_each()
+    features, labels = one_sample_each()
     states, infos = play(build(Script(pairs)), example(), len(ks))
     counts = np.array(COUNTS)
     params = states[0].params.astype(np.float64)
     residual = np.zeros((NUM_CLIENTS, DIM), np.float32)
     elapsed = 0.0
     mean = lambda losses: np.average(losses, weights=counts)
+    signs = set()
     for before, after, info, (k, k_probe) in zip(
         states, states[1:], infos, pairs, strict=False
     ):
-      losses, gradients = losses_and_gradients(params, images, labels)
+      losses, gradients = losses_and_gradients(params, features, labels)
       # The oracle's sums are float64; round them as the package does.
       gradients = gradients.astype(np.float32)
       probed, _ = reference.gs_round(
@@ -169,7 +197,7 @@ class OracleTest(parameterized.TestCase):
           k_probe, k_probe, DIM, BETA, 1 + 1 / BATCH
       )
       elapsed += theta
-      loss_of = lambda w: mean(losses_and_gradients(w, images, labels)[0])
+      loss_of = lambda w: mean(losses_and_gradients(w, features, labels)[0])
       observed = after.controller[1]
       want = [
           k,
@@ -184,12 +212,15 @@ class OracleTest(parameterized.TestCase):
       np.testing.assert_allclose(info.elapsed, elapsed, rtol=1e-5)
       np.testing.assert_allclose(info.minibatch_loss, mean(losses), rtol=1e-4)
       self.assertEqual((info.k_up, info.k_down), (k, k))
+      self.assertEqual((info.volume_up, info.volume_down), (2 * k, 2 * k))
       self.assertEqual(info.contributed.sum(), (after.residual == 0).sum())
-      sign = reference.estimate(
+      _, slope, sign, valid = reference.estimate(
           theta, theta_probe, *want[4:], float(k), float(k_probe)
       )
-      if sign[3] and abs(sign[1]) > 1e-3 and k != k_probe:
-        self.assertEqual(info.sign, sign[2])
+      if not valid or abs(slope) > 1e-3:
+        self.assertEqual((info.has_sign, info.sign), (valid, sign))
+        signs.add((valid, sign))
+    self.assertGreater(len(signs), 2, "the script must not be one-sided")
 
   def test_sign_descent_moves_k_by_the_signs_it_reports(self):
     k_min, k_max = 2.0, float(DIM)
@@ -197,258 +228,164 @@ class OracleTest(parameterized.TestCase):
         (controllers.sign_descent, reference.SignDescent),
         (controllers.sign_interval, reference.SignInterval),
     ):
-      _, infos = play(build(make(10.0, k_min, k_max)), example(), 30)
+      periodic = build(make(10.0, k_min, k_max), sparsifiers.periodic_k())
+      _, infos = play(periodic, example(), 30)
       want = oracle(10.0, k_min, k_max)
       signs = set()
       for info in infos:
         np.testing.assert_allclose(info.k, want.k, rtol=1e-5)
         np.testing.assert_allclose(info.k_probe, want.probe(), rtol=1e-4)
         self.assertIn(info.k_up, (np.floor(info.k), np.ceil(info.k)))
-        valid = not np.isnan(info.sign)
-        signs.add(int(info.sign) if valid else None)
-        want.update(int(info.sign) if valid else 0, valid)
+        signs.add((bool(info.has_sign), int(info.sign)))
+        want.update(int(info.sign), bool(info.has_sign))
       self.assertGreater(len(signs), 1, "the run must not be one-sided")
 
   def test_without_a_probe_a_round_computes_one_unit(self):
     _, infos = play(steady(), example(), 2)
     theta = reference.round_time(6, 6, DIM, BETA)
     np.testing.assert_allclose(infos[1].elapsed, 2 * theta, rtol=1e-6)
-    self.assertTrue(np.isnan(infos[0].sign))
-
+    self.assertFalse(infos[1].has_sign)
 
   def test_short_rounds_late_in_a_run(self):
     """From 2^27, where floats are 16 apart, 16 rounds of 6 are 96, not 0."""
-    key = jax.random.key(0)
-    state = steady().init(key, NUM_CLIENTS)
+    state = steady().init(jax.random.key(0), NUM_CLIENTS)
     state = state.replace(elapsed=jnp.float32(2**27))
     step = jax.jit(steady().step)
     for _ in range(16):
-      state, info = step(key, example(), state)
+      state, info = step(example(), state)
     self.assertEqual(info.elapsed, 2**27 + 96)
 
-
-class PathsTest(parameterized.TestCase):
-  """Law: chunks, devices and calls change the cost, not the result."""
-
-  def assert_same(self, states, infos, others, other_infos):
-    last, other = states[-1], others[-1]
-    np.testing.assert_allclose(other.params, last.params, atol=1e-5)
-    np.testing.assert_allclose(
-        other.residual[:NUM_CLIENTS], last.residual, atol=1e-5
-    )
-    for info, other in zip(infos, other_infos, strict=True):
-      np.testing.assert_allclose(
-          other.minibatch_loss, info.minibatch_loss, rtol=1e-4
-      )
-      np.testing.assert_array_equal(
-          other.contributed[:NUM_CLIENTS], info.contributed
-      )
-      np.testing.assert_allclose(other.k, info.k, rtol=1e-5)
-
-  @functools.cached_property
-  def plain(self):
-    return play(descent(), example(), 6)
-
-  @parameterized.parameters(1, 2, 99)
-  def test_client_chunk(self, client_chunk):
-    controller = controllers.sign_descent(10, 2, DIM)
-    self.assert_same(
-        *self.plain, *play(build(controller, client_chunk), example(), 6)
-    )
-
-  @parameterized.parameters((1, 6), (2, 1), (8, 3))
-  def test_devices_and_rounds_per_call(self, num_devices, length):
-    """Eight devices share five clients: three rows are padding, inert."""
-    mesh = devices.client_mesh(num_devices)
-    controller = controllers.sign_descent(10, 2, DIM)
-    simulated = build(controller, axes=(devices.AXIS,))
-    split = devices.split_round(simulated, length, mesh, jax.random.key(0))
-    clients = devices.split_clients(example(), mesh)
-    num_rows = len(clients.counts)
-    self.assertEqual(num_rows, -(-NUM_CLIENTS // num_devices) * num_devices)
-    key = jax.random.key(0)
-    state = split.init(key, num_rows)
-    placed = jax.tree.map(lambda x: len(x.sharding.device_set), state)
-    self.assertEqual(placed.residual, num_devices)
-    infos = []
-    for _ in range(6 // length):
-      state, rows, done = split.chunk(
-          key, clients, state, jnp.int32(length), jnp.float32(jnp.inf)
-      )
-      self.assertEqual(done, length)
-      rows = jax.device_get(rows)
-      infos += [type(rows)(*(x[i] for x in rows)) for i in range(length)]
-    self.assert_same(*self.plain, [jax.device_get(state)], infos)
-    for info in infos:
-      self.assertFalse(info.contributed[NUM_CLIENTS:].any())
-
-  def test_a_call_ends_when_the_budget_is_spent(self):
-    simulated = steady()
-    key, data = jax.random.key(0), example()
-    state = simulated.init(key, NUM_CLIENTS)
-    theta = reference.round_time(6, 6, DIM, BETA)
-    chunk = jax.jit(programs.build_chunk(simulated.step, 9))
-    after, infos, done = chunk(
-        key, data, state, jnp.int32(9), jnp.float32(2.5 * theta)
-    )
-    self.assertEqual(done, 3)
-    self.assertEqual(after.round_index, 3)
-    np.testing.assert_array_equal(infos.round_index[:4], [1, 2, 3, 0])
-
-  def test_a_resumed_run_is_the_uninterrupted_one(self):
-    states, _ = self.plain
-    state = states[3]
-    for _ in range(3):
-      state, _ = jax.jit(descent().step)(jax.random.key(0), example(), state)
-    chex.assert_trees_all_equal(jax.device_get(state), states[6])
+  def test_clients_without_samples_take_no_part(self):
+    """Law: a round without them gives the others the same."""
+    features, labels = one_sample_each()
+    some = [0, 2, 3]
+    counts = [3, 0, 4, 7, 0]
+    states, infos = play(descent(), weighted(features, labels, counts), 4)
+    others = weighted(features[some], labels[some], [3, 4, 7])
+    want, want_infos = play(descent(), others, 4)
+    for state, info, w, i in zip(
+        states, [None, *infos], want, [None, *want_infos], strict=True
+    ):
+      assert_close(state.replace(residual=state.residual[some]), w)
+      self.assertFalse(state.residual[[1, 4]].any())
+      if info is not None:
+        self.assertFalse(info.contributed[[1, 4]].any())
+        assert_close(info._replace(contributed=info.contributed[some]), i)
 
 
-def lane(setting, axes=(devices.AXIS,)):
-  return rounds.build_round(
-      linear_model(),
-      sparsifiers.fab_top_k(axes, window=4),
-      controllers.sign_descent(10, 2, DIM),
-      server=optax.sgd(setting["learning_rate"]),
-      batch_size=BATCH,
-      comm_time=setting["comm_time"],
-      client_chunk=None,
-      axes=axes,
+class StochasticRoundTest(absltest.TestCase):
+
+  def test_is_unbiased_and_exact_at_large_k(self):
+    uniform = jnp.linspace(0, 1, 1000, endpoint=False)
+    rounded = rounds.stochastic_round(jnp.float32(7.25), uniform)
+    self.assertEqual(set(np.unique(rounded)), {7, 8})
+    self.assertEqual(int(jnp.sum(rounded)), 7250)
+    top = rounds.stochastic_round(jnp.float32(444062), jnp.float32(0.9999999))
+    self.assertEqual(int(top), 444062)
+
+  def test_a_probe_below_k_stays_below(self):
+    for uniform in np.linspace(0, 1, 50, endpoint=False, dtype=np.float32):
+      k = rounds.stochastic_round(jnp.float32(20.3), uniform)
+      probe = rounds.stochastic_round(jnp.float32(20.3) - 1, uniform)
+      self.assertEqual(int(k) - int(probe), 1)
+
+
+class FiniteTest(absltest.TestCase):
+
+  def test_nan_is_caught_before_selection(self):
+    data = example()
+    data.features[2, 3] = np.nan
+    states, infos = play(descent(), data, 1)
+    self.assertFalse(infos[0].finite)
+    self.assertEqual((infos[0].k_up, infos[0].k_down), (0, 0))
+    self.assertFalse(infos[0].contributed.any())
+    np.testing.assert_array_equal(states[1].params, states[0].params)
+
+  def test_samples_of_no_client_are_never_drawn(self):
+    """`example` has a sample of NaN, and its clients differ in size."""
+    _, infos = play(steady(), example(), 20)
+    self.assertTrue(all(info.finite for info in infos))
+
+
+@functools.cache
+def played_still(pairs, num_clients=2):
+  """Three rounds of periodic-k in which the weights stay as they were.
+
+  All clients hold the same 500 samples, so only draws tell them apart.
+  """
+  rng = np.random.default_rng(0)
+  data = ClientData.of(
+      rng.normal(size=(500, FEATURES)).astype(np.float32),
+      rng.integers(0, CLASSES, 500).astype(np.int32),
+      [np.arange(500)] * num_clients,
   )
+  still = build(Script(pairs), sparsifiers.periodic_k(), optax.sgd(0.0))
+  return play(still, data, 3)
 
 
-@jax.jit
-def step_alone(key, setting, data, state):
-  return lane(setting, axes=()).step(key, data, state)
+class DrawsTest(absltest.TestCase):
 
+  def test_clients_and_rounds_draw_anew(self):
+    """Law: a draw comes from the round, and then from the client."""
+    states, infos = played_still(((6.0, 6.0),))
+    one, two = states[1].residual
+    self.assertGreater(np.count_nonzero(one != two), DIM // 2)
+    self.assertLen({float(info.minibatch_loss) for info in infos}, 3)
+    lefts = [state.sparsifier.left for state in states]
+    sent = [np.flatnonzero(a & ~b) for a, b in itertools.pairwise(lefts)]
+    self.assertLen(np.unique(sent), 3 * 6)
 
-class SweepTest(parameterized.TestCase):
+  def test_other_clients_change_no_draw(self):
+    """Law: the first two clients of five draw what they draw alone."""
+    few, _ = played_still(((6.0, 6.0),))
+    more, _ = played_still(((6.0, 6.0),), num_clients=5)
+    for one, other in zip(few, more, strict=True):
+      np.testing.assert_array_equal(one.residual, other.residual[:2])
 
-  @parameterized.parameters((None, 1), (1, 2))
-  def test_a_lane_is_its_own_run(self, lane_chunk, num_devices):
-    """Law: three lanes differ in seed, rate and beta, each as if alone."""
-    keys = jax.vmap(jax.random.key)(jnp.array([0, 0, 5]))
-    settings = {
-        "learning_rate": jnp.array([0.5, 0.1, 0.5]),
-        "comm_time": jnp.array([10.0, 10.0, 1.0]),
-    }
-    mesh = devices.client_mesh(num_devices)
-    sweep = devices.split_sweep(
-        programs.build_sweep(lane, lane_chunk), keys, settings, mesh
-    )
-    clients = devices.split_clients(example(), mesh)
-    states = sweep.init(keys, settings, len(clients.counts))
-    for _ in range(4):
-      states, infos = sweep.step(keys, settings, clients, states)
-    for i in range(3):
-      setting = {name: x[i] for name, x in settings.items()}
-      state = lane(setting, axes=()).init(keys[i], NUM_CLIENTS)
-      for _ in range(4):
-        state, info = step_alone(keys[i], setting, example(), state)
-      np.testing.assert_allclose(
-          states.params[i], state.params, rtol=1e-4, atol=1e-5
-      )
-      np.testing.assert_allclose(infos.elapsed[i], info.elapsed, rtol=1e-5)
-      np.testing.assert_array_equal(
-          infos.contributed[i, :NUM_CLIENTS], info.contributed
-      )
-
-
-class TracesTest(absltest.TestCase):
-  """Law: the whole round compiles once, whatever k does."""
-
-  def setUp(self):
-    super().setUp()
-    ks = np.random.default_rng(0).uniform(2, DIM, 50)
-    self.simulated = build(Script(np.stack([ks, ks - 1], axis=1)))
-    self.data = jax.device_put(example())
-    chex.clear_trace_counter()
-    self.step = chex.assert_max_traces(self.simulated.step, 1)
-
-  def init(self, key):
-    return self.simulated.init(key, NUM_CLIENTS)
-
-  def test_in_jit_scan_and_vmap_over_seeds(self):
-    keys = jax.random.split(jax.random.key(0), 2)
-    step = jax.jit(self.step)
-    state, ks = self.init(keys[0]), []
-    for _ in range(50):
-      state, info = step(keys[0], self.data, state)
-      ks.append(int(info.k_up))
-    self.assertGreater(len(set(ks)), 15)
-
-    chex.clear_trace_counter()
-    once = chex.assert_max_traces(self.simulated.step, 1)
-
-    def body(state, _):
-      return once(keys[0], self.data, state)
-
-    scanned, infos = jax.jit(
-        lambda state: jax.lax.scan(body, state, None, length=50)
-    )(self.init(keys[0]))
-    np.testing.assert_array_equal(infos.k_up, ks)
-    np.testing.assert_allclose(scanned.params, state.params, atol=1e-5)
-
-    chex.clear_trace_counter()
-    once = chex.assert_max_traces(self.simulated.step, 1)
-    seeds = jax.jit(jax.vmap(once, in_axes=(0, None, 0)))
-    both = jax.vmap(self.init)(keys)
-    for _ in range(50):
-      both, info = seeds(keys, self.data, both)
-    np.testing.assert_allclose(both.params[0], state.params, atol=1e-5)
-    self.assertFalse(np.allclose(both.params[0], both.params[1]))
+  def test_a_trial_of_k_leaves_the_method_alone(self):
+    """Law: with a probe, the sparsifier's state is that of the k used."""
+    probed, _ = played_still(((6.0, 2.0),))
+    plain, _ = played_still(((6.0, 6.0),))
+    for one, other in zip(probed, plain, strict=True):
+      chex.assert_trees_all_equal(one.sparsifier, other.sparsifier)
+      np.testing.assert_array_equal(one.residual, other.residual)
 
 
 LOW, HIGH = 4.0, 20.0
-MOVING = {
-    "sign": controllers.sign_descent(9.0, LOW, HIGH),
-    "sign_interval": controllers.sign_interval(9.0, LOW, HIGH),
-    "value": controllers.value_descent(9.0, LOW, HIGH),
-    "exp3": bandits.exp3(LOW, HIGH, 50, num_arms=5),
-    "bandit": bandits.bandit(9.0, LOW, HIGH, 50),
-    "replay": controllers.replay([9.5, 7.0, 4.25, 18.0]),
-}
-
-
+RUN = types.SimpleNamespace(
+    num_rounds=50,
+    stuck_rounds=None,
+    exp3_arms=5,
+    bandit_radius=None,
+    bandit_step=None,
+    recorded_ks=[9.5, 7.0, 4.25, 18.0],
+)
 TAKE_K = [name for name, one in METHODS.items() if one.takes_k]
+MOVING = [name for name in CONTROLLERS if name != "fixed"]
 
 
 class EveryPairTest(parameterized.TestCase):
   """Every controller works with every method that takes k.
 
   A rule sees what rounds cost, a method sees k, and neither the other: so each
-  method meets a rule that tries k' and one that does not, and each rule one
-  method.
+  method meets one rule, and each rule one method.
   """
 
-  def test_no_controller_is_left_out(self):
-    self.assertEqual({"fixed", *MOVING}, set(CONTROLLERS))
-
   @parameterized.parameters(
-      *itertools.product(TAKE_K, ("sign_interval", "exp3")),
-      *itertools.product(["periodic_k"], sorted(MOVING)),
+      *((method, "sign_interval") for method in TAKE_K),
+      *(("periodic_k", rule) for rule in MOVING if rule != "sign_interval"),
   )
   def test_rounds(self, method, rule):
-    controller = MOVING[rule]
-    simulated = rounds.build_round(
-        linear_model(),
-        METHODS[method].build((), None),
-        controller,
-        server=optax.sgd(RATE),
-        batch_size=BATCH,
-        comm_time=BETA,
-        client_chunk=None,
-    )
-    key = jax.random.key(0)
-    chunk = jax.jit(programs.build_chunk(simulated.step, 12))
-    start = simulated.init(key, NUM_CLIENTS)
-    state, infos, _ = chunk(
-        key, example(), start, jnp.int32(12), jnp.float32(jnp.inf)
-    )
+    controller = CONTROLLERS[rule].build(9.0, LOW, HIGH, RUN)
+    simulated = build(controller, METHODS[method].build())
+    run = jax.jit(rounds.rounds_in_a_row(simulated.step, 12))
+    start = simulated.init(jax.random.key(0), NUM_CLIENTS)
+    state, infos, _ = run(example(), start, jnp.int32(12), jnp.float32(1e30))
     self.assertTrue(infos.finite.all())
     self.assertTrue(((infos.k >= LOW) & (infos.k <= HIGH)).all())
     self.assertGreater(len(np.unique(infos.k)), 1)
     self.assertTrue((jnp.abs(infos.k_up - infos.k) < 1).all())
-    each = 1 if method == "periodic_k" else 2
+    each = METHODS[method].numbers_per_element
     compute = 1 + (1 / BATCH if controller.observes else 0)
     volumes = each * (infos.k_up + infos.k_down)
     theta = compute + BETA * volumes / (2 * DIM)
@@ -456,71 +393,270 @@ class EveryPairTest(parameterized.TestCase):
     self.assertFalse(np.allclose(state.params, start.params))
 
 
-class DrawsTest(absltest.TestCase):
-  """Two clients hold the same 500 samples, so only draws tell them apart."""
+@functools.cache
+def in_a_row(simulated, length):
+  return jax.jit(rounds.rounds_in_a_row(simulated.step, length))
 
-  def play(self, controller, sparsifier, num_rounds):
-    """Rounds in which the weights stay as they were."""
-    rng = np.random.default_rng(0)
-    data = ClientData.of(
-        rng.normal(size=(500, FEATURES)).astype(np.float32),
-        rng.integers(0, CLASSES, 500),
-        [np.arange(500)] * 2,
+
+class RoundsInARowTest(parameterized.TestCase):
+
+  def run_in_a_row(self, simulated, data, length, num_rounds, budget=1e30):
+    """The state, the infos as a list of the rounds done, and all rows."""
+    state, infos, done = in_a_row(simulated, length)(
+        data,
+        simulated.init(jax.random.key(0), NUM_CLIENTS),
+        jnp.int32(num_rounds),
+        jnp.float32(budget),
     )
-    still = rounds.build_round(
-        linear_model(),
-        sparsifier,
-        controller,
-        server=optax.sgd(0.0),
-        batch_size=BATCH,
-        comm_time=BETA,
-        client_chunk=None,
+    return state, [nth(infos, i) for i in range(int(done))], infos
+
+  @parameterized.parameters(6, 3)
+  def test_are_the_steps_one_by_one(self, num_rounds):
+    """Law: as many rounds as asked for; the rows after them are zeros."""
+    states, want = played_descent()
+    state, infos, rows = self.run_in_a_row(descent(), example(), 6, num_rounds)
+    assert_close(state, states[num_rounds])
+    self.assertLen(infos, num_rounds)
+    for one, other in zip(infos, want, strict=False):
+      assert_close(one, other)
+    rest = jax.tree.map(lambda x: x[num_rounds:], rows)
+    self.assertFalse(any(np.any(x) for x in jax.tree.leaves(rest)))
+
+  def test_end_when_the_budget_is_spent(self):
+    theta = reference.round_time(6, 6, DIM, BETA)
+    state, infos, _ = self.run_in_a_row(
+        steady(), example(), 9, 9, budget=2.5 * theta
     )
-    return play(still, data, num_rounds)
+    self.assertLen(infos, 3)
+    self.assertEqual(state.round_index, 3)
 
-  def test_clients_and_rounds_draw_anew(self):
-    """Law: a draw comes from the round, and then from the client."""
-    controller, sparsifier = controllers.fixed(1), sparsifiers.periodic_k()
-    states, infos = self.play(controller, sparsifier, 4)
-    one, two = states[1].residual
-    self.assertGreater(np.count_nonzero(one != two), DIM // 2)
-    self.assertLen({float(info.minibatch_loss) for info in infos}, 4)
-    lefts = [state.sparsifier.left for state in states]
-    sent = [np.flatnonzero(a & ~b) for a, b in itertools.pairwise(lefts)]
-    self.assertLen(np.unique(sent), 4)
-
-  def test_a_trial_of_k_leaves_the_method_alone(self):
-    """Law: with a probe, the sparsifier's state is that of the k used."""
-    periodic = sparsifiers.periodic_k()
-    probed, _ = self.play(Script([(6.0, 2.0)]), periodic, 3)
-    plain, _ = self.play(controllers.fixed(6), periodic, 3)
-    for one, other in zip(probed, plain, strict=True):
-      chex.assert_trees_all_equal(one.sparsifier, other.sparsifier)
-      np.testing.assert_array_equal(one.residual, other.residual)
-    self.assertEqual(probed[-1].sparsifier.left.sum(), DIM - 3 * 6)
-
-
-class FiniteTest(absltest.TestCase):
-
-  def test_nan_is_caught_before_selection(self):
+  def test_end_with_the_first_round_that_is_not_finite(self):
+    """Client 2 holds a sample of NaN among four, and soon draws it."""
     data = example()
-    data.images[2, 3] = np.nan
-    states, infos = play(descent(), data, 1)
-    self.assertFalse(infos[0].finite)
-    self.assertEqual(infos[0].k_down, 0)
-    self.assertFalse(infos[0].contributed.any())
-    np.testing.assert_array_equal(states[1].params, states[0].params)
+    data.order[data.starts[2]] = NUM_CLIENTS
+    _, want = play(steady(), data, 9)
+    finite = [bool(info.finite) for info in want]
+    first = finite.index(False)
+    state, infos, _ = self.run_in_a_row(steady(), data, 9, 9)
+    self.assertLen(infos, first + 1)
+    self.assertEqual([bool(i.finite) for i in infos], finite[: first + 1])
+    self.assertTrue(np.isfinite(state.params).all())
 
-  def test_what_is_nobodys_is_never_drawn(self):
-    """`example` has a sample of NaN, and its clients differ in size."""
-    _, infos = play(steady(), example(), 20)
-    self.assertTrue(all(info.finite for info in infos))
+  def test_a_resumed_run_is_the_uninterrupted_one(self):
+    """Law: bit for bit; all that a round needs lies in its state."""
+    states, _ = played_descent()
+    state = states[3]
+    for _ in range(3):
+      state, _ = jax.jit(descent().step)(example(), state)
+    chex.assert_trees_all_equal(jax.device_get(state), states[6])
+
+
+@functools.cache
+def numbered(rate=RATE, comm_time=BETA, k=10.0):
+  """Two local steps and momentum at the server, so that every number counts."""
+  return rounds.build_round(
+      linear_model(),
+      narrow_fab(),
+      controllers.sign_descent(k, 2, DIM),
+      server=server_of("momentum", rate),
+      training=LocalTraining(2, local("sgd")),
+      learning_rate=rate,
+      batch_size=BATCH,
+      comm_time=comm_time,
+  )
+
+
+# Seed, and what else differs between runs.
+RUNS = (
+    (0, {}),
+    (5, {}),
+    (0, {"rate": 0.1}),
+    (0, {"comm_time": 1.0}),
+    (0, {"k": 17.0}),
+)
+
+
+def starts():
+  """The states of `RUNS` before round 1."""
+  return [
+      numbered(**numbers).init(jax.random.key(seed), NUM_CLIENTS)
+      for seed, numbers in RUNS
+  ]
+
+
+class OneProgramTest(parameterized.TestCase):
+  """Law: a round compiles once, whatever the numbers in its state are."""
+
+  def test_a_change_of_k_compiles_nothing(self):
+    ks = np.random.default_rng(0).uniform(2, DIM, 50)
+    simulated = build(Script(np.stack([ks, ks - 1], axis=1)))
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(simulated.step, 1))
+    state, played = simulated.init(jax.random.key(0), NUM_CLIENTS), set()
+    for _ in range(50):
+      state, info = step(example(), state)
+      played.add(int(info.k_up))
+    self.assertGreater(len(played), 15)
+
+  def test_other_numbers_run_through_the_same_step(self):
+    """Law: the step of one run gives another run's state its own round."""
+    shared = jax.jit(numbered().step)
+    ends = []
+    for (_, numbers), state in zip(RUNS, starts(), strict=True):
+      own, want = jax.jit(numbered(**numbers).step), state
+      for _ in range(3):
+        state, info = shared(example(), state)
+        want, want_info = own(example(), want)
+        chex.assert_trees_all_equal((state, info), (want, want_info))
+      ends.append(jax.device_get(state))
+    self.assertEqual(shared._cache_size(), 1)
+    # No number is without effect: each run ends with its own weights or time.
+    ends = {(*end.params.tolist(), float(end.elapsed)) for end in ends}
+    self.assertLen(ends, len(RUNS))
+
+  @parameterized.parameters((one_by_one, 1), (jax.vmap, 2))
+  def test_a_lane_is_the_run_alone(self, way, num_devices):
+    """Law: runs side by side are each as if alone, also on two devices."""
+    mesh = devices.client_mesh(num_devices)
+    data = devices.place_clients(example(), mesh)
+    padded = len(data.counts)
+    states = [
+        numbered(**numbers).init(jax.random.key(seed), padded)
+        for seed, numbers in RUNS
+    ]
+    lanes = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    step = jax.jit(way(numbered().step, (None, 0)))
+    alone = jax.jit(numbered().step)
+    with jax.set_mesh(mesh):
+      for _ in range(3):
+        lanes, infos = step(data, lanes)
+    for lane, state in enumerate(starts()):
+      for _ in range(3):
+        state, info = alone(example(), state)
+      mine, its = nth(jax.device_get((lanes, infos)), lane)
+      assert_close(mine.replace(residual=mine.residual[:NUM_CLIENTS]), state)
+      self.assertFalse(its.contributed[NUM_CLIENTS:].any())
+      its = its._replace(contributed=its.contributed[:NUM_CLIENTS])
+      assert_close(its, info)
+
+
+class MetricsTest(absltest.TestCase):
+
+  def test_reach_the_infos_on_every_path(self):
+    """Law: a metric is a function of the state after the round and its info."""
+    simulated = build(
+        controllers.fixed(6),
+        sparsifiers.periodic_k(),
+        metrics={
+            "norm": lambda state, info: jnp.linalg.norm(state.params),
+            "doubled": lambda state, info: 2 * info.k_down,
+        },
+    )
+    data = jax.device_put(example())
+    states, infos = play(simulated, data, 4)
+    norms = [np.linalg.norm(state.params) for state in states[1:]]
+    start = simulated.init(jax.random.key(0), NUM_CLIENTS)
+    lanes = jax.tree.map(lambda x: jnp.stack([x, x]), start)
+
+    def lane(start):
+      run = rounds.rounds_in_a_row(simulated.step, 4)
+      return run(data, start, jnp.int32(4), jnp.float32(1e30))[1]
+
+    for got in (
+        jax.tree.map(lambda *x: np.stack(x), *infos),
+        nth(jax.jit(jax.vmap(lane))(lanes), 1),
+        nth(jax.jit(one_by_one(lane))(lanes), 1),
+    ):
+      self.assertEqual(set(got.metrics), {"norm", "doubled"})
+      np.testing.assert_allclose(got.metrics["norm"], norms, rtol=1e-5)
+      np.testing.assert_array_equal(got.metrics["doubled"], [12] * 4)
+
+
+MODES = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_DEBUG_NANS": "1",
+    "JAX_DEBUG_INFS": "1",
+}
+# Momentum rather than Adam: optax's Adam promotes types by itself.
+IN_MODES = (
+    ("fab_top_k", "sign_interval"),
+    ("fub_top_k", "value"),
+    ("fub_top_k_tree", "replay"),
+    ("unidirectional_top_k", "exp3"),
+    ("periodic_k", "sign"),
+    ("per_layer", "bandit"),
+    ("send_all", "fixed"),
+)
+
+
+def in_modes(method, rule):
+  """Three rounds of a method and a rule: what was sent, and what came of it."""
+  if method == "per_layer":
+    sparsifier = sparsifiers.per_layer(sparsifiers.periodic_k(), (16, 8))
+  else:
+    sparsifier = METHODS[method].build()
+  simulated = build(
+      CONTROLLERS[rule].build(9.0, LOW, HIGH, RUN),
+      sparsifier,
+      server_of("momentum", RATE),
+      training=LocalTraining(2, local("momentum")),
+      learning_rate=RATE,
+  )
+  data = jax.device_put(example())
+  state = simulated.init(jax.random.key(0), NUM_CLIENTS)
+  step, sent, came = jax.jit(simulated.step), [], []
+  for _ in range(3):
+    with jax.transfer_guard("disallow"):
+      state, info = step(data, state)
+    sent += [*info.contributed.tolist(), int(info.k_up), int(info.k_down)]
+    sent += (state.residual != 0).ravel().tolist()
+    came += [*state.params.tolist(), float(info.k), float(info.elapsed)]
+  sent += [str(x.dtype) for x in jax.tree.leaves((state, info))]
+  return sent, came
+
+
+def in_all_modes():
+  """Prints what `in_modes` gives for each pair, or its error, as JSON."""
+  played = []
+  for names in IN_MODES:
+    try:
+      played.append(in_modes(*names))
+    except Exception as error:
+      calls = traceback.extract_tb(error.__traceback__)
+      own = [call for call in calls if "agsfl" in Path(call.filename).parts]
+      played.append(f"{own[-1].filename}:{own[-1].lineno}: {error}")
+  print(json.dumps(played))
+
+
+class ModesTest(absltest.TestCase):
+
+  def test_strict_types_wide_types_and_debugging(self):
+    """Law: JAX's strict modes refuse nothing of a round, and change nothing.
+
+    Nor does a round that has its arrays on the devices move any from or to the
+    host.
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import *; in_all_modes()"],
+        capture_output=True,
+        check=True,
+        text=True,
+        env=os.environ | MODES,
+    )
+    played = json.loads(result.stdout.splitlines()[-1])
+    for names, got in zip(IN_MODES, played, strict=True):
+      with self.subTest(names):
+        self.assertNotIsInstance(got, str, got)
+        sent, came = in_modes(*names)
+        self.assertEqual(got[0], sent)
+        np.testing.assert_allclose(got[1], came, rtol=2e-6, atol=1e-6)
 
 
 class ClientTest(absltest.TestCase):
 
   def test_draws_are_uniform_over_the_clients_own_samples(self):
-    """Samples 0..4 are the client's; each comes about every fifth time."""
+    """Samples 0..4 are the client's; each is a fifth of what is drawn."""
     model = models.flatten(
         lambda key: jnp.zeros(1), lambda w, x: x * jnp.array([[0.0, 1.0]])
     )
@@ -534,13 +670,13 @@ class ClientTest(absltest.TestCase):
     own = data.starts[1], data.counts[1]
     drawn = []
     for seed in range(20):
-      local = client(jax.random.key(seed), jnp.zeros(1), data, *own)
-      drawn.append(float(local.image[0]))
+      local = client(jax.random.key(seed), jnp.zeros(1), data, *own, RATE)
+      drawn.append(float(local.sample[0]))
     self.assertTrue(set(drawn) <= set(range(5)))
     self.assertGreater(len(set(drawn)), 2)
     # Mean loss log(1 + e^x) over 10,000 draws of x = 0..4.
     losses = [
-        client(jax.random.key(s), jnp.zeros(1), data, *own).loss
+        client(jax.random.key(s), jnp.zeros(1), data, *own, RATE).loss
         for s in range(20)
     ]
     want = np.mean(np.log1p(np.exp(np.arange(5.0))))
@@ -556,13 +692,13 @@ class ClientTest(absltest.TestCase):
     own = np.arange(8)
     data = ClientData.of(own.astype(np.float32)[:, None], own, [own])
     for seed in range(8):
-      local = client(jax.random.key(seed), jnp.zeros(1), data, 0, 8)
-      self.assertEqual(local.image[0], local.label)
+      local = client(jax.random.key(seed), jnp.zeros(1), data, 0, 8, RATE)
+      self.assertEqual(local.sample[0], local.label)
       np.testing.assert_allclose(local.loss, 0, atol=1e-6)
 
   def test_bytes_are_scaled_to_one(self):
-    images = np.array([0, 51, 255], np.uint8)
-    np.testing.assert_allclose(as_float(images), [0, 0.2, 1])
+    pixels = np.array([0, 51, 255], np.uint8)
+    np.testing.assert_allclose(as_float(pixels), [0, 0.2, 1])
     np.testing.assert_array_equal(as_float(np.float32([3.5])), [3.5])
 
 

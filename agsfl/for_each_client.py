@@ -51,6 +51,8 @@ def one_by_one(
   """
 
   def mapped(*args):
+    # Arguments that do not fit are refused here, as vmap does.
+    jax.vmap(lambda *args: None, in_axes)(*args)
     axes = _each(in_axes, args)
     mine = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
     stacked, structure = jax.tree.flatten(mine)

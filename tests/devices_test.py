@@ -16,8 +16,8 @@ from agsfl.data.federated import ClientData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one, over_devices
 from agsfl.sparsifiers import fast
-from tests import rounds_test
-from tests.rounds_test import COUNTS, DIM, build, one_sample_each, weighted
+from tests.linear import COUNTS, DIM, one_sample_each, weighted
+from tests.rounds_test import build, narrow_fab
 
 WAYS = {
     "vmap": jax.vmap,
@@ -28,7 +28,7 @@ WAYS = {
 narrow = lambda choose: functools.partial(choose, width=4)
 DESCENT = controllers.sign_descent(10, 2, DIM)
 ROUNDS = {
-    "fab_top_k": (rounds_test.narrow_fab(), DESCENT),
+    "fab_top_k": (narrow_fab(), DESCENT),
     "fub_top_k": (sparsifiers.fub_top_k(narrow(fast.fub)), DESCENT),
     "fub_top_k_tree": (sparsifiers.fub_top_k_tree(), DESCENT),
     "unidirectional_top_k": (

@@ -23,64 +23,26 @@ from agsfl.data.federated import ClientData
 from agsfl.for_each_client import one_by_one
 from agsfl.sparsifiers import METHODS, fast
 from agsfl.training import models
-from agsfl.training.client import LocalTraining, as_float, build_client
+from agsfl.training.client import LocalTraining
 from agsfl.training.optimizers import local, server_of
 from agsfl.types import KController, KProposal
 from tests import reference
+from tests.linear import (
+  BATCH,
+  CLASSES,
+  COUNTS,
+  DIM,
+  FEATURES,
+  NUM_CLIENTS,
+  example,
+  linear_model,
+  losses_and_gradients,
+  one_sample_each,
+  weighted,
+)
 
-NUM_CLIENTS, FEATURES, CLASSES = 5, 8, 3
-DIM = FEATURES * CLASSES
-BATCH = 4
 BETA = 10.0
 RATE = 0.5
-COUNTS = (3, 1, 4, 1, 5)
-
-
-def linear_model():
-  """Logits are x @ w; no bias, so that the oracle is two lines."""
-  return models.flatten(
-      lambda key: jax.random.normal(key, (FEATURES, CLASSES), jnp.float32),
-      lambda w, x: x.reshape(len(x), -1) @ w,
-  )
-
-
-def one_sample_each(seed=0, num_clients=NUM_CLIENTS):
-  """Clients that hold one sample, so that every draw gives the same batch.
-
-  `counts` still differ in the reference: see `weighted`.
-  """
-  rng = np.random.default_rng(seed)
-  features = rng.normal(size=(num_clients, 1, FEATURES)).astype(np.float32)
-  labels = rng.integers(0, CLASSES, (num_clients, 1)).astype(np.int32)
-  return features, labels
-
-
-def weighted(features, labels, counts):
-  """Client i holds its sample counts[i] times; no client has the last, NaN."""
-  nobody = np.full((1, *features.shape[2:]), np.nan, np.float32)
-  return ClientData.of(
-      np.concatenate([features[:, 0], nobody]),
-      np.append(labels[:, 0], np.int32(0)),
-      [np.full(count, client) for client, count in enumerate(counts)],
-  )
-
-
-def example():
-  return weighted(*one_sample_each(), COUNTS)
-
-
-def losses_and_gradients(w, features, labels):
-  """Softmax regression, by hand: gradient x (p - onehot(y))."""
-  w = np.asarray(w, np.float64).reshape(FEATURES, CLASSES)
-  losses, gradients = [], []
-  for x, y in zip(features[:, 0].astype(np.float64), labels[:, 0], strict=True):
-    logits = x @ w
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
-    losses.append(-np.log(p[y]))
-    p[y] -= 1
-    gradients.append(np.outer(x, p).ravel())
-  return np.array(losses), np.array(gradients)
 
 
 class Script(KController):
@@ -107,10 +69,10 @@ def narrow_fab():
   return sparsifiers.fab_top_k(functools.partial(fast.fab, width=4))
 
 
-def build(controller, sparsifier=None, server=None, **parts):
-  """A round of the linear model; the other parts are those of the paper."""
+def build(controller, sparsifier=None, server=None, model=None, **parts):
+  """A round whose other parts are those of the paper, of the linear model."""
   return rounds.build_round(
-      linear_model(),
+      model or linear_model(),
       sparsifier or narrow_fab(),
       controller,
       server=server or optax.sgd(RATE),
@@ -600,6 +562,11 @@ def in_modes(method, rule):
       CONTROLLERS[rule].build(9.0, LOW, HIGH, RUN),
       sparsifier,
       server_of("momentum", RATE),
+      # Its weights are float32 in every mode.
+      models.flatten(
+          lambda key: jax.random.normal(key, (FEATURES, CLASSES), jnp.float32),
+          lambda w, x: x @ w,
+      ),
       training=LocalTraining(2, local("momentum")),
       learning_rate=RATE,
   )
@@ -651,55 +618,6 @@ class ModesTest(absltest.TestCase):
         sent, came = in_modes(*names)
         self.assertEqual(got[0], sent)
         np.testing.assert_allclose(got[1], came, rtol=2e-6, atol=1e-6)
-
-
-class ClientTest(absltest.TestCase):
-
-  def test_draws_are_uniform_over_the_clients_own_samples(self):
-    """Samples 0..4 are the client's; each is a fifth of what is drawn."""
-    model = models.flatten(
-        lambda key: jnp.zeros(1), lambda w, x: x * jnp.array([[0.0, 1.0]])
-    )
-    client = jax.jit(build_client(model, 500))
-    # The client's five begin at the second place.
-    data = ClientData.of(
-        np.arange(8, dtype=np.float32)[:, None],
-        np.zeros(8, int),
-        [[7, 6], [4, 2, 0, 3, 1], [5]],
-    )
-    own = data.starts[1], data.counts[1]
-    drawn = []
-    for seed in range(20):
-      local = client(jax.random.key(seed), jnp.zeros(1), data, *own, RATE)
-      drawn.append(float(local.sample[0]))
-    self.assertTrue(set(drawn) <= set(range(5)))
-    self.assertGreater(len(set(drawn)), 2)
-    # Mean loss log(1 + e^x) over 10,000 draws of x = 0..4.
-    losses = [
-        client(jax.random.key(s), jnp.zeros(1), data, *own, RATE).loss
-        for s in range(20)
-    ]
-    want = np.mean(np.log1p(np.exp(np.arange(5.0))))
-    np.testing.assert_allclose(np.mean(losses), want, rtol=0.03)
-
-  def test_a_sample_has_its_own_label(self):
-    """Sample j shows j and is of class j, also the h of the estimate."""
-    model = models.flatten(
-        lambda key: jnp.zeros(1),
-        lambda w, x: 99.0 * jnp.eye(8)[x[:, 0].astype(int)],
-    )
-    client = jax.jit(build_client(model, 5))
-    own = np.arange(8)
-    data = ClientData.of(own.astype(np.float32)[:, None], own, [own])
-    for seed in range(8):
-      local = client(jax.random.key(seed), jnp.zeros(1), data, 0, 8, RATE)
-      self.assertEqual(local.sample[0], local.label)
-      np.testing.assert_allclose(local.loss, 0, atol=1e-6)
-
-  def test_bytes_are_scaled_to_one(self):
-    pixels = np.array([0, 51, 255], np.uint8)
-    np.testing.assert_allclose(as_float(pixels), [0, 0.2, 1])
-    np.testing.assert_array_equal(as_float(np.float32([3.5])), [3.5])
 
 
 if __name__ == "__main__":

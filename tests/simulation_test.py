@@ -1,65 +1,87 @@
-"""The loop over rounds, on a simulation that only counts."""
+"""Runs by the loop over rounds, and what goes wrong around them."""
 
 import dataclasses
-import math
+import errno
+import json
+import os
+import shutil
+import subprocess
 import tempfile
+import threading
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 import agsfl
-from agsfl import parts, simulation
-from agsfl.config import Config
-from agsfl.errors import ConfigError
-from agsfl.training.evaluation import Evaluation
-from agsfl.types import RoundInfo
+from agsfl import programs, simulation
+from agsfl.errors import ConfigError, StoppedError
+from agsfl.records import folder as records
+from tests.small import config, files_of, rows_of, state_of
+
+# The cheapest to compile.
+PLAIN = {"method": "periodic_k", "controller": "fixed"}
 
 
 class Counter:
-  """Rounds of 2.5 units each; its state is the number of rounds done."""
+  """Several runs whose states are the number of rounds done."""
 
-  def __init__(self, rounds_per_call, loss=1.0, finite_until=math.inf):
-    self.calls, self.evaluated = [], []
-    self.loss = loss
-    self.finite_until = finite_until
-    self.simulation = simulation.Simulation(
+  def __init__(self, *begun, rounds_per_call=1):
+    self.calls = []
+    self.simulation = programs.Simulation(
         model=None,
-        state=SimpleNamespace(params=0),
+        state=np.array(begun),
         advance=self.advance,
         rounds_per_call=rounds_per_call,
-        evaluate=self.evaluate,
-        pack=None,
+        evaluate=[],
+        lane=lambda state, index: int(state[index]),
+        pack=lambda state: state,
         unpack=None,
     )
 
   def advance(self, state, num_rounds):
     self.calls.append(num_rounds)
-    infos = [self.info(state.params + i + 1) for i in range(num_rounds)]
-    return SimpleNamespace(params=state.params + num_rounds), infos
-
-  def info(self, round_index):
-    return RoundInfo(
-        round_index=round_index,
-        elapsed=2.5 * round_index,
-        k=1.0,
-        k_probe=1.0,
-        k_up=1,
-        k_down=1,
-        minibatch_loss=1.0,
-        sign=math.nan,
-        contributed=None,
-        finite=round_index <= self.finite_until,
-    )
-
-  def evaluate(self, params):
-    self.evaluated.append(params)
-    return Evaluation(self.loss, self.loss, 0.5, np.ones(1), np.ones(1))
+    infos = [[done + i + 1 for i in range(num_rounds)] for done in state]
+    return state + num_rounds, infos
 
 
-class RunTest(parameterized.TestCase):
+class Sheet:
+  """A recorder of a `Counter`: what it was asked, and how it ends."""
+
+  def __init__(self, end, *, begun=0, period=4, saves=()):
+    self.end, self.period, self.saves = end, period, saves
+    self.rows = [*range(1, begun + 1)]
+    self.outcome = None
+    self.saved, self.settled = [], False
+
+  @property
+  def rounds_ahead(self):
+    done = len(self.rows)
+    return min(self.end - done, self.period - done % self.period)
+
+  def end_if_reached(self, state):
+    assert state == len(self.rows)
+    if state == self.end:
+      self.outcome = "read"
+
+  def add(self, infos, state, seconds):
+    self.rows += infos
+    assert state == len(self.rows) and seconds >= 0
+    if state >= self.end:
+      self.outcome = "done"
+
+  def is_save_due(self, stopping):
+    return stopping or len(self.rows) in self.saves
+
+  def save(self, state):
+    self.saved.append(state)
+
+  def settle(self):
+    self.settled = True
+
+
+class PlayTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (1, [1] * 10),
@@ -67,76 +89,89 @@ class RunTest(parameterized.TestCase):
       (3, [3, 1, 3, 1, 2]),
       (99, [4, 4, 2]),
   )
-  def test_calls_end_at_evaluations(self, rounds_per_call, calls):
-    counter = Counter(rounds_per_call)
-    config = Config(num_rounds=10, eval_every=4)
-    steps = list(simulation.run(config, counter.simulation))
+  def test_calls_end_where_something_is_due(self, rounds_per_call, calls):
+    counter = Counter(0, rounds_per_call=rounds_per_call)
+    sheet = Sheet(10, saves=(4, 10))
+    simulation.play(counter.simulation, [sheet])
     self.assertEqual(counter.calls, calls)
-    self.assertEqual(counter.evaluated, [4, 8, 10])
-    self.assertEqual([step.info.round_index for step in steps], [*range(1, 11)])
-    due = [step.info.round_index for step in steps if step.evaluation]
-    self.assertEqual(due, [4, 8, 10])
+    self.assertEqual(sheet.rows, [*range(1, 11)])
+    self.assertEqual(sheet.saved, [4, 10])
+    self.assertTrue(sheet.settled)
 
-  def test_the_budget_ends_a_run_with_an_evaluation(self):
-    """2.5 a round: the third round spends a budget of 6."""
-    counter = Counter(1)
-    config = Config(num_rounds=10, eval_every=4, time_budget=6.0)
-    steps = list(simulation.run(config, counter.simulation))
-    self.assertLen(steps, 3)
-    self.assertEqual(counter.evaluated, [3])
+  def test_lanes_of_different_rounds(self):
+    """Each goes on from its own round; what has ended is left alone."""
+    ended, read = Sheet(3), Sheet(6, begun=6)
+    ended.outcome = "refused"
+    late, early = Sheet(10, begun=6), Sheet(10)
+    sheets = [ended, read, late, early]
+    counter = Counter(0, 6, 6, 0, rounds_per_call=99)
+    simulation.play(counter.simulation, sheets)
+    # To rounds 8 and 2, 10 and 4, then 8, then 10.
+    self.assertEqual(counter.calls, [2, 2, 4, 2])
+    for sheet in (late, early):
+      self.assertEqual((sheet.rows, sheet.outcome), ([*range(1, 11)], "done"))
+    self.assertEqual((read.rows, read.outcome), ([*range(1, 7)], "read"))
+    self.assertEqual((ended.rows, ended.settled), ([], False))
 
-  @parameterized.parameters(
-      ({"finite_until": 2}, 2, "round 3: a gradient"),
-      ({"loss": math.nan}, 3, "round 4: the loss"),
-      ({"loss": math.inf}, 3, "round 4: the loss"),
-  )
-  def test_divergence_names_the_round(self, fault, rows, words):
-    counter = Counter(1, **fault)
-    config = Config(num_rounds=10, eval_every=4)
-    steps = simulation.run(config, counter.simulation)
-    with self.assertRaisesRegex(simulation.DivergedError, words):
-      for step in steps:
-        rows -= 1
-        self.assertIsNone(step.evaluation)
-    self.assertEqual(rows, 0)
+  def test_a_stop(self):
+    """All that have not ended save their states, and the round is named."""
+    sheets = [Sheet(2), Sheet(10)]
+    counter = Counter(0, 0)
+    asked = iter([False, False, True])
+    with self.assertRaisesRegex(StoppedError, "^round 3: stopped$"):
+      simulation.play(counter.simulation, sheets, lambda: next(asked))
+    self.assertEqual([sheet.saved for sheet in sheets], [[], [3]])
+    self.assertTrue(sheets[1].settled)
+
+  def test_a_stop_in_the_last_round(self):
+    """The run is done."""
+    sheet = Sheet(3)
+    simulation.play(Counter(0).simulation, [sheet], lambda: len(sheet.rows) > 2)
+    self.assertEqual(sheet.outcome, "done")
 
 
 class SharedTest(parameterized.TestCase):
   """Runs of one process that are alike trace their rounds once."""
 
-  TINY = Config(
-      dataset="digits", partition="iid", num_clients=4, model="mlp",
-      method="periodic_k", controller="fixed", batch_size=3, num_rounds=3,
+  TINY = config(
+      **PLAIN, partition="iid", num_clients=4, batch_size=3, num_rounds=3
   )
 
   def counted(self, *configs):
     """The runs, and how often a round was composed for them."""
     with mock.patch.object(
-        parts, "compose", side_effect=parts.compose
+        programs, "compose", side_effect=programs.compose
     ) as compose:
-      runs = [agsfl.simulate(config) for config in configs]
-      return runs, compose.call_count
+      runs = [agsfl.simulate(asked) for asked in configs]
+    return runs, compose.call_count
+
+  def forget(self):
+    for cached in (programs._round, programs._run, programs._init):
+      cached.cache_clear()
 
   def test_numbers_and_seeds_share(self):
     """Law: a run is bit for bit what it is in a process of its own."""
     changes = (
-        {}, {"seed": 1}, {"k": 40.0}, {"learning_rate": 0.2, "comm_time": 3.0}
+        {}, {"seed": 1}, {"k": 40.0}, {"learning_rate": 0.2, "comm_time": 3.0},
+        {"num_rounds": 4, "time_budget": 2.0}, {"eval_every": 2},
     )
     configs = [dataclasses.replace(self.TINY, **change) for change in changes]
-    simulation.split_round.cache_clear()
+    self.forget()
     runs, count = self.counted(*configs)
     self.assertGreater(count, 0)
     self.assertEqual(self.counted(*configs)[1], 0)
-    self.assertEqual(self.counted(configs[0])[1], 0)
-    for config, run in zip(configs, runs, strict=True):
-      simulation.split_round.cache_clear()
-      (alone,), again = self.counted(config)
+    for asked, run in zip(configs, runs, strict=True):
+      self.forget()
+      (alone,), again = self.counted(asked)
       self.assertEqual(again, count)
       self.assertEqual(alone.rows, run.rows)
       np.testing.assert_array_equal(alone.params, run.params)
+    results = [run.rows for run in runs]
+    self.assertLen({json.dumps(rows) for rows in results}, len(changes))
 
-  @parameterized.parameters({"batch_size": 4}, {"num_devices": 1})
+  @parameterized.parameters({"batch_size": 4}, {"server_optimizer": "adam"})
   def test_others_do_not(self, **change):
+    self.forget()
     agsfl.simulate(self.TINY)
     other = dataclasses.replace(self.TINY, **change)
     self.assertGreater(self.counted(other)[1], 0)
@@ -148,14 +183,217 @@ class SharedTest(parameterized.TestCase):
 
   def test_a_record_that_changed_is_read_again(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())
-    record = Path(folder) / "metrics.jsonl"
-    replay = dataclasses.replace(
-        self.TINY, controller="replay", replay=folder
-    )
     for k in (50.0, 70.0):
-      record.write_text(f'{{"k": {k}}}\n')
+      place = f"{folder}/run"
+      shutil.rmtree(place, ignore_errors=True)
+      agsfl.simulate(dataclasses.replace(self.TINY, k=k), workdir=place)
+      replay = dataclasses.replace(
+          self.TINY, controller="replay", replay=place
+      )
       rows = agsfl.simulate(replay).rows
       self.assertEqual([row["k"] for row in rows], [k] * 3)
+
+
+class FolderTest(parameterized.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def refused(self, settings, words, **options):
+    with self.assertRaisesRegex(ConfigError, words) as caught:
+      agsfl.simulate(config(**{**PLAIN, **settings}), **options)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+
+
+class InitFromTest(FolderTest):
+  """Weights to begin with."""
+
+  DIM = 9610  # 64 x 128 + 128 + 128 x 10 + 10
+
+  def test_the_weights_are_used(self):
+    """Of a run or of a file: both make the same first step from them."""
+    first = agsfl.simulate(
+        config(**PLAIN, num_rounds=2), workdir=self.folder / "run"
+    )
+    np.save(self.folder / "file.npy", first.params)
+    asked = config(
+        **PLAIN, num_rounds=1, k=1.0, learning_rate=1e-3, seed=5,
+        init_from=str(self.folder / "run"),
+    )
+    of_run = agsfl.simulate(asked)
+    of_file = agsfl.simulate(
+        dataclasses.replace(asked, init_from=str(self.folder / "file.npy"))
+    )
+    np.testing.assert_array_equal(of_run.params, of_file.params)
+    # One element of the weights has moved.
+    self.assertEqual(np.sum(of_run.params != first.params), 1)
+
+  def test_what_cannot_be_used(self):
+    for name, values in (
+        ("short", np.ones(3)), ("table", np.ones((self.DIM, 1))),
+        ("nan", np.full(self.DIM, np.nan)),
+    ):
+      path = self.folder / f"{name}.npy"
+      np.save(path, values)
+      self.refused(
+          {"init_from": str(path)},
+          f"^--init_from={path}: must be 9,610 finite weights, as this model "
+          r"has; it holds \[.*\]$",
+      )
+    np.savez(self.folder / "many.npz", a=np.ones(3))
+    np.save(self.folder / "text.npy", np.array(["a"] * self.DIM))
+    np.save(self.folder / "object.npy", np.array([None]), allow_pickle=True)
+    (self.folder / "words.npy").write_text("words")
+    (self.folder / "empty.npy").touch()
+    (self.folder / "folder").mkdir()
+    for name in (
+        "many.npz", "text.npy", "object.npy", "words.npy", "empty.npy",
+        "folder", "nothing",
+    ):
+      path = self.folder / name
+      self.refused(
+          {"init_from": str(path)},
+          f"^--init_from={path}: must be the folder of a finished run, or a "
+          r"file of NumPy \(",
+      )
+
+  def test_an_unfinished_run(self):
+    """One that grows has the weights of before, and no end."""
+    place = self.folder / "run"
+    agsfl.simulate(config(**PLAIN), workdir=place)
+    (place / "summary.json").unlink()
+    self.refused(
+        {"init_from": str(place)}, "has no params; only a finished run has"
+    )
+
+  def test_other_weights_in_the_same_file(self):
+    path, place = self.folder / "weights.npy", self.folder / "run"
+    np.save(path, np.full(self.DIM, 0.01, np.float32))
+    asked = {"init_from": str(path), "num_rounds": 2}
+    agsfl.simulate(config(**PLAIN, **asked), workdir=place)
+    before = files_of(place)
+    agsfl.simulate(config(**PLAIN, **asked), workdir=place)
+    np.save(path, np.full(self.DIM, 0.02, np.float32))
+    self.refused(
+        asked,
+        "fingerprints={'init_from': '.*'}, asked for {'init_from': '.*'}",
+        workdir=place,
+    )
+    self.assertEqual(files_of(place), before)
+
+
+class AttackTest(FolderTest):
+  """Records while others write, remove or fill what is below them."""
+
+  def test_two_runs_in_threads(self):
+    """Each is what it is alone, its last state too."""
+    asked = [config(**PLAIN, num_rounds=40, seed=seed) for seed in (1, 2)]
+    ends = {}
+
+    def run(one):
+      ends[one.seed] = agsfl.simulate(
+          one, workdir=self.folder / f"together{one.seed}", checkpoint_every=3
+      )
+
+    threads = [threading.Thread(target=run, args=(one,)) for one in asked]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    for one in asked:
+      place = self.folder / f"alone{one.seed}"
+      alone = agsfl.simulate(one, workdir=place)
+      self.assertEqual(ends[one.seed].rows, alone.rows)
+      np.testing.assert_array_equal(ends[one.seed].params, alone.params)
+      self.assertEqual(
+          state_of(self.folder / f"together{one.seed}"), state_of(place)
+      )
+
+  def test_two_runs_in_one_folder(self):
+    """The second one is refused while the first goes on."""
+    place = self.folder / "run"
+
+    def on_row(row):
+      if row["round"] == 3:
+        self.refused({}, "must not be in use; a run is on there", workdir=place)
+
+    run = agsfl.simulate(config(**PLAIN), workdir=place, on_row=on_row)
+    self.assertEqual(rows_of(place), run.rows)
+
+  @parameterized.product(how=("removed", "replaced"), every=(0, 3))
+  def test_a_folder_that_is_gone(self, how, every):
+    """One line; what stands there now is not touched."""
+    place = self.folder / "run"
+
+    def on_row(row):
+      if row["round"] == 7:
+        place.rename(self.folder / "away")
+        if how == "replaced":
+          place.mkdir()
+          (place / "metrics.jsonl").write_text("mine")
+
+    self.refused(
+        {},
+        f"^--workdir={place}: was removed or replaced while its run was on$",
+        workdir=place, checkpoint_every=every, on_row=on_row,
+    )
+    if how == "replaced":
+      self.assertEqual((place / "metrics.jsonl").read_text(), "mine")
+    self.assertFalse((place / "summary.json").exists())
+    self.assertFalse((place / "params.npy").exists())
+
+  @parameterized.parameters("row", "clients", "params", "summary")
+  def test_a_full_disk(self, where):
+    """One line wherever it comes; the run goes on when there is room."""
+    place = self.folder / "run"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fail(*arguments, **keywords):
+      raise full
+
+    target, name = {
+        "row": (records, "_line"),
+        "clients": (records.tables, "write_clients"),
+        "params": (records.np, "save"),
+        "summary": (records, "write_json"),
+    }[where]
+    patch = mock.patch.object(target, name, fail)
+
+    def on_row(row):
+      if row["round"] == 13:
+        patch.start()
+
+    self.addCleanup(patch.stop)
+    self.refused(
+        {},
+        f"^--workdir={place}: must be a folder that can be written "
+        r"\(No space left on device\)$",
+        workdir=place, checkpoint_every=5, on_row=on_row,
+    )
+    self.assertFalse((place / "summary.json").exists())
+    patch.stop()
+    seen = []
+    run = agsfl.simulate(config(**PLAIN), workdir=place, on_row=seen.append)
+    self.assertEqual(seen[0]["round"], 11)
+    self.assertEqual(run.rows, agsfl.simulate(config(**PLAIN)).rows)
+    self.assertEqual(agsfl.read_run(place).rows, run.rows)
+
+  @absltest.skipUnless(os.geteuid() == 0, "only root may mount")
+  def test_a_disk_that_is_full_indeed(self):
+    """400 kB hold a state and its successor, but no run of 200 rounds."""
+    place = self.folder / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+      self.skipTest("mounts nothing")
+    self.addCleanup(subprocess.run, ["umount", "-l", str(place)], check=True)
+    for _ in range(2):
+      self.refused(
+          {"num_rounds": 200, "eval_every": 100},
+          "must be a folder that can be written .*No space left on device",
+          workdir=place / "run", checkpoint_every=20,
+      )
 
 
 if __name__ == "__main__":

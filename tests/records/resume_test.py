@@ -275,7 +275,7 @@ class StoppedTest(FolderTest):
     self.assertLessEqual(held, set(range(12 - 2 * number, 13, 2)))
 
 
-# A budget that ten rounds spend, and one that lasts for 25.
+# A budget that is spent on the way, and one for the rest.
 SHORT, LONG = 60.0, 150.0
 
 
@@ -369,7 +369,7 @@ class GrownTest(FolderTest):
     settings = {**PLAIN, "k": 1000.0, "comm_time": 15.0}
     self.stopped(8, settings)
     now = {**settings, **extent}
-    # 8 rounds of 1 + 15 x 2 x 1000 / (2 x 9610) units, 20.5 in all.
+    # 8 rounds of 1 + 15 x 1000 / 9610 units, 20.5 in all.
     done = self.simulate(now)
     self.assertLen(done.rows, 8)
     self.assertEqual(done.rows, agsfl.simulate(config(**now)).rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from agsfl.errors import require
+from agsfl.errors import refused, require
 
 # JAX computes in float32: a larger number would become infinite.
 LARGEST = 1e30
@@ -116,7 +116,8 @@ def _typed(name, kind, value):
       kind is bool or not isinstance(value, bool)
   )
   require(fits, name, repr(value), allowed)
-  return kind(value)
+  with refused(f"--{name}={value}", f"must be {allowed}", OverflowError):
+    return kind(value)
 
 
 def _amount(name, value):

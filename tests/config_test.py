@@ -1,467 +1,340 @@
-"""What settings are refused, and that the message says what is allowed."""
+"""The settings of a run: each by itself, and what they mean together."""
 
 import dataclasses
-import re
+import fractions
+import math
 
 import hypothesis
 import hypothesis.strategies as st
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+from absl import flags
 from absl.testing import absltest, parameterized
 
-from agsfl import parts
-from agsfl.config import Config, ConfigError
-from agsfl.controllers import bandits
-from agsfl.controllers import descent as controllers
-from agsfl.sparsifiers import methods as sparsifiers
-from agsfl.sparsifiers import per_layer as layerwise
-from agsfl.types import Model, Observation
+from agsfl import settings
+from agsfl.config import Config
+from agsfl.controllers import CONTROLLERS
+from agsfl.data.partitions import Partition
+from agsfl.data.sources import SourceOptions
+from agsfl.errors import ConfigError
+from experiments.lib import flags as run_flags
 
-# Field, a value out of range, what is allowed.
-OUT_OF_RANGE = (
-    ("dataset", "cifar", ("mnist_5k", "npz:PATH")),
-    ("dataset", "", ("mnist_5k", "npz:PATH")),
-    ("dataset", "set.npz", ("mnist_5k", "npz:PATH")),
-    ("partition", "skewed", ("one_class", "iid", "natural", "dirichlet")),
-    ("model", "resnet", ("cnn", "mlp")),
-    ("method", "top", ("fab_top_k",)),
-    ("controller", "sign_", ("fixed", "sign", "sign_interval")),
-    ("local_optimizer", "adagrad", ("sgd", "momentum", "adam")),
-    ("server_optimizer", "", ("sgd", "momentum", "adam")),
-    ("server_learning_rate", 0.0, ("above 0",)),
-    ("local_steps", 0, ("at least 1",)),
-    ("local_steps", 2**20 + 1, ("at most 2^20",)),
-    ("stuck_rounds", 0, ("at least 1",)),
-    ("stuck_rounds", 2**31, ("at most 2^31 - 1",)),
-    ("exp3_arms", 0, ("at least 1",)),
-    ("bandit_radius", 1.5, ("at most 1",)),
-    ("bandit_radius", 0.0, ("above 0",)),
-    ("bandit_step", -1.0, ("above 0",)),
-    ("num_clients", 0, ("at least 1",)),
-    ("min_samples", -1, ("at least 0",)),
-    ("shards_per_client", 0, ("at least 1",)),
-    ("dirichlet_alpha", 1e-4, ("from 0.001", "1e6")),
-    ("power", -0.5, ("from 0 to 10",)),
-    ("num_clients", -1, ("at least 1",)),
-    ("k", 0.0, ("at least 1",)),
-    ("k", 0.99, ("at least 1",)),
-    ("k", -5.0, ("at least 1",)),
-    ("k_min", 1.9, ("at least 2",)),
-    ("k_min", 0.0, ("at least 2",)),
-    ("k_max", 1.9, ("at least 2",)),
-    ("k_max", 0.0, ("at least 2",)),
-    ("comm_time", -0.1, ("at least 0",)),
-    ("learning_rate", 0.0, ("above 0",)),
-    ("learning_rate", -0.1, ("above 0",)),
-    ("batch_size", 0, ("at least 1",)),
-    ("batch_size", -1, ("at least 1",)),
-    ("num_rounds", 0, ("at least 1",)),
-    ("num_rounds", -1, ("at least 1",)),
-    ("time_budget", 0.0, ("above 0",)),
-    ("time_budget", -1.0, ("above 0",)),
-    ("eval_every", 0, ("at least 1",)),
-    ("eval_every", -1, ("at least 1",)),
-    ("client_chunk", 0, ("at least 1",)),
-    ("client_chunk", -1, ("at least 1",)),
-    ("rounds_per_call", 0, ("at least 1",)),
-    ("rounds_per_call", -1, ("at least 1",)),
-    ("num_devices", 0, ("at least 1",)),
-    ("num_devices", -1, ("at least 1",)),
-    ("seed", -1, ("at least 0",)),
-)
-# The ends of the ranges, which are allowed.
-IN_RANGE = (
-    ("dataset", "npz:set.npz"),
-    ("partition", "natural"),
-    ("model", "mlp"),
-    ("controller", "fixed"),
-    ("controller", None),
-    ("method", "fedavg"),
-    ("local_steps", 1),
-    ("server_optimizer", "adam"),
-    ("stuck_rounds", 1),
-    ("stuck_rounds", 2**31 - 1),
-    ("exp3_arms", 1),
-    ("num_clients", 1),
-    ("num_clients", None),
-    ("k", 1.0),
-    ("k_min", 2.0),
-    ("k_min", None),
-    ("k_max", 2.0),
-    ("k_max", None),
-    ("comm_time", 0.0),
-    ("learning_rate", 1e-9),
-    ("batch_size", 1),
-    ("num_rounds", 1),
-    ("time_budget", 1e-9),
-    ("time_budget", None),
-    ("eval_every", 1),
-    ("client_chunk", 1),
-    ("client_chunk", None),
-    ("rounds_per_call", 1),
-    ("rounds_per_call", None),
-    ("num_devices", 1),
-    ("num_devices", None),
-    ("seed", 0),
-)
-FLOATS = (
-    "k", "k_min", "k_max", "comm_time", "learning_rate",
-    "server_learning_rate", "bandit_radius", "bandit_step", "time_budget",
-    "dirichlet_alpha", "power",
-)
-# Field, a value of another type as it is told, what is allowed.
-OTHER_TYPES = (
-    ("num_rounds", 2.5, "2.5", "a whole number"),
-    ("batch_size", 8.0, "8.0", "a whole number"),
-    ("num_clients", True, "True", "a whole number"),
-    ("seed", None, "None", "a whole number"),
-    ("learning_rate", None, "None", "a number"),
-    ("k", "9", "'9'", "a number"),
-    ("k_min", False, "False", "a number"),
-    ("standardize", "false", "'false'", "True or False"),
-    ("per_layer", 1, "1", "True or False"),
-    ("model", None, "None", "text"),
-    ("replay", 3, "3", "text"),
-)
-# Field, a value that stands for one of the field's type, that one.
-CONVERTED = (
-    ("num_rounds", np.int64(9), 9),
-    ("num_clients", np.uint8(9), 9),
-    ("learning_rate", np.float32(0.5), 0.5),
-    ("k", 9, 9.0),
-    ("time_budget", np.int32(9), 9.0),
-    ("standardize", np.True_, True),
-    ("model", np.str_("mlp"), "mlp"),
-)
-# Field, settings that do not go together, what is allowed.
-COMBINATIONS = (
-    ("controller", dict(method="send_all", controller="sign"), "fixed"),
-    ("controller", dict(method="fedavg", controller="exp3"), "fixed"),
-    ("controller", dict(method="fedavg", controller="replay"), "fixed"),
-    ("per_layer", dict(method="send_all", per_layer=True), "false"),
-    ("per_layer", dict(method="fedavg", per_layer=True), "false"),
-    ("replay", dict(controller="replay"), "a run's folder"),
-    ("replay", dict(controller="sign", replay="runs/a"), "unset"),
-)
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+SAID = {name: settings.said_of(field) for name, field in FIELDS.items()}
+KINDS = {name: settings.kinds_of(field) for name, field in FIELDS.items()}
+NUMBERS = [name for name, kinds in KINDS.items() if {int, float} & {*kinds}]
+
+# By type, values of others; all but whole numbers may be whole.
+OTHERS = {
+    (bool,): ("false", 1, 0.0, None),
+    (int,): (2.5, "2", True, [1], math.nan, math.inf),
+    (float,): ("2", True, [1.0], 1j),
+    (str,): (3, b"a", True, ["a"]),
+    (float, str): ("x", "101%", True, [1.0]),
+}
+# Settings that one value needs beside it.
+NEEDS = {"replay": {"controller": "replay", "replay": "runs/a"}}
+
+
+def refusal(**given):
+  """The line that refuses a Config."""
+  try:
+    Config(**given)
+  except ConfigError as error:
+    (line,) = str(error).splitlines()
+    return line
+  raise AssertionError(f"{given} is taken")
 
 
 class FieldTest(parameterized.TestCase):
+  """The contract of every field."""
 
-  @parameterized.parameters(*OUT_OF_RANGE)
-  def test_out_of_range(self, field, value, allowed):
-    """One line: the flag, the value, what is allowed."""
-    with self.assertRaises(ConfigError) as caught:
-      Config(**{field: value})
-    problem = str(caught.exception)
-    self.assertLen(problem.splitlines(), 1)
-    self.assertStartsWith(problem, f"--{field}={value}: must be ")
-    for word in allowed:
-      self.assertIn(word, problem)
+  @parameterized.parameters(*FIELDS)
+  def test_help_is_a_sentence(self, name):
+    self.assertRegex(SAID[name].help, r"^\w[^\n]*[^\s.]\.$")
+    self.assertNotIn("  ", SAID[name].help)
 
-  @parameterized.parameters(*IN_RANGE)
-  def test_in_range(self, field, value):
-    self.assertEqual(getattr(Config(**{field: value}), field), value)
+  @parameterized.parameters(*FIELDS)
+  def test_default(self, name):
+    """Law: it is a value like others, and of the field's own type."""
+    default = FIELDS[name].default
+    self.assertEqual(Config(**{name: default}), Config())
+    if default is None:
+      self.assertTrue(settings.is_optional(FIELDS[name]))
+    else:
+      self.assertIn(type(default), KINDS[name])
 
-  @parameterized.parameters(*OTHER_TYPES)
-  def test_other_types(self, field, value, told, allowed):
-    with self.assertRaises(ConfigError) as caught:
-      Config(**{field: value})
-    self.assertEqual(
-        str(caught.exception), f"--{field}={told}: must be {allowed}"
+  @parameterized.parameters(*FIELDS)
+  def test_other_types(self, name):
+    """Law: one line names the flag, the value and what is allowed."""
+    for value in OTHERS[KINDS[name]]:
+      self.assertStartsWith(refusal(**{name: value}), f"--{name}=")
+      self.assertIn(": must be ", refusal(**{name: value}))
+
+  @parameterized.parameters(*NUMBERS)
+  def test_bounds(self, name):
+    """Law: both ends are allowed, and the next numbers beyond are not."""
+    is_whole = KINDS[name] == (int,)
+    next_to = lambda x, way: x + way if is_whole else math.nextafter(
+        x, way * math.inf
     )
-
-  @parameterized.parameters(*CONVERTED)
-  def test_converted(self, field, value, want):
-    """To what JSON and a command line know."""
-    held = getattr(Config(**{field: value}), field)
-    self.assertIs(type(held), type(want))
-    self.assertEqual(held, want)
-
-  @parameterized.parameters(*COMBINATIONS)
-  def test_what_does_not_go_together(self, field, settings, allowed):
-    with self.assertRaises(ConfigError) as caught:
-      Config(**settings)
-    problem = str(caught.exception)
-    self.assertStartsWith(problem, f"--{field}={settings.get(field)}: must be")
-    self.assertIn(allowed, problem)
+    for bound, way, words in (
+        (SAID[name].least, -1, "at least"), (SAID[name].most, 1, "at most")
+    ):
+      if bound is None:
+        continue
+      self.assertEqual(getattr(Config(**{name: bound}), name), bound)
+      line = refusal(**{name: next_to(bound, way)})
+      self.assertRegex(line, f"^--{name}=.*: must be {words} [0-9]")
+    if not is_whole:
+      for value in ("nan", "inf", "-inf"):
+        self.assertEqual(
+            refusal(**{name: float(value)}),
+            f"--{name}={value}: must be a finite number",
+        )
 
   @parameterized.parameters(
-      ({}, "sign_interval", 1),
-      (dict(method="fub_top_k"), "sign_interval", 1),
-      (dict(method="send_all"), "fixed", 1),
-      # ceil(100 / (2 * 7)) = ceil(7.14)
-      (dict(method="fedavg", k=7), "fixed", 8),
-      (dict(method="fedavg", local_steps=3), "fixed", 3),
-      (dict(method="fab_top_k", local_steps=5), "sign_interval", 5),
+      *[name for name in FIELDS if SAID[name].choices is not None]
   )
-  def test_defaults_follow_the_method(self, settings, controller, steps):
-    config = Config(**settings)
-    self.assertEqual(config.used_controller, controller)
-    self.assertEqual(config.used_local_steps(100), steps)
-
-  @parameterized.product(field=FLOATS, value=("nan", "inf", "-inf"))
-  def test_not_finite(self, field, value):
-    with self.assertRaises(ConfigError) as caught:
-      Config(**{field: float(value)})
+  def test_choices(self, name):
+    """Law: each is taken, and a refusal names all of them."""
+    for choice in SAID[name].choices:
+      self.assertEqual(
+          getattr(Config(**({name: choice} | NEEDS.get(choice, {}))), name),
+          choice,
+      )
     self.assertEqual(
-        str(caught.exception), f"--{field}={value}: must be a finite number"
-    )
-
-  def test_no_field_is_left_out(self):
-    names = {field.name for field in dataclasses.fields(Config)}
-    wrong = (*OUT_OF_RANGE, *COMBINATIONS)
-    right = {"standardize"}  # either value will do
-    self.assertEqual(names - right, {row[0] for row in wrong})
-    self.assertEqual(
-        set(FLOATS),
-        {
-            field.name
-            for field in dataclasses.fields(Config)
-            if field.type in (float, float | None)
-        },
+        refusal(**{name: "other"}),
+        f"--{name}=other: must be one of {', '.join(SAID[name].choices)}",
     )
 
   def test_it_stays_as_it_was_checked(self):
     with self.assertRaises(dataclasses.FrozenInstanceError):
       Config().k = 0.0
 
+  def test_nothing_is_said_twice(self):
+    """Law: a setting is a field of one class, and flags are made of fields."""
+    own = [kind.__annotations__ for kind in (Partition, SourceOptions, Config)]
+    self.assertLen(FIELDS, sum(map(len, own)))
+    self.assertEqual(run_flags.NAMES, tuple(FIELDS))
+    for name, field in FIELDS.items():
+      self.assertEqual(flags.FLAGS[name].default, field.default)
+      self.assertStartsWith(flags.FLAGS[name].help, SAID[name].help)
 
-def interval(dim, controller="sign_interval", **settings):
-  return Config(controller=controller, **settings).k_interval(dim)
 
-
-class IntervalTest(parameterized.TestCase):
-
-  @parameterized.parameters("sign", "sign_interval", "fixed")
-  def test_defaults(self, controller):
-    """0.002 D and D; below 2 elements there would be no room for k'."""
-    low, high = interval(444062, controller)
-    self.assertAlmostEqual(low, 888.124)
-    self.assertEqual(high, 444062)
-    self.assertEqual(interval(100, controller, k=9), (2, 100))
-    self.assertEqual(interval(5000, controller, k=10, k_max=10), (10, 10))
-    self.assertEqual(interval(5000, controller, k_min=1000), (1000, 5000))
+class TogetherTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      # k > D, whatever the controller.
-      (dict(k=501), "k", 501, "500"),
-      (dict(k=501, controller="fixed"), "k", 501, "500"),
-      (dict(k=501, k_max=501), "k", 501, "500"),
-      # The interval against D and itself.
-      (dict(k=500, k_min=501), "k_min", 501, "500"),
-      (dict(k=50, k_max=501), "k_max", 501, "500"),
-      (dict(k=50, k_min=40, k_max=30), "k_max", 30, "40 (k_min)"),
-      (dict(k=35, k_min=40, k_max=30), "k_max", 30, "40 (k_min)"),
-      # k outside the interval, and outside a default end.
-      (dict(k=50, k_min=51), "k", 50, "51 (k_min)"),
-      (dict(k=50, k_max=49), "k", 50, "49 (k_max)"),
-      (dict(k=1.5), "k", 1.5, "2 (k_min)"),
-      (dict(k=50, controller="sign", k_max=49), "k", 50, "49 (k_max)"),
-      # No whole k in the interval.
-      (dict(k=5.5, controller="exp3", k_min=5.2, k_max=5.8), "k_max", 5.8, "6"),
+      ("dataset", {"dataset": "cifar"}, "mnist_5k, "),
+      ("dataset", {"dataset": ""}, "mnist_5k, "),
+      ("dataset", {"dataset": "set.npz"}, "npz:PATH"),
+      ("controller", {"method": "send_all", "controller": "sign"}, "fixed"),
+      ("controller", {"method": "fedavg", "controller": "exp3"}, "fixed"),
+      ("per_layer", {"method": "fedavg", "per_layer": True}, "false"),
+      ("replay", {"controller": "replay"}, "a run's folder"),
+      ("replay", {"controller": "sign", "replay": "runs/a"}, "unset"),
   )
-  def test_refused(self, settings, field, value, allowed):
-    """One line: the flag, the value, what is allowed."""
+  def test_what_does_not_go_together(self, name, given, allowed):
+    line = refusal(**given)
+    self.assertStartsWith(line, f"--{name}={given.get(name)}: must be")
+    self.assertIn(allowed, line)
+
+  @parameterized.parameters(
+      ({}, "sign_interval", 1),
+      ({"method": "fub_top_k"}, "sign_interval", 1),
+      ({"method": "send_all"}, "fixed", 1),
+      # ceil(100 / (2 * 7)) = ceil(7.14)
+      ({"method": "fedavg", "k": 7}, "fixed", 8),
+      ({"method": "fedavg", "local_steps": 3}, "fixed", 3),
+      ({"method": "fab_top_k", "local_steps": 5}, "sign_interval", 5),
+  )
+  def test_defaults_follow_the_method(self, given, controller, steps):
+    config = Config(**given)
+    self.assertEqual(config.used_controller, controller)
+    self.assertEqual(config.used_local_steps(100), steps)
+
+
+def k_range(dim, controller="sign_interval", **given):
+  return Config(controller=controller, **given).k_range(dim)
+
+
+# A number of elements, or a share of D.
+AMOUNTS = st.one_of(
+    st.floats(2, 40),
+    st.floats(2, 2e9),
+    st.floats(1e-6, 100).map(lambda share: f"{share}%"),
+)
+
+
+class KRangeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      # 0.002 D and D, and 1000 brought between them.
+      (444_062, {}, (1000, 888.124, 444_062)),
+      (10**6, {}, (2000, 2000, 10**6)),
+      (500, {}, (500, 2, 500)),
+      # k' < k needs 2 elements.
+      (100, {"k": 9}, (9, 2, 100)),
+      (2, {}, (2, 2, 2)),
+      (100, {"k": 2, "k_min": "0.1%"}, (2, 2, 100)),
+      (5000, {"k_min": 1500}, (1500, 1500, 5000)),
+      # k_min gives way to k_max.
+      (5000, {"k": 9, "k_max": 9}, (9, 9, 9)),
+      (5000, {"k": "1%", "k_min": "0.5%", "k_max": "10%"}, (50, 25, 500)),
+      # Where k is not learned there is no interval to keep.
+      (500, {"k": 1, "controller": "fixed"}, (1, 1, 500)),
+      (500, {"k": 50, "k_max": 40, "controller": "fixed"}, (50, 1, 500)),
+      (500, {"controller": "fixed"}, (500, 1, 500)),
+  )
+  def test_by_hand(self, dim, given, want):
+    self.assertEqual(k_range(dim, **given), want)
+
+  @parameterized.parameters(
+      ({"k": 501}, "k", "501.0", "500"),
+      ({"k": 501, "controller": "fixed"}, "k", "501.0", "500"),
+      ({"k": 500, "k_min": 501}, "k_min", "501.0", "500"),
+      ({"k": 50, "k_max": 501}, "k_max", "501.0", "500"),
+      ({"k_min": 40, "k_max": 30}, "k_max", "30.0", "40 (k_min)"),
+      ({"k": 50, "k_min": 51}, "k", "50.0", "51 (k_min)"),
+      ({"k": 50, "k_max": 49}, "k", "50.0", "49 (k_max)"),
+      ({"k": 1.5}, "k", "1.5", "2 (k_min)"),
+      ({"k": "0.1%", "k_min": "1%"}, "k", "0.1%", "5 (k_min)"),
+  )
+  def test_refused(self, given, name, value, allowed):
+    """One line: the flag, the value as it was given, what is allowed."""
     with self.assertRaises(ConfigError) as caught:
-      interval(500, **settings)
-    problem = str(caught.exception)
-    self.assertLen(problem.splitlines(), 1)
-    self.assertStartsWith(problem, f"--{field}={float(value)}: must be ")
-    self.assertIn(allowed, problem)
+      k_range(500, **given)
+    (line,) = str(caught.exception).splitlines()
+    self.assertStartsWith(line, f"--{name}={value}: must be ")
+    self.assertIn(allowed, line)
+
+  @hypothesis.settings(max_examples=500, deadline=None)
+  @hypothesis.given(
+      st.one_of(st.integers(2, 2000), st.integers(2, 10**9)),
+      st.fixed_dictionaries({}, optional={
+          "k": AMOUNTS, "k_min": AMOUNTS, "k_max": AMOUNTS,
+      }),
+      st.sampled_from([name for name in CONTROLLERS if name != "replay"]),
+      st.sampled_from(["fab_top_k", "periodic_k"]),
+  )
+  def test_law(self, dim, given, controller, method):
+    """Law: k_min <= k <= k_max <= D, as asked; only what was set is refused.
+
+    The interval is also that of the structure, which holds no k.
+    """
+    elements = {}
+    for name, amount in given.items():
+      if isinstance(amount, str):
+        share = fractions.Fraction(f"{float(amount[:-1]):g}")
+        amount = max(1.0, float(share * dim / 100))
+      elements[name] = amount
+    learns = CONTROLLERS[controller].learns
+    high = max(2.0, elements.get("k_max", dim))
+    low = max(2.0, elements.get("k_min", min(0.002 * dim, high)))
+    low, high = (low, high) if learns else (1, dim)
+    k = elements.get("k", min(max(1000, low), high))
+    close = lambda a, b: math.isclose(a, b, rel_tol=1e-9)
+    # A rounded share may lie on either side of an end that it meets.
+    hypothesis.assume(not any(
+        close(a, b) and a != b
+        for a, b in ((low, k), (k, high), (low, high), (high, dim), (low, dim))
+    ))
+    config = Config(controller=controller, method=method, **given)
+    if low <= k <= high <= dim:
+      got = config.k_range(dim)
+      for one, want in zip(got, (k, low, high), strict=True):
+        self.assertTrue(close(one, want))
+      self.assertTrue(got.k_min <= got.k <= got.k_max <= dim)
+      self.assertEqual(config.structure().k_range(dim)[1:], got[1:])
+    else:
+      with self.assertRaises(ConfigError) as caught:
+        config.k_range(dim)
+      name = str(caught.exception).removeprefix("--").split("=")[0]
+      self.assertIn(name, given)
+
+
+def other(name):
+  """Another value of a field."""
+  special = {
+      "dataset": "digits", "controller": "value", "k": 30.0, "k_min": "5%",
+      "k_max": "90%", "replay": "runs/b", "label_column": "y",
+      "client_column": "who", "init_from": "runs/c", "bandit_radius": 0.5,
+      "bandit_step": 0.5, "time_budget": 9.0, "server_learning_rate": 0.5,
+  }
+  if name in special:
+    return special[name]
+  default, choices = FIELDS[name].default, SAID[name].choices
+  if choices is not None:
+    return next(choice for choice in choices if choice != default)
+  if isinstance(default, bool):
+    return not default
+  return 7 if default is None else default + 1
+
+
+# By the run: the settings in which a run that goes on may differ, and those
+# which other runs of the same compiled program may have.
+SAME_RUN = {"num_rounds", "time_budget", "eval_every"}
+SAME_PROGRAM = {
+    "seed", "learning_rate", "server_learning_rate", "comm_time", "k",
+    "init_from", *SAME_RUN,
+}
+BASES = (
+    ({}, SAME_RUN, SAME_PROGRAM),
+    # Their steps depend on the number of rounds.
+    (
+        {"controller": "exp3"},
+        SAME_RUN - {"num_rounds"},
+        SAME_PROGRAM - {"num_rounds"},
+    ),
+    (
+        {"controller": "bandit"},
+        SAME_RUN - {"num_rounds"},
+        SAME_PROGRAM - {"num_rounds"},
+    ),
+    # k decides the number of local steps.
+    ({"method": "fedavg"}, SAME_RUN, SAME_PROGRAM - {"k"}),
+    # The recorded k lie in the state.
+    (
+        {"controller": "replay", "replay": "runs/a"},
+        SAME_RUN,
+        SAME_PROGRAM | {"replay"},
+    ),
+)
+
+
+class IdentityTest(parameterized.TestCase):
+
+  @parameterized.parameters(*BASES)
+  def test_what_a_change_makes_of_a_run(self, base, same_run, same_program):
+    """Law: another run, another program, both or neither, by the field."""
+    config = Config(**base)
+    self.assertEqual(hash(config.structure()), hash(config.structure()))
+    runs, programs = set(), set()
+    for name in FIELDS:
+      if name in ("controller", "method", "per_layer") or (
+          name == "replay" and not base.get("replay")
+      ):
+        continue
+      changed = dataclasses.replace(config, **{name: other(name)})
+      self.assertNotEqual(changed, config)
+      if changed.identity() == config.identity():
+        runs.add(name)
+      if changed.structure() == config.structure():
+        programs.add(name)
+    self.assertEqual(runs, same_run)
+    self.assertEqual(programs, same_program)
 
   @parameterized.parameters(
-      dict(k=500),
-      dict(k=2),
-      dict(k=500, k_max=500),
-      dict(k=500, k_min=500),
-      dict(k=40, k_min=40, k_max=40),
+      {"controller": "value"}, {"method": "periodic_k"}, {"per_layer": True}
   )
-  def test_ends_are_inside(self, **settings):
-    low, high = interval(500, **settings)
-    self.assertBetween(settings["k"], low, high)
+  def test_parts_make_another_run_and_program(self, **change):
+    config, changed = Config(), Config(**change)
+    self.assertNotEqual(changed.identity(), config.identity())
+    self.assertNotEqual(changed.structure(), config.structure())
 
-  def test_a_fixed_k_needs_no_interval(self):
-    self.assertEqual(interval(500, "fixed", k=1), (2.0, 500.0))
-    self.assertEqual(interval(500, "fixed", k=50, k_max=40), (2.0, 40))
-
-  @hypothesis.settings(max_examples=300, deadline=None)
-  @hypothesis.given(
-      st.integers(2, 2000),
-      st.floats(1, 40) | st.floats(1, 2100),
-      st.none() | st.floats(2, 40) | st.floats(2, 2100),
-      st.none() | st.floats(2, 40) | st.floats(2, 2100),
-      st.sampled_from(("sign", "sign_interval")),
-  )
-  def test_law(self, dim, k, k_min, k_max, controller):
-    """2 <= k_min <= k <= k_max <= D as asked, or else an error."""
-    low = max(2, 0.002 * dim) if k_min is None else k_min
-    high = dim if k_max is None else k_max
-    settings = dict(controller=controller, k=k, k_min=k_min, k_max=k_max)
-    if 2 <= low <= k <= high <= dim:
-      self.assertEqual(interval(dim, **settings), (low, high))
-    else:
-      with self.assertRaises(ConfigError):
-        interval(dim, **settings)
-
-
-# Settings beside K = [4, 90], k = 33 and T = 50, and the controller they mean.
-CONTROLLERS = (
-    (dict(controller="fixed"), lambda: controllers.fixed(33)),
-    (
-        dict(controller="sign"),
-        lambda: controllers.sign_descent(33.0, 4.0, 90.0),
-    ),
-    (
-        dict(controller="sign", stuck_rounds=2),
-        lambda: controllers.sign_descent(33.0, 4.0, 90.0, 2),
-    ),
-    ({}, lambda: controllers.sign_interval(33.0, 4.0, 90.0)),
-    (
-        dict(stuck_rounds=2),
-        lambda: controllers.sign_interval(33.0, 4.0, 90.0, stuck_rounds=2),
-    ),
-    (
-        dict(controller="value"),
-        lambda: controllers.value_descent(33.0, 4.0, 90.0),
-    ),
-    (dict(controller="exp3"), lambda: bandits.exp3(4.0, 90.0, 50)),
-    (
-        dict(controller="exp3", exp3_arms=7),
-        lambda: bandits.exp3(4.0, 90.0, 50, num_arms=7),
-    ),
-    (dict(controller="bandit"), lambda: bandits.bandit(33.0, 4.0, 90.0, 50)),
-    (
-        dict(controller="bandit", bandit_radius=0.25),
-        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, radius=0.25),
-    ),
-    (
-        dict(controller="bandit", bandit_step=0.125),
-        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, step=0.125),
-    ),
-    (
-        dict(controller="bandit", bandit_radius=0.25, bandit_step=0.125),
-        lambda: bandits.bandit(33.0, 4.0, 90.0, 50, radius=0.25, step=0.125),
-    ),
-)
-SIZES = (7, 1, 32)
-SPARSIFIERS = (
-    (dict(method="unidirectional_top_k"), sparsifiers.unidirectional_top_k),
-    (
-        dict(method="unidirectional_top_k", per_layer=True),
-        lambda: layerwise.per_layer(sparsifiers.unidirectional_top_k(), SIZES),
-    ),
-    (dict(method="periodic_k"), sparsifiers.periodic_k),
-    (dict(method="fedavg"), sparsifiers.send_all),
-)
-SERVERS = (
-    (dict(learning_rate=0.5), lambda: optax.sgd(0.5)),
-    (
-        dict(learning_rate=0.5, server_learning_rate=0.25),
-        lambda: optax.sgd(0.25),
-    ),
-    (
-        dict(server_optimizer="momentum", server_learning_rate=0.25),
-        lambda: optax.sgd(0.25, momentum=0.9),
-    ),
-)
-
-
-TRAININGS = (
-    (dict(learning_rate=0.5, local_steps=3), lambda: (optax.sgd(0.5), 3)),
-    (dict(learning_rate=0.25, local_steps=3), lambda: (optax.sgd(0.25), 3)),
-    (dict(learning_rate=0.5, local_steps=2), lambda: (optax.sgd(0.5), 2)),
-    (
-        dict(learning_rate=0.5, local_optimizer="momentum"),
-        lambda: (optax.sgd(0.5, momentum=0.9), 1),
-    ),
-    (
-        dict(learning_rate=0.5, local_optimizer="adam", server_optimizer="sgd"),
-        lambda: (optax.adam(0.5, b2=0.99, eps=1e-3), 1),
-    ),
-)
-
-
-def program(function, *arguments):
-  """What a function computes, as text: numbers and arrays in it too."""
-  traced = jax.make_jaxpr(function)(*arguments)
-  consts = [np.asarray(x).tolist() for x in traced.consts]
-  return re.sub("0x[0-9a-f]+", "", f"{traced} {consts}")
-
-
-class WiringTest(absltest.TestCase):
-  """Law: what is built of settings is the program of parts made directly.
-
-  No two rows of a table are the same program, so a setting that is lost, or
-  taken for another, shows.
-  """
-
-  def assert_built(self, table, build, program_of):
-    seen = set()
-    for settings, directly in table:
-      got = program_of(build(settings))
-      self.assertTrue(got == program_of(directly()), settings)
-      seen.add(got)
-    self.assertEqual(len(seen), len(table))
-
-  def test_controllers(self):
-
-    def build(settings):
-      config = Config(k=33, k_min=4, k_max=90, num_rounds=50, **settings)
-      return parts.build_controller(config, 100, config.k)
-
-    def program_of(controller):
-      key, observed = jax.random.key(0), Observation(*jnp.ones(7))
-      _, state = controller.init(key)
-      first = program(controller.init, key)
-      return first + program(controller.update, key, observed, state)
-
-    self.assert_built(CONTROLLERS, build, program_of)
-
-  def test_sparsifiers(self):
-
-    def program_of(sparsifier):
-      key, weights = jax.random.key(0), jnp.ones(3)
-      accumulated = jnp.ones((3, 40))
-      state = sparsifier.init(3, 40)
-      return program(
-          sparsifier.select, key, accumulated, weights, jnp.int32(9), state
-      )
-
-    model = Model(None, None, SIZES)
-    build = lambda settings: parts.build_sparsifier(
-        Config(**settings), model, (), None
-    )
-    self.assert_built(SPARSIFIERS, build, program_of)
-
-  def test_servers(self):
-
-    def build(settings):
-      config = Config(**settings)
-      return parts.build_server(config, config.learning_rate)
-
-    def program_of(server):
-      params = jnp.ones(2)
-      return program(server.update, params, server.init(params), params)
-
-    self.assert_built(SERVERS, build, program_of)
-
-  def test_trainings(self):
-
-    def build(settings):
-      config = Config(**settings)
-      training = parts.build_training(config, 40, config.learning_rate)
-      self.assertEqual(training.learning_rate, config.learning_rate)
-      return training.optimizer, training.steps
-
-    def program_of(training):
-      optimizer, steps = training
-      params = jnp.ones(2)
-      state = optimizer.init(params)
-      return program(optimizer.update, params, state, params) + str(steps)
-
-    self.assert_built(TRAININGS, build, program_of)
+  def test_structure_is_its_own(self):
+    """Law: nothing is left to take out."""
+    for base, *_ in BASES:
+      structure = Config(**base).structure()
+      self.assertEqual(structure.structure(), structure)
 
 
 if __name__ == "__main__":

@@ -235,14 +235,9 @@ def run_all(
   Raises:
     StoppedError: a signal came.
   """
-  # Lanes go on together only from the same round.
-  by_round: dict[int, dict[Path, Config]] = {}
-  for place, config in missing.items():
-    by_round.setdefault(_saved_round(place), {})[place] = config
   lanes = [
       group
-      for configs in by_round.values()
-      for group in sweeps.group_by_program(configs, _LANES.value)
+      for group in sweeps.group_by_program(missing, _LANES.value)
       if len(group) > 1
   ]
   in_lanes = {place for group in lanes for place in group}
@@ -261,12 +256,6 @@ def run_all(
     failed |= run_lanes({place: missing[place] for place in group})
     bar.update(len(group))
   return failed
-
-
-def _saved_round(place):
-  """The round of a run's newest checkpoint, 0 without."""
-  names = [path.name for path in (place / "checkpoints").glob("[0-9]*")]
-  return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:

@@ -85,6 +85,7 @@ def open_window(
     order = topk.top(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
     return above & active, (order, jnp.sum(above, dtype=jnp.int32))
 
+  # Each client's stretch, and the coordinates above any client's start.
   covered = jnp.zeros(dim, bool)
   if starts is None:
     num_above = jnp.zeros(num_clients, jnp.int32)
@@ -93,16 +94,22 @@ def open_window(
     covered, (order, num_above) = clients.fold_here(
         stretch, jnp.logical_or, covered, starts, clients.active
     )
+
+  # Each coordinate's best rank at any client.
   ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
   counted = clients.active[:, None] & (ranks <= dim)
   best_rank = jnp.where(covered, 0, dim + 1).at[order].min(
       jnp.where(counted, ranks, dim + 1)
   )
   best_rank = lax.pmin(best_rank, clients.axes)
+
+  # The depths at which the stretches of all clients overlap.
   low = jnp.max(jnp.where(clients.active, num_above, 0))
   high = jnp.min(jnp.where(clients.active, num_above, dim)) + width
   low = lax.pmax(low, clients.axes)
   high = jnp.minimum(lax.pmin(high, clients.axes), dim)
+
+  # U at these depths: the coordinates whose best rank is at most the depth.
   beyond_low = jnp.maximum(best_rank - low, 0)
   counts = jnp.zeros(width + 1, jnp.int32).at[beyond_low].add(1, mode="drop")
   return Window(

@@ -1,0 +1,260 @@
+"""What settings are made of: the program that they name, and no other."""
+
+import re
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import agsfl
+from agsfl import controllers, rounds, sparsifiers
+from agsfl.config import Config
+from agsfl.controllers import CONTROLLERS
+from agsfl.data.federated import ClientData
+from agsfl.parts import Parts, compose, numbers_of
+from agsfl.sparsifiers import METHODS
+from agsfl.training import models
+from agsfl.training.client import LocalTraining
+from agsfl.training.models import MODELS
+from agsfl.training.optimizers import local, server_of
+
+FEATURES, CLASSES = 8, 12
+MODEL = models.flatten(
+    lambda key: {"b": jnp.zeros(CLASSES), "w": jnp.zeros((FEATURES, CLASSES))},
+    lambda params, x: x @ params["w"] + params["b"][None],
+)
+BASE = {
+    "method": "periodic_k", "batch_size": 4, "num_rounds": 50,
+    "k": 33, "k_min": 4, "k_max": 90,
+}
+K = (33.0, 4.0, 90.0)
+PERIODIC = sparsifiers.periodic_k()
+INTERVAL = controllers.sign_interval(*K)
+
+
+def direct(
+    sparsifier=PERIODIC, controller=INTERVAL, server=("sgd", 0.01), **parts
+):
+  """The round of `BASE` but for the parts given, made without settings."""
+  return rounds.build_round(
+      MODEL, sparsifier, controller, server=server_of(*server),
+      **({"batch_size": 4, "comm_time": 10.0, "learning_rate": 0.01} | parts),
+  )
+
+
+def trained(steps, name):
+  return LocalTraining(steps, local(name))
+
+
+# Settings, and the round that they name; no two rounds are the same.
+ROUNDS = (
+    ({}, lambda: direct()),
+    ({"method": "fab_top_k"}, lambda: direct(sparsifiers.fab_top_k())),
+    ({"method": "fub_top_k"}, lambda: direct(sparsifiers.fub_top_k())),
+    (
+        {"method": "fub_top_k_tree"},
+        lambda: direct(sparsifiers.fub_top_k_tree()),
+    ),
+    (
+        {"method": "unidirectional_top_k"},
+        lambda: direct(sparsifiers.unidirectional_top_k()),
+    ),
+    (
+        {"per_layer": True},
+        lambda: direct(sparsifiers.per_layer(PERIODIC, MODEL.sizes)),
+    ),
+    (
+        {"method": "send_all"},
+        lambda: direct(sparsifiers.send_all(), controllers.fixed(33)),
+    ),
+    (
+        # tau = ceil(108 / 66)
+        {"method": "fedavg"},
+        lambda: direct(
+            sparsifiers.send_all(), controllers.fixed(33),
+            training=trained(2, "sgd"),
+        ),
+    ),
+    (
+        {"controller": "fixed"},
+        lambda: direct(controller=controllers.fixed(33)),
+    ),
+    (
+        {"controller": "sign"},
+        lambda: direct(controller=controllers.sign_descent(*K)),
+    ),
+    (
+        {"controller": "sign", "stuck_rounds": 2},
+        lambda: direct(controller=controllers.sign_descent(*K, 2)),
+    ),
+    (
+        {"stuck_rounds": 2},
+        lambda: direct(
+            controller=controllers.sign_interval(*K, stuck_rounds=2)
+        ),
+    ),
+    (
+        {"controller": "value"},
+        lambda: direct(controller=controllers.value_descent(*K)),
+    ),
+    (
+        {"controller": "exp3"},
+        lambda: direct(controller=controllers.exp3(4.0, 90.0, 50)),
+    ),
+    (
+        {"controller": "exp3", "exp3_arms": 7},
+        lambda: direct(controller=controllers.exp3(4.0, 90.0, 50, 7)),
+    ),
+    (
+        {"controller": "bandit", "num_rounds": 60},
+        lambda: direct(controller=controllers.bandit(*K, 60)),
+    ),
+    (
+        {"controller": "bandit", "bandit_radius": 0.25, "bandit_step": 0.125},
+        lambda: direct(
+            controller=controllers.bandit(*K, 50, radius=0.25, step=0.125)
+        ),
+    ),
+    (
+        {"controller": "replay", "replay": "runs/a"},
+        lambda: direct(controller=controllers.replay([5.0, 9.0])),
+    ),
+    ({"learning_rate": 0.5}, lambda: direct(
+        server=("sgd", 0.5), learning_rate=0.5,
+    )),
+    ({"server_learning_rate": 0.5}, lambda: direct(server=("sgd", 0.5))),
+    (
+        {"server_optimizer": "momentum"},
+        lambda: direct(server=("momentum", 0.01)),
+    ),
+    ({"server_optimizer": "adam"}, lambda: direct(server=("adam", 0.01))),
+    ({"local_steps": 3}, lambda: direct(training=trained(3, "sgd"))),
+    (
+        {"local_optimizer": "momentum"},
+        lambda: direct(training=trained(1, "momentum")),
+    ),
+    (
+        {"local_optimizer": "adam", "local_steps": 3},
+        lambda: direct(training=trained(3, "adam")),
+    ),
+    ({"batch_size": 5}, lambda: direct(batch_size=5)),
+    ({"comm_time": 2.5}, lambda: direct(comm_time=2.5)),
+)
+
+
+def composed(config):
+  numbers = numbers_of(config, MODEL.dim)
+  return compose(config, Parts(), MODEL, numbers, (5.0, 9.0))
+
+
+def program(simulated):
+  """A round as (the numbers that its state begins with, its step as text)."""
+  data = ClientData.of(
+      np.ones((3, FEATURES), np.float32), np.arange(3), [[0], [1], [2]]
+  )
+  state = simulated.init(jax.random.key(0), 3)
+  traced = jax.make_jaxpr(simulated.step)(data, state)
+  consts = [np.asarray(x).tolist() for x in traced.consts]
+  leaves = jax.tree.leaves(state.replace(key=None))
+  numbers = [np.asarray(x).tolist() for x in leaves]
+  return str(numbers), re.sub("0x[0-9a-f]+", "", f"{traced} {consts}")
+
+
+class WiringTest(absltest.TestCase):
+
+  def test_settings_are_the_parts_they_name(self):
+    """Law: the round of settings is the program of parts made directly.
+
+    No two rows are the same program, so a setting that is lost, or taken for
+    another, shows.
+    """
+    seen = set()
+    for settings, directly in ROUNDS:
+      with self.subTest(settings):
+        got = program(composed(Config(**(BASE | settings))))
+        self.assertTrue(got == program(directly()))
+        self.assertNotIn(got, seen)
+        seen.add(got)
+    named = {name for settings, _ in ROUNDS for name in settings.values()}
+    for registry in (METHODS, CONTROLLERS):
+      self.assertLessEqual({*registry} - {*BASE.values(), "sign_interval"},
+                           named)
+
+  def test_equal_structures_are_one_step(self):
+    """Law: the step of a run is that of its structure, number for number.
+
+    What else its settings say lies in the state that it begins with.
+    """
+    config = Config(**BASE)
+    numbers, step = program(composed(config))
+    for change, in_state in (
+        ({"learning_rate": 0.5}, True),
+        ({"server_learning_rate": 0.5}, True),
+        ({"comm_time": 2.5}, True),
+        ({"k": 50}, True),
+        ({"seed": 1, "num_rounds": 60}, False),
+    ):
+      other = Config(**(BASE | change))
+      self.assertEqual(other.structure(), config.structure())
+      other_numbers, other_step = program(composed(other))
+      self.assertTrue(other_step == step)
+      self.assertEqual(other_numbers != numbers, in_state)
+    self.assertTrue(program(composed(config.structure()))[1] == step)
+
+
+def model_of(scale):
+  return lambda num_classes: models.flatten(
+      lambda key: jnp.zeros((FEATURES, num_classes)),
+      lambda w, x: scale * (x @ w),
+  )
+
+
+def method_of(share):
+  def first(key, accumulated, weights, k, state):
+    ranks = jnp.arange(accumulated.shape[1]) < share * k
+    return jnp.broadcast_to(ranks, accumulated.shape), state
+
+  return lambda: sparsifiers.from_masks(first)
+
+
+def controller_of(scale):
+  return lambda k, k_min, k_max, settings: controllers.fixed(scale * k)
+
+
+class ReplacedTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ("model", MODELS, agsfl.register_model, model_of),
+      ("method", METHODS, agsfl.register_method, method_of),
+      ("controller", CONTROLLERS, agsfl.register_controller, controller_of),
+  )
+  def test_the_last_of_a_name_is_run(self, field, registry, register, make):
+    """Law: a part that is replaced under its name is the one that runs."""
+    self.enter_context(mock.patch.dict(registry._added))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, FEATURES)).astype(np.float32)
+    data = agsfl.from_arrays(x, np.arange(60) % CLASSES)
+
+    def run(**settings):
+      config = Config(**({
+          "model": "mine", "controller": "fixed", "k": 20, "num_rounds": 2,
+          "learning_rate": 0.5, "partition": "iid", "num_clients": 3,
+          "num_devices": 1,
+      } | settings))
+      return agsfl.simulate(config, data=data)
+
+    if field != "model":
+      self.enter_context(mock.patch.dict(MODELS._added))
+      agsfl.register_model("mine")(model_of(1.0))
+    ends = []
+    for number in (1.0, 2.0, 1.0):
+      register("mine")(make(number))
+      ends.append(run(**{field: "mine"}))
+    self.assertFalse(np.allclose(ends[0].params, ends[1].params))
+    np.testing.assert_array_equal(ends[0].params, ends[2].params)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -170,6 +170,8 @@ def build_round(
 
   def keep_the_rest(accumulated, selection):
     """The residuals: what was not sent, or not used by the server."""
+    # The selection is complete before any row changes: else XLA copies [N, D].
+    accumulated, selection = lax.optimization_barrier((accumulated, selection))
     of_client = lambda mask, accumulated, own: (
         sparsifier.split(accumulated, mask, own).residual
     )

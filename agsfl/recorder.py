@@ -90,7 +90,6 @@ class Recorder:
     self._on_row = on_row
     self._seconds: list[float] = []
     self._contributed = np.zeros(len(data.client_names), np.int64)
-    self._evaluation: Evaluation | None = None
 
   def restore(self, like: PyTree) -> PyTree | None:
     """Goes back to the newest saved state, and drops the rows after it.

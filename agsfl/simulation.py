@@ -20,7 +20,7 @@ from agsfl.parts import Parts
 from agsfl.programs import Simulation, build_from
 from agsfl.recorder import OnRow, Recorder
 from agsfl.records.checkpoints import States
-from agsfl.records.folder import Extent, RunFolder, environment
+from agsfl.records.folder import Extent, RunFolder, asked_of, environment
 from agsfl.records.read import Run, read_run
 from agsfl.rounds import Metric
 from agsfl.types import KController, Loss, Sparsifier
@@ -96,15 +96,11 @@ def describe(
 ) -> dict[str, Any]:
   """config.json: the settings with what None stands for, and where it ran."""
   counts = data.clients.counts
+  asked = asked_of(identity, extent_of(config), config.eval_every)
   return {
-      "controller": config.used_controller,
-      **extent_of(config)._asdict(),
-      "eval_every": config.eval_every,
-      **{
-          name: value
-          for name, value in identity.items()
-          if name != "controller" or value is not None
-      },
+      **asked,
+      "asked": asked,
+      "controller": asked["controller"] or config.used_controller,
       "local_steps": config.used_local_steps(dim),
       "k": config.k_range(dim).k,
       "data": fingerprint(data),

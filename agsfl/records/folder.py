@@ -56,6 +56,13 @@ class Extent(NamedTuple):
 _FREE = (*Extent._fields, "eval_every")
 
 
+def asked_of(
+    identity: dict[str, Any], extent: Extent, eval_every: int
+) -> dict[str, Any]:
+  """The settings as the user gave them, for config.json."""
+  return {**identity, **extent._asdict(), "eval_every": eval_every}
+
+
 def environment() -> dict[str, Any]:
   """Versions and device of this process."""
   device = jax.devices()[0]
@@ -263,8 +270,7 @@ class RunFolder:
       held = self._look()
       if held is not None:
         self.refuse_other_data(config["data"])
-      asked = {**self._identity, **self._extent._asdict()}
-      asked["eval_every"] = config["eval_every"]
+      asked = asked_of(self._identity, self._extent, config["eval_every"])
       self._content = {**config, "asked": json.loads(json.dumps(asked))}
       if held is None:
         write_json(self._config, self._content)

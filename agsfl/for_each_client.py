@@ -1,8 +1,8 @@
 """Ways to run a function of one client for all clients.
 
-Each has the signature of `jax.vmap`, which is the first of them and the
-reference: (function, in_axes) -> the function with a leading axis N. What one
-client computes does not depend on which way is taken.
+Each way has the signature of `jax.vmap`, (function, in_axes) -> the function
+with a leading axis N. `jax.vmap` itself is the reference: every other way
+computes the same for each client.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,7 @@ AXIS = "clients"
 PER_CLIENT = PartitionSpec(AXIS)
 EVERYWHERE = PartitionSpec()
 
-# For each argument: 0 where it has the axis of clients, None where it is
-# shared by all of them.
+# For each argument: 0 if it has the axis of clients, None if all share it.
 InAxes = int | None | tuple[int | None, ...]
 
 
@@ -37,10 +36,10 @@ def one_by_one(
 ) -> Callable[..., Any]:
   """One client after another, so that its arrays stay in a CPU's caches.
 
-  An array of the results takes the memory of an argument of the same shape and
-  type, row by row: each row is read before it is written. So residuals [N, D]
-  change in place, as long as nothing but the new row is computed from the old
-  one (XLA copies the whole array for every client if two kernels read it).
+  A result with the shape and type of an argument takes that argument's memory,
+  row by row: each row is read before it is written. So residuals [N, D] change
+  in place. This needs a function that computes nothing but the new row from the
+  old one: if two kernels read it, XLA copies the whole array for every client.
 
   Args:
     function: of one client.
@@ -51,57 +50,53 @@ def one_by_one(
   """
 
   def mapped(*args):
-    # Arguments that do not fit are refused here, as vmap does.
+    # vmap refuses arguments that do not fit.
     jax.vmap(lambda *args: None, in_axes)(*args)
     axes = _each(in_axes, args)
-    mine = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
-    stacked, structure = jax.tree.flatten(mine)
+    own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+    stacked, structure = jax.tree.flatten(own)
 
     def of_client(rows):
-      mine = iter(jax.tree.unflatten(structure, rows))
-      result = function(*(
-          next(mine) if axis == 0 else arg
+      own = iter(jax.tree.unflatten(structure, rows))
+      return function(*(
+          next(own) if axis == 0 else arg
           for arg, axis in zip(args, axes, strict=True)
       ))
-      return jax.tree.flatten(result)
 
-    def shapes_of(rows):
-      leaves, result_structure = of_client(rows)
-      results.append(result_structure)
-      return leaves
-
-    results: list[Any] = []
-    shapes = jax.eval_shape(shapes_of, [
+    # Which results take the memory of an argument; the others get their own.
+    shapes, result_structure = jax.tree.flatten(jax.eval_shape(of_client, [
         jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in stacked
-    ])
+    ]))
     homes = _homes(stacked, shapes)
     arrays = {home: stacked[home] for home in homes if home is not None}
     others = [leaf for i, leaf in enumerate(stacked) if i not in arrays]
 
     def step(carry, rows):
+      # The client's row of each argument.
       client, arrays = carry
-      others = iter(rows)
-      leaves, _ = of_client([
-          arrays[i][client] if i in arrays else next(others)
+      rest = iter(rows)
+      leaves = jax.tree.leaves(of_client([
+          arrays[i][client] if i in arrays else next(rest)
           for i in range(len(stacked))
-      ])
+      ]))
+
+      # Its results, in place or new.
+      places = list(zip(homes, leaves, strict=True))
       arrays = {
           home: arrays[home].at[client].set(leaf)
-          for home, leaf in zip(homes, leaves, strict=True)
+          for home, leaf in places
           if home is not None
       }
-      fresh = [
-          leaf
-          for home, leaf in zip(homes, leaves, strict=True)
-          if home is None
-      ]
+      fresh = [leaf for home, leaf in places if home is None]
       return (client + 1, arrays), fresh
 
     carry = (jnp.int32(0), arrays)
     (_, arrays), fresh = lax.scan(step, carry, others, len(stacked[0]))
+
+    # All results in the order in which the function gives them.
     rest = iter(fresh)
     return jax.tree.unflatten(
-        results[0],
+        result_structure,
         [next(rest) if home is None else arrays[home] for home in homes],
     )
 
@@ -109,42 +104,39 @@ def one_by_one(
 
 
 def _homes(stacked, shapes):
-  """For each result the argument whose memory it takes, or None.
+  """For each result, the index of the argument whose memory it takes, or None.
 
-  Single numbers need none: they are small, and would be copied whole.
+  Single numbers need none: they are small, and XLA would copy the whole array.
   """
   free = list(range(len(stacked)))
   homes = []
   for shape in shapes:
-    home = next(
-        (
-            i
-            for i in free
-            if shape.ndim
-            and stacked[i].shape[1:] == shape.shape
-            and stacked[i].dtype == shape.dtype
-        ),
-        None,
-    )
-    if home is not None:
-      free.remove(home)
-    homes.append(home)
+    fits = [
+        i
+        for i in free
+        if shape.ndim
+        and stacked[i].shape[1:] == shape.shape
+        and stacked[i].dtype == shape.dtype
+    ]
+    homes.append(fits[0] if fits else None)
+    if fits:
+      free.remove(fits[0])
   return homes
 
 
 def over_devices(for_each_client: ForEachClient) -> ForEachClient:
   """Each device of the mesh in use runs its own clients.
 
-  The mesh is that of `jax.set_mesh`; without one, or on one device, nothing is
-  split. Arguments that all clients share must be passed with the axis None: a
-  function must not close over them.
+  The mesh is that of `jax.set_mesh`. Without a mesh, or on one device, nothing
+  is split. Pass arrays that all clients share as arguments with the axis None:
+  the function must not close over them.
 
   Args:
     for_each_client: how a device runs its clients.
 
   Returns:
-    A way for all devices. Its arrays have all clients; the devices' number
-    must divide N.
+    A way for all devices. Its arrays have all clients, and N must be a multiple
+    of the number of devices.
   """
 
   def split(function, in_axes=0):
@@ -169,7 +161,7 @@ def over_devices(for_each_client: ForEachClient) -> ForEachClient:
 def is_split() -> bool:
   """Whether clients are split over devices, and this code sees all of them.
 
-  Inside `jax.shard_map` a device sees its own clients alone.
+  Inside `jax.shard_map` each device sees only its own clients.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return (

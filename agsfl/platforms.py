@@ -1,7 +1,7 @@
-"""What is best on which platform; the one place that asks.
+"""What is best on each platform.
 
-(The gradient of a convolution's kernel asks too, inside a compiled program:
-see `training.layers`.)
+No other file asks for the platform, with one exception: `training.layers`
+chooses the gradient of a convolution's kernel inside a compiled program.
 """
 
 import math
@@ -14,25 +14,25 @@ from agsfl.for_each_client import ForEachClient, one_by_one, over_devices
 def keeps_to_caches() -> bool:
   """Whether one client at a time is faster than all at once.
 
-  On CPU its arrays then stay in the caches.
+  On CPU it is, because the client's arrays then stay in the caches.
   """
   return jax.default_backend() == "cpu"
 
 
 def for_each_client() -> ForEachClient:
-  """All clients, on all devices of the mesh in use."""
-  return over_devices(for_each_lane())
+  """The fastest way over all clients, on all devices of the mesh in use."""
+  return over_devices(on_one_device())
 
 
-def for_each_lane() -> ForEachClient:
-  """All of several simulations side by side."""
+def on_one_device() -> ForEachClient:
+  """The fastest way over what one device has: its clients, or several runs."""
   return one_by_one if keeps_to_caches() else jax.vmap
 
 
 def rounds_per_call() -> float:
   """Rounds that one call runs as one program.
 
-  On CPU one: more were measured to gain nothing. Elsewhere all that lie
-  between two evaluations.
+  On CPU one: measurements show no gain from more. Elsewhere there is no limit,
+  so a call goes on to the next evaluation.
   """
   return 1 if keeps_to_caches() else math.inf

@@ -102,7 +102,7 @@ def build_lanes(
       lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)), one.specs
   )
   run_lanes = jax.jit(
-      platforms.for_each_lane()(run_lane, (None, None, 0, 0, 0, None)),
+      platforms.on_one_device()(run_lane, (None, None, 0, 0, 0, None)),
       donate_argnums=3,
       out_shardings=(lane_shardings, None, None),
   )

@@ -43,12 +43,8 @@ class Clients(NamedTuple):
 
   def map(self, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
     """`function(a_i, *arguments_i)` of each client, stacked."""
-    way = (
-        for_each_client.one_by_one
-        if platforms.keeps_to_caches()
-        else jax.vmap
-    )
-    return way(function)(self.accumulated, *arguments)
+    over_clients = platforms.on_one_device()
+    return over_clients(function)(self.accumulated, *arguments)
 
   def fold(
       self,

@@ -26,7 +26,7 @@ from agsfl.types import (
   Sparsifier,
 )
 
-# A number that the user wants to see of each round.
+# A user's own number for each round: (state after it, RoundInfo) -> [].
 Metric = Callable[[RoundState, RoundInfo], jax.Array]
 
 
@@ -62,8 +62,8 @@ class Trial(NamedTuple):
   """What sending k elements leads to; a round tries k and k'.
 
   Attributes:
-    selection: what travels.
-    sparsifier, server: the new states.
+    selection: what is sent.
+    sparsifier, server: their new states.
     params: [D] f32, the new weights.
   """
 
@@ -89,26 +89,26 @@ def build_round(
 ) -> Round:
   """Composes a round of gradient sparsification.
 
-  Every draw comes from the root key, the round and the client. So results do
-  not depend on devices, on the way over the clients, or on where a run was
-  resumed. A round whose gradients are not all finite selects with k = 0:
+  Every draw depends only on the root key, the round and the client. So results
+  do not depend on the devices, on the way over the clients, or on where a run
+  was resumed. If a gradient is not finite, the round selects with k = 0:
   nothing is sent, and `RoundInfo.finite` is False. Clients without samples
   take no part.
 
   Args:
     model: the network.
     sparsifier: what is sent.
-    controller: how k moves.
-    server: applies b to the weights; the paper's is plain SGD, `optax.sgd`.
+    controller: how k changes.
+    server: applies b to the weights; in the paper plain SGD, `optax.sgd`.
     batch_size: samples per minibatch.
     comm_time: beta, see `cost.round_time`. It goes into the state at `init`.
-    learning_rate: eta of the clients' local steps; without `training` nothing
-      uses it. It goes into the state at `init`.
-    training: what clients do between exchanges; None for one gradient.
+    learning_rate: eta of the clients' local steps; only `training` uses it. It
+      goes into the state at `init`.
+    training: what clients do between two messages; None for one gradient.
     loss: of samples; the gradient is that of its mean.
     metrics: by name (state after the round, RoundInfo) -> a number [].
-    for_each_client: how a client's work is run for all of them, such as
-      `jax.vmap`; None: as is fastest on this platform.
+    for_each_client: how to run one client's work for all clients, such as
+      `jax.vmap`; None for the fastest way on this platform.
 
   Returns:
     The round.
@@ -141,7 +141,7 @@ def build_round(
     )
 
   def accumulate(key, data, state):
-    """Of all clients a_i [N, D], the loss [N], and one sample h each."""
+    """All a_i [N, D], all losses [N], and one sample h of each client."""
 
     def one(key, params, data, rate, residual, client, start, count):
       key = jax.random.fold_in(key, client)
@@ -168,9 +168,9 @@ def build_round(
     params = optax.apply_updates(state.params, updates)
     return Trial(selection, sparsifier_state, server_state, params)
 
-  def keep_the_rest(accumulated, selection):
-    """The residuals: what was not sent, or not used by the server."""
-    # The selection is complete before any row changes: else XLA copies [N, D].
+  def residuals_after(accumulated, selection):
+    """[N, D], what was not sent, or sent but not used by the server."""
+    # Finish the selection before any row changes; otherwise XLA copies [N, D].
     accumulated, selection = lax.optimization_barrier((accumulated, selection))
     of_client = lambda mask, accumulated, own: (
         sparsifier.split(accumulated, mask, own).residual
@@ -180,6 +180,7 @@ def build_round(
     )
 
   def theta(selection, state):
+    """The round's normalised time with this selection."""
     return round_time(
         selection.volume_up,
         selection.volume_down,
@@ -219,21 +220,21 @@ def build_round(
     finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
     all_finite = jnp.all(finite)
 
-    # Sec. IV: k and k' become whole numbers by one draw; 0 sends nothing.
+    # Sec. IV: one draw rounds both k and k' to whole numbers.
     uniform = jax.random.uniform(key_rounding, dtype=jnp.float32)
 
     def try_k(k):
       k = jnp.where(all_finite, stochastic_round(k, uniform), 0)
       return send(key_select, accumulated, weights, state, k)
 
-    # By vmap over k, so that a sparsifier can share work between k and k'.
+    # One vmap over k and k', so that a sparsifier can share work between them.
     ks = [state.proposal.k]
     if controller.probes:
       ks.append(state.proposal.k_probe)
     trials = jax.vmap(try_k)(jnp.stack(ks))
     played, probe = (jax.tree.map(lambda x, i=i: x[i], trials) for i in (0, -1))
 
-    # Alg. 2 and 3: the next k, from what k and k' cost.
+    # Alg. 2 and 3: the next k follows from what k and k' cost.
     observed = None
     if controller.observes:
       observed = observe(samples, weights, state, played, probe)
@@ -241,14 +242,14 @@ def build_round(
         key_update, observed, state.controller
     )
 
-    # Alg. 1: what was sent leaves the residuals; time passes.
+    # Alg. 1: what the server used leaves the residuals; time passes.
     selection = played.selection
     elapsed, rest = add_time(
         state.elapsed, state.elapsed_rest, theta(selection, state)
     )
     new_state = state.replace(
         params=played.params,
-        residual=keep_the_rest(accumulated, selection),
+        residual=residuals_after(accumulated, selection),
         sparsifier=played.sparsifier,
         server=played.server,
         controller=controller_state,
@@ -257,6 +258,8 @@ def build_round(
         elapsed=elapsed,
         elapsed_rest=rest,
     )
+
+    # What a reader wants to know.
     sign, has_sign = jnp.float32(0.0), jnp.bool_(False)
     if controller.probes and observed is not None:
       slope = cost_slope(observed)
@@ -289,9 +292,9 @@ def build_round(
 def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
   """Rounds k to floor(k) or ceil(k) without bias: E = k.
 
-  With one `uniform` for both, k' <= k - 1 stays below k after rounding.
-  The fraction is compared rather than added: floor(k + u) in float32 would
-  overshoot near k = 444,062.
+  If k' <= k - 1 and both use the same `uniform`, k' stays below k.
+  The draw is compared with the fraction of k, not added to k: near k = 444,062
+  the float32 sum k + u would be rounded up too often.
 
   Args:
     k: [] f32, not negative.
@@ -305,7 +308,7 @@ def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 class RunRounds(Protocol):
-  """Rounds in a row as one program."""
+  """Several rounds as one program."""
 
   def __call__(
       self,
@@ -323,13 +326,13 @@ def rounds_in_a_row(step: RoundStep, length: int) -> RunRounds:
 
   Args:
     step: of a `Round`.
-    length: rounds at most.
+    length: the most rounds of one call.
 
   Returns:
     (ClientData, RoundState, num_rounds [] i32 <= length, time_budget [] f32)
     -> (RoundState, RoundInfo with a leading axis `length`, [] i32 rounds
-    done). It ends early after a round that spends the budget, or whose
-    gradients were not finite. Infos after the rounds done are zeros.
+    done). It ends early after a round that reaches the budget, or whose
+    gradients were not finite. The infos of rounds that did not run are zeros.
   """
 
   def run(data, state, num_rounds, time_budget):

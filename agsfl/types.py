@@ -28,7 +28,7 @@ class Model(NamedTuple):
   Attributes:
     init: key -> [D] f32, the initial weights.
     apply: ([D] weights, [B, ...] f32 features) -> [B, L] logits.
-    sizes: of the arrays of weights and biases in the vector, in its order.
+    sizes: of each array of weights or biases, in the order of the vector.
   """
 
   init: ModelInit
@@ -37,31 +37,31 @@ class Model(NamedTuple):
 
   @property
   def dim(self) -> int:
-    """D."""
+    """D, the number of weights."""
     return sum(self.sizes)
 
 
 class Loss(Protocol):
-  """What training minimises; its mean over samples."""
+  """The loss of each sample; training minimises its mean."""
 
   def __call__(self, logits: jax.Array, labels: jax.Array, /) -> jax.Array:
     """[B, L] f32 logits, [B] i32 labels -> [B] f32 losses."""
 
 
 class Selection(NamedTuple):
-  """What one round of sparsification decides; small, whatever N is.
+  """What one round of sparsification decides.
 
   Attributes:
     mask: [D] bool, the downlink set J.
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
-    k_up: [] i32, elements that each client sends; where they differ, the most
-      of any, for the round waits for it.
+    k_up: [] i32, elements that each client sends; if clients differ, the
+      largest of these numbers, because the round waits for that client.
     k_down: [] i32, elements that the server sends, |J|.
-    volume_up, volume_down: [] f32, what those cost, in numbers: an element of
-      a sparse message is two, its index and its value.
+    volume_up, volume_down: [] f32, numbers in these messages: an element of a
+      sparse message is two numbers, its index and its value.
     contributed: [N] i32, elements of each client that the server used.
-    clients: a pytree of leading axis N, what `Sparsifier.split` needs beside
-      the mask to tell each client's part.
+    clients: a pytree with a leading axis N: beside the mask, all that
+      `Sparsifier.split` needs to know of each client.
   """
 
   mask: jax.Array
@@ -75,10 +75,10 @@ class Selection(NamedTuple):
 
 
 class Split(NamedTuple):
-  """One client's accumulated gradient along a selection.
+  """One client's accumulated gradient, cut in two by a selection.
 
   Attributes:
-    mask: [D] bool, what it sent and the server used (J_i in J).
+    mask: [D] bool, what it sent and the server used (J_i and J).
     sent: [D] f32, `accumulated` on the mask, else 0.
     residual: [D] f32, `accumulated` off the mask, else 0.
   """
@@ -111,7 +111,7 @@ class Select(Protocol):
 
 
 class SplitClient(Protocol):
-  """ONE client's side of a selection, once it has the downlink."""
+  """ONE client's side of a selection, after the downlink."""
 
   def __call__(
       self, accumulated: jax.Array, mask: jax.Array, client: PyTree, /
@@ -120,19 +120,18 @@ class SplitClient(Protocol):
 
 
 class Sparsifier(NamedTuple):
-  """A way to pick what is sent.
+  """A method: which elements of the gradients are sent.
 
-  Its arrays hold all clients, on however many devices they lie: a sum over
-  clients is `jnp.sum(..., axis=0)`.
+  Its arrays have all clients, even if these are spread over several devices. So
+  a sum over clients is `jnp.sum(..., axis=0)`.
 
   Attributes:
     init: (num_clients, dim) -> state.
-    select: (key, accumulated, weights, k, state) -> (Selection, state). Pure,
-      so a round may try another k beside the one it uses, under vmap, and drop
-      the second state. With k = 0 nothing is sent, and clients of weight 0
-      send nothing.
-    split: (accumulated, mask, client) -> Split. A step of its own: a k that is
-      only tried needs no arrays of [N, D].
+    select: (key, accumulated, weights, k, state) -> (Selection, state). It is
+      pure, so a round can try k and k' under vmap and drop the state of k'.
+      With k = 0 nothing is sent. Clients of weight 0 never send.
+    split: (accumulated, mask, client) -> Split. It is apart from `select`
+      because a k that is only tried needs no arrays of [N, D].
   """
 
   init: SparsifierInit
@@ -145,7 +144,7 @@ class KProposal(NamedTuple):
 
   Attributes:
     k: [] f32, k_m.
-    k_probe: [] f32, k'_m < k_m; equal to k where the controller needs none.
+    k_probe: [] f32, k'_m < k_m; equal to k if the controller does not probe.
   """
 
   k: jax.Array
@@ -153,7 +152,7 @@ class KProposal(NamedTuple):
 
 
 class Observation(NamedTuple):
-  """What a round shows of its cost; all [] f32.
+  """What a round measures of its cost; all [] f32.
 
   Attributes:
     k, k_probe: elements that each client sent, after rounding.
@@ -172,14 +171,14 @@ class Observation(NamedTuple):
 
 
 class ControllerInit(Protocol):
-  """What is played in round 1."""
+  """Proposes k for round 1."""
 
   def __call__(self, key: jax.Array, /) -> tuple[KProposal, PyTree]:
     """Returns k for round 1, and the state."""
 
 
 class ControllerUpdate(Protocol):
-  """What is played in the next round."""
+  """Proposes k for the next round."""
 
   def __call__(
       self, key: jax.Array, observed: Observation | None, state: PyTree, /
@@ -190,16 +189,16 @@ class ControllerUpdate(Protocol):
 class KController(NamedTuple):
   """A rule that picks k from round to round.
 
-  All that changes from run to run, such as the first k, lies in its state: so
-  runs that differ in it share a compiled program.
+  Numbers that change from run to run, such as the first k, belong in its state.
+  Then runs that differ only in these numbers share a compiled program.
 
   Attributes:
     init: key -> (KProposal for round 1, state).
     update: (key, Observation, state) -> (KProposal for the next round, state).
-    observes: whether the round must measure one-sample losses; without, update
-      gets None for the Observation.
-    probes: whether it must try k_probe too; without, the Observation's values
-      of the probe are those of k.
+    observes: whether the round must measure one-sample losses. If not, `update`
+      gets None in place of the Observation.
+    probes: whether the round must also try k_probe. If not, the Observation's
+      values of the probe are those of k.
   """
 
   init: ControllerInit
@@ -210,7 +209,7 @@ class KController(NamedTuple):
 
 @flax.struct.dataclass
 class RoundState:
-  """All that the next round needs: from it and the data a run goes on exactly.
+  """All that the next round needs, beside the data.
 
   Attributes:
     key: [] the root key of every draw; it never changes.
@@ -224,7 +223,7 @@ class RoundState:
     proposal: k for the next round.
     round_index: [] i32, rounds done, m.
     elapsed: [] f32, normalised time; the unit is one round's computation.
-    elapsed_rest: [] f32, what rounding left out of it, see `cost.add_time`.
+    elapsed_rest: [] f32, what `elapsed` lost by rounding, see `cost.add_time`.
   """
 
   key: jax.Array
@@ -242,21 +241,21 @@ class RoundState:
 
 
 class RoundInfo(NamedTuple):
-  """What a reader wants to know of a round; nothing reads it back.
+  """What a reader wants to know of a round; no later round uses it.
 
   Attributes:
     round_index: [] i32, m, from 1.
     elapsed: [] f32, normalised time at the round's end.
     k, k_probe: [] f32, the controller's real numbers.
     k_up, k_down: [] i32, elements really sent each way.
-    volume_up, volume_down: [] f32, numbers of a client's message and of the
+    volume_up, volume_down: [] f32, numbers in a client's message and in the
       server's.
     minibatch_loss: [] f32, data-size-weighted mean at w(m-1).
     sign: [] f32, of the cost's estimated slope: -1, 0 or 1.
-    has_sign: [] bool, whether there was an estimate; without, sign is 0.
+    has_sign: [] bool, whether there was an estimate. If not, sign is 0.
     contributed: [N] i32, elements of each client that the server used.
-    finite: [] bool; False: a gradient was not finite and nothing was sent.
-    metrics: by name [] each, what the user asked for; see `build_round`.
+    finite: [] bool, whether all gradients were finite. If not, nothing is sent.
+    metrics: [] each by name, the user's own numbers; see `build_round`.
   """
 
   round_index: jax.Array

@@ -1,8 +1,9 @@
 """The methods as the papers say them: all clients at once, in ranks.
 
-A rank is an entry's place among a client's entries, from 1, the largest
-magnitude first; equal magnitudes go by index. So J_i are the entries of rank
-at most k. `agsfl.sparsifiers.fast` chooses the same with less work.
+An entry's rank is its place among the entries of its client: 1 for the largest
+magnitude; of equal magnitudes the lower index comes first. So J_i are the
+entries of rank at most k. `agsfl.sparsifiers.fast` chooses the same with less
+work.
 """
 
 import functools
@@ -16,14 +17,14 @@ from agsfl.sparsifiers.choice import Choice, Choose, weighted_sum
 
 
 def _for_each_k(choose: Callable[..., Choice]) -> Choose:
-  """From a choice for one k to choices for several."""
+  """Makes choices for several k from a choice for one."""
   return functools.wraps(choose)(jax.vmap(choose, (None, None, 0)))
 
 
 @_for_each_k
 def fab(accumulated, weights, k):
   """Fairness-aware bidirectional top-k; see `methods.fab_top_k`."""
-  ranks = _uplink(accumulated, weights)
+  ranks = _client_ranks(accumulated, weights)
   dim = accumulated.shape[1]
   # |U(q)| for q = 0..D: a coordinate is in the union of all J_i^q if its best
   # rank is at most q.
@@ -32,8 +33,8 @@ def fab(accumulated, weights, k):
   # kappa is the largest q with |U(q)| <= k.
   kappa = jnp.sum(sizes <= k) - 1
   union = best <= kappa
-  # The entries of rank kappa + 1 fill J up to k, the largest first. An entry's
-  # key is raised by 1, so that a zero that waits is above one that does not.
+  # The entries of rank kappa + 1 fill J up to k, the largest first. Their keys
+  # are raised by 1: 0 then means that no entry waits, even if entries are zero.
   keys = topk.magnitude_key(accumulated) + 1
   waiting = jnp.max(jnp.where(ranks == kappa + 1, keys, 0), axis=0)
   waiting = jnp.where(union, 0, waiting)
@@ -45,7 +46,7 @@ def fab(accumulated, weights, k):
 @_for_each_k
 def fub(accumulated, weights, k):
   """Fairness-unaware bidirectional top-k; see `methods.fub_top_k`."""
-  uplink = _uplink(accumulated, weights) <= k
+  uplink = _client_ranks(accumulated, weights) <= k
   total = weighted_sum(jnp.where(uplink, accumulated, 0.0), weights)
   return _choice(accumulated, weights, _largest(total, k), uplink)
 
@@ -53,7 +54,7 @@ def fub(accumulated, weights, k):
 @_for_each_k
 def fub_tree(accumulated, weights, k):
   """FUB-top-k by pairwise merges; see `methods.fub_top_k_tree`."""
-  uplink = _uplink(accumulated, weights) <= k
+  uplink = _client_ranks(accumulated, weights) <= k
   messages = weights[:, None] * jnp.where(uplink, accumulated, 0.0)
 
   def merge(pairs):
@@ -67,8 +68,8 @@ def fub_tree(accumulated, weights, k):
 
 @_for_each_k
 def unidirectional(accumulated, weights, k):
-  """Top-k on the way up alone; see `methods.unidirectional_top_k`."""
-  uplink = _uplink(accumulated, weights) <= k
+  """Top-k on the uplink only; see `methods.unidirectional_top_k`."""
+  uplink = _client_ranks(accumulated, weights) <= k
   return _choice(accumulated, weights, jnp.any(uplink, axis=0), uplink)
 
 
@@ -76,17 +77,17 @@ def merge_pairwise(
     messages: jax.Array,
     merge: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array]:
-  """A tree of merges: 0 with 1, 2 with 3 and so on, then the pairs.
+  """A tree of merges: 0 with 1, 2 with 3 and so on; then the same for pairs.
 
-  A message that is left over goes up unmerged.
+  A last message without a partner goes up as it is.
 
   Args:
     messages: [n, D] f32.
-    merge: pairs [p, 2, D] -> what their merges send on, [p, D] f32, and its
+    merge: pairs [p, 2, D] -> what each merge sends on, [p, D] f32, and its
       coordinates, [p, D] bool.
 
   Returns:
-    The root's message [D], and the coordinates of each of the n messages that
+    The root's message [D], and for each of the n messages the coordinates that
     no merge dropped, [n, D] bool.
   """
   if len(messages) == 1:
@@ -113,8 +114,8 @@ def _largest(values, k):
   return _ranks(topk.magnitude_key(values)) <= k
 
 
-def _uplink(accumulated, weights):
-  """All ranks [N, D]; D + 1, never sent, of a client of weight 0."""
+def _client_ranks(accumulated, weights):
+  """All ranks [N, D]; D + 1 in a client of weight 0, which never sends."""
   ranks = jax.vmap(_ranks)(topk.magnitude_key(accumulated))
   return jnp.where(weights[:, None] > 0, ranks, accumulated.shape[1] + 1)
 

@@ -38,8 +38,8 @@ CHECKPOINTS_KEPT = flags.DEFINE_integer(
 KEEP_STATE = flags.DEFINE_boolean(
     "keep_state",
     True,
-    "Keep the last state, so that the run can go on with more rounds; "
-    "4 (N + 3) D bytes.",
+    "Keep the last state, so that the run can go on with more rounds. It takes "
+    "at most about 4 (N + 1) D bytes.",
 )
 _LOG_EVERY = flags.DEFINE_integer(
     "log_every",

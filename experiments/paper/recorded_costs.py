@@ -59,12 +59,14 @@ class Recorded(NamedTuple):
   """The costs of one run.
 
   Attributes:
+    k: where a rule that learns k begins, in elements.
     interval: (k_min, k_max).
     grid: [K] k.
     costs: [R, K] tau_m(k) of rounds whose loss falls for all of these k.
     left_out: other rounds.
   """
 
+  k: float
   interval: tuple[float, float]
   grid: np.ndarray
   costs: np.ndarray
@@ -124,15 +126,16 @@ def record(config: Config, grid_size: int) -> Recorded:
     The costs.
 
   Raises:
-    ConfigError: the interval holds less than three k, or no round has a cost.
+    ConfigError: k is outside its interval, the interval holds fewer than three
+      k, or no round has a cost.
     DivergedError: a loss was not finite.
   """
   data = federated.load(config.dataset, config, config)
   config = dataclasses.replace(config, controller="fixed")
   model = build_model(config, Parts(), data)
-  # The interval is that of a rule which learns k.
-  learned = dataclasses.replace(config, controller="sign", k=None)
-  interval = learned.k_range(model.dim)[1:]
+  # As a rule that learns k has them.
+  learned = dataclasses.replace(config, controller="sign")
+  k, *interval = learned.k_range(model.dim)
   grid = np.unique(np.geomspace(*interval, grid_size).round())
   require(
       len(grid) >= 3,
@@ -162,7 +165,7 @@ def record(config: Config, grid_size: int) -> Recorded:
       "larger --k_min may help",
   )
   left_out = config.num_rounds - len(costs)
-  return Recorded(interval, grid, np.array(costs), left_out)
+  return Recorded(k, tuple(interval), grid, np.array(costs), left_out)
 
 
 def cached(config: Config, grid_size: int, path: Path) -> Recorded:
@@ -177,7 +180,7 @@ def cached(config: Config, grid_size: int, path: Path) -> Recorded:
     DivergedError: a loss was not finite.
   """
   asked = {**dataclasses.asdict(config), "grid_size": grid_size}
-  held = study.cached(
+  saved = study.cached(
       path,
       asked,
       lambda: {
@@ -186,10 +189,11 @@ def cached(config: Config, grid_size: int, path: Path) -> Recorded:
       },
   )
   return Recorded(
-      interval=tuple(held["interval"]),
-      grid=np.array(held["grid"]),
-      costs=np.array(held["costs"]),
-      left_out=held["left_out"],
+      k=saved["k"],
+      interval=tuple(saved["interval"]),
+      grid=np.array(saved["grid"]),
+      costs=np.array(saved["costs"]),
+      left_out=saved["left_out"],
   )
 
 

@@ -33,9 +33,7 @@ from jax import lax
 
 from agsfl import controllers
 from agsfl.config import Config
-from agsfl.data import federated
 from agsfl.errors import require
-from agsfl.parts import Parts, build_model
 from agsfl.sparsifiers import METHODS
 from agsfl.types import KController, KProposal, Observation
 from experiments.lib import groups
@@ -309,12 +307,6 @@ def _draw_synthetic(axes, signs, accuracy, seeds):
   return sorted(lines, key=lambda line: list(SHAPES).index(line[0]))
 
 
-def _first_k(config):
-  """k of the first round where k is learned, in elements."""
-  data = federated.load(config.dataset, config, config)
-  return config.k_range(build_model(config, Parts(), data).dim).k
-
-
 def _draw_recorded(regrets, means, config, color):
   """Lines of one seed in both panels and the table, and what its costs are."""
   config = dataclasses.replace(config, controller="sign", replay=None)
@@ -328,11 +320,10 @@ def _draw_recorded(regrets, means, config, color):
   unit = steepest * (k_max - k_min)
   limit = bound(PLAY_ROUNDS.value)
   rounds = np.arange(1, len(limit) + 1)
-  k_init = _first_k(config)
   lines, more = [], []
   for name, rule in RULES.items():
     played = play_recorded(
-        rule(k_init, k_min, k_max), averaged, len(limit)
+        rule(recorded.k, k_min, k_max), averaged, len(limit)
     )
     values = played.regret / unit
     label = f"seed {config.seed}, {name}"

@@ -93,7 +93,7 @@ class RegretTest(parameterized.TestCase):
 
   def test_average(self):
     recorded = recorded_costs.Recorded(
-        (1, 3), np.array([1.0, 3.0]), np.arange(10.0).reshape(5, 2), 0
+        1, (1, 3), np.array([1.0, 3.0]), np.arange(10.0).reshape(5, 2), 0
     )
     # Parts of 2, 2 and 1 rounds.
     averaged = recorded_costs.average(recorded, 2)
@@ -222,17 +222,17 @@ class ScriptsTest(absltest.TestCase):
     flags.FLAGS.grid_size = 4
     flags.FLAGS.average_over = 3
     base = dataclasses.replace(self.base, k=10.0, k_min=10.0)
-    record, held = recorded_costs.record, []
+    record, made = recorded_costs.record, []
 
     def watched(*arguments):
-      held.append(record(*arguments))
-      return held[-1]
+      made.append(record(*arguments))
+      return made[-1]
 
     with mock.patch.object(recorded_costs, "record", watched):
       regret.compare(base)
-    (recorded,) = held
+    (recorded,) = made
     self.assertEqual(len(recorded.costs) + recorded.left_out, base.num_rounds)
-    self.assertEqual(recorded.interval, (10, DIM))
+    self.assertEqual((recorded.k, recorded.interval), (10, (10, DIM)))
     self.assertEqual((recorded.grid[0], recorded.grid[-1]), (10, DIM))
     # Law: the k that the run played costs its own time,
     # theta = 1 + 1 / batch_size + beta (2 k + 2 k) / (2 D).

@@ -1,4 +1,4 @@
-"""How k moves from round to round."""
+"""How k changes from round to round."""
 
 from agsfl.controllers.bandits import bandit, exp3
 from agsfl.controllers.by_name import CONTROLLERS, register_controller

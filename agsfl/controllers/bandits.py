@@ -1,4 +1,4 @@
-"""Rules that learn k from the reward of what they played alone."""
+"""Rules that learn k only from the reward of the k that they played."""
 
 import math
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from agsfl.controllers.rule import Rule
 from agsfl.errors import require
 from agsfl.types import KController, KProposal
 
-# What rewards are divided by before any was seen.
+# Rewards are divided by this as long as none was above 0.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 def _fall_per_time(observed):
-  """[] f32, the one-sample loss's fall per unit of normalised time.
+  """[] f32, the fall of the one-sample loss per unit of normalised time.
 
-  Negative where the loss rose, 0 where it is not finite.
+  It is negative if the loss rose, and 0 if a loss is not finite.
   """
   fall = observed.loss_before - observed.loss_after
   usable = jnp.isfinite(fall) & (observed.time != 0)
@@ -30,10 +30,10 @@ class Exp3State(NamedTuple):
   """State of `exp3`, for K arms.
 
   Attributes:
-    log_weights: [K] f32, log w less its maximum.
+    log_weights: [K] f32, log w minus its maximum.
     arm: [] i32, the arm of the next round.
-    probability: [] f32, that with which it was drawn.
-    largest: [] f32, the largest fall of the loss per time so far; 0: none yet.
+    probability: [] f32, with which this arm was drawn.
+    largest: [] f32, the largest fall of the loss per time so far; 0 if none.
   """
 
   log_weights: jax.Array
@@ -66,14 +66,13 @@ def exp3(
 ) -> KController:
   """EXP3: exponential weights over a set of k, from the played k's reward.
 
-  An arm is an integer k. The next is drawn with `probabilities`; the played
+  An arm is an integer k. The next arm is drawn with `probabilities`. The played
   arm i, with reward x in [0, 1], gets log w_i += gamma (x / p_i) / K, where
 
     gamma = min(1, sqrt(K ln K / ((e - 1) T))).
 
-  Once K ln K >= (e - 1) T, gamma is 1 and every arm stays as likely as any
-  other: with an arm for every k of a large model, nothing is learned in a run
-  of usual length.
+  If K ln K >= (e - 1) T, gamma is 1 and all arms stay equally likely. So with
+  an arm for every k of a large model, a run of usual length learns nothing.
 
   EXP3 needs rewards in [0, 1]. The reward here is the fall of the one-sample
   loss per unit of normalised time, (loss_before - loss_after) / time, divided
@@ -86,9 +85,10 @@ def exp3(
 
   Args:
     k_min, k_max: elements; arms lie from ceil(k_min) to floor(k_max).
-    horizon: T, rounds that gamma is meant for; play may go on after it.
-    num_arms: K, of integers spaced evenly over that range, halves rounded up,
-      and the first alone for 1; None, or more than there are: every integer.
+    horizon: T, the rounds that gamma is meant for; more may follow.
+    num_arms: K. The arms are spaced evenly over that range, halves rounded up;
+      with K = 1 the first integer is the arm. None, or a K above the number of
+      integers: every integer is an arm.
 
   Returns:
     A controller that observes and does not probe.
@@ -104,7 +104,8 @@ def exp3(
   allowed = f"at least {low}, the first whole k from k_min on"
   require(span >= 0, "k_max", k_max, allowed)
   count = span + 1 if num_arms is None else min(num_arms, span + 1)  # K
-  # In integers, so that no half is missed; gaps of 1 or more stay distinct.
+  # Integer arithmetic rounds every half up. Arms are at least 1 apart, so they
+  # stay different.
   gaps = max(count - 1, 1)
   arms = low + (2 * np.arange(count) * span + gaps) // (2 * gaps)
   arms = arms.astype(np.float32)
@@ -113,7 +114,7 @@ def exp3(
 
   def play(key, log_weights, largest):
     p = probabilities(log_weights, gamma)
-    # "high": the 23 bits of "low" make ties among very many arms.
+    # "low" draws have 23 bits, which makes ties among very many arms.
     arm = jax.random.categorical(key, jnp.log(p), mode="high")
     arm = arm.astype(jnp.int32)
     k = jnp.asarray(arms)[arm]
@@ -128,7 +129,8 @@ def exp3(
     reward = jnp.clip(rate / jnp.maximum(largest, _TINY), 0.0, 1.0)
     gain = gamma * (reward / state.probability) / count
     log_weights = state.log_weights.at[state.arm].add(gain)
-    # Near 0 float32 resolves small gains, so the likely arms must lie there.
+    # float32 is finest near 0. With the likely arms there, no small gain is
+    # lost.
     return play(key, log_weights - jnp.max(log_weights), largest)
 
   return KController(init, update, observes=True, probes=False)
@@ -139,9 +141,9 @@ class BanditState(NamedTuple):
 
   Attributes:
     x: the point around which it plays.
-    u: -1 or 1, the side of the next round: x + radius u is played.
-    largest: the largest change of the loss per time so far, either way; 0:
-      none yet.
+    u: -1 or 1, the side of the next round, which plays x + radius u.
+    largest: the largest change of the loss per time so far, up or down; 0 if
+      none.
   """
 
   x: jax.Array
@@ -157,7 +159,7 @@ def bandit(
     radius: float | None = None,
     step: float | None = None,
 ) -> KController:
-  """Gradient descent on k with a gradient estimated from one cost a round.
+  """Gradient descent on k with a gradient estimated from one cost per round.
 
   K is scaled to [-1, 1]: k = (k_min + k_max) / 2 + x B / 2. A round plays
   y = x + delta u with u drawn from {-1, 1}, and its cost c gives
@@ -171,8 +173,9 @@ def bandit(
 
   The cost must be bounded. Here it is minus the fall of the one-sample loss
   per unit of normalised time, (loss_before - loss_after) / time, divided by
-  the largest absolute value of that in the run so far, this round's included:
-  in [-1, 1]. A round whose losses are not finite costs 0 and leaves x.
+  the largest absolute value of this fall in the run so far, this round's
+  included. So it lies in [-1, 1]. A round whose losses are not finite costs 0
+  and does not change x.
 
   In the authors' code delta = T^(-1/4) is in elements, not in halves of B;
   eta = T^(-3/4) is in units of B, so twice ours; the first point is
@@ -182,8 +185,8 @@ def bandit(
   Args:
     k_init: elements; x_1 is the nearest point of P's interval to it.
     k_min, k_max: the interval K, elements.
-    horizon: T, rounds that the defaults are meant for.
-    radius: delta > 0, in halves of B; at most 1 is used. None: T^(-1/4).
+    horizon: T, the rounds that the defaults are meant for.
+    radius: delta > 0, in halves of B; values above 1 mean 1. None: T^(-1/4).
     step: eta, in halves of B. None: T^(-3/4).
 
   Returns:
@@ -201,7 +204,7 @@ def bandit(
   def play(key, x, largest):
     side = jax.random.bernoulli(key, jnp.float32(0.5))
     u = 2.0 * side.astype(jnp.float32) - 1.0
-    # The last clip is for rounding, which may carry an end beyond K.
+    # Rounding may bring an end of K beyond K.
     k = jnp.clip(centre + half * (x + radius * u), k_min, k_max)
     return KProposal(k, k), BanditState(x, u, largest)
 

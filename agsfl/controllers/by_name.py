@@ -17,9 +17,9 @@ def register_controller(
 ) -> Callable[[Build], Build]:
   """Gives a rule a name, so that settings can ask for it.
 
-  The controller's update must depend on nothing but its arguments, the
-  interval and the settings: k belongs in the state, for runs that differ in k
-  share a compiled program.
+  The controller's update must depend only on its arguments, the interval and
+  the settings. The first k belongs in the state, because runs that differ in
+  it share a compiled program.
 
   Args:
     name: letters, digits and underscores.

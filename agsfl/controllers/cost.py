@@ -44,13 +44,13 @@ def add_time(
 ) -> tuple[jax.Array, jax.Array]:
   """Adds a round's duration to the time of all rounds, in two floats.
 
-  A float32 sum rounds every short duration the same way: after 1e5 rounds it
-  may be off by 0.1%. So the second float holds what rounding left out of the
-  first, and goes into the next sum.
+  A float32 sum rounds every short duration in the same direction. After 1e5
+  rounds it may be off by 0.1%. So a second float stores what the sum lost by
+  rounding, and the next round adds it.
 
   Args:
     elapsed: [] f32.
-    rest: [] f32, the time is elapsed + rest.
+    rest: [] f32; the exact time is elapsed + rest.
     duration: [] f32, not negative.
 
   Returns:
@@ -67,9 +67,9 @@ class CostSlope(NamedTuple):
   """An estimate of d tau_m / dk.
 
   Attributes:
-    value: [] f32, time per element; 0 where not valid.
-    sign: [] f32, its sign, -1, 0 or 1; 0 where not valid.
-    valid: [] bool, both losses fell and all numbers are finite.
+    value: [] f32, time per element; 0 if not valid.
+    sign: [] f32, its sign, -1, 0 or 1; 0 if not valid.
+    valid: [] bool, whether both losses fell and all numbers are finite.
   """
 
   value: jax.Array
@@ -83,14 +83,11 @@ def cost_slope(observed: Observation) -> CostSlope:
   tau^(k') = theta(k') * (L(w-) - L(w)) / (L(w-) - L(w')), and the slope is
   (theta(k) - tau^(k')) / (k - k').
 
-  No NaN or infinity arises here unless it is in the observation, or a
-  quotient is too large for float32.
-
   Args:
     observed: one round's losses and times, k > k'.
 
   Returns:
-    The slope, not valid when a loss did not fall.
+    The slope; not valid if a loss did not fall, or a number is not finite.
 
   Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, on estimating the sign.
   """
@@ -109,7 +106,7 @@ def cost_slope(observed: Observation) -> CostSlope:
   usable = (
       (fall > 0) & (fall_probe > 0) & (gap != 0) & jnp.all(jnp.isfinite(given))
   )
-  # Elsewhere the division is by 1, and its result is not used.
+  # If not usable, divide by 1: no NaN arises, and the result is not used.
   cost_probe = observed.time_probe * fall / jnp.where(usable, fall_probe, 1.0)
   slope = (observed.time - cost_probe) / jnp.where(usable, gap, 1.0)
   valid = usable & jnp.isfinite(slope)

@@ -1,4 +1,4 @@
-"""Descent on k by the slope of the cost, which a smaller k' is tried for."""
+"""Descent on k by the slope of the cost, estimated with a smaller k'."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _count_without(valid, without, stuck_rounds):
   Args:
     valid: [] bool, whether this round has a slope.
     without: [] i32, rounds in a row before it that had none.
-    stuck_rounds: with so many in a row k is stuck, and counting begins anew;
+    stuck_rounds: after so many in a row k is stuck, and the count begins again;
       None: never.
 
   Returns:
@@ -37,7 +37,7 @@ def _count_without(valid, without, stuck_rounds):
 
 
 def _propose(k, step_length, k_min):
-  """k beside its probe k' = k - delta / 2; see `sign_descent`."""
+  """k and its probe k' = k - delta / 2; see `sign_descent`."""
   floor = max(1.0, 0.1 * k_min)
   return KProposal(k, jnp.clip(k - step_length / 2.0, floor, k - 1.0))
 
@@ -109,8 +109,8 @@ def sign_descent(
     k_init: k_1, elements.
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
     stuck_rounds: after so many rounds in a row without a sign k rises by
-      delta_m, for with more elements the losses may fall. None: k stays, as in
-      the paper. In the authors' code it rises after 12 such rounds.
+      delta_m, because with more elements the losses may fall. None: k stays, as
+      in the paper. In the authors' code it rises after 12 such rounds.
 
   Returns:
     A controller that probes.
@@ -126,14 +126,14 @@ def value_descent(
 ) -> KController:
   """Descent on k by the value of the estimated slope of the cost.
 
-  `sign_descent` with the slope itself, time per element, in place of its sign:
-  k_{m+1} = P_K(k_m - delta_m slope_m), delta_m = B / sqrt(2 m). So how far k
-  moves depends on the unit of time and on how steep the cost is. A round
+  Like `sign_descent`, with the slope itself (time per element) in place of its
+  sign: k_{m+1} = P_K(k_m - delta_m slope_m), delta_m = B / sqrt(2 m). So the
+  step of k depends on the unit of time and on how steep the cost is. A round
   without a usable slope leaves k where it is and still counts for m.
 
   The probe is k' = k - delta / 2, as with the sign. In the authors' code it is
-  k - delta |slope| / 2; and after 11 rounds in a row without a slope, the next
-  such round moves k by delta times the last slope, upwards where that was
+  k - delta |slope| / 2. After 11 rounds in a row without a slope, the next such
+  round of their code moves k by delta times the last slope, upwards if that was
   positive. Here k stays.
 
   Args:
@@ -158,9 +158,9 @@ class IntervalState(NamedTuple):
     k_low, k_high: [] f32, the current instance's interval.
     rounds: [] i32, rounds done in this instance, m - m0.
     without: [] i32, rounds in a row without a sign.
-    previous_rounds: [] i32, length of the instance before it.
-    window_low, window_high: [] f32, range of k in the current window; before
-      its first update k_max and k_min, so that any k replaces them.
+    previous_rounds: [] i32, rounds of the previous instance.
+    window_low, window_high: [] f32, range of k in the current window; k_max
+      and k_min before its first update, so that any k replaces them.
     window_count: [] i32, updates in the current window.
   """
 
@@ -183,12 +183,13 @@ def sign_interval(
     window: int = 20,
     stuck_rounds: int | None = None,
 ) -> KController:
-  """Sign descent that begins anew on smaller intervals as k settles.
+  """Sign descent that begins again on smaller intervals as k settles.
 
-  After `window` updates the range of k over them, widened by `growth`, is
-  taken as a new interval if it is at most sqrt(2) - 1 times as wide as the
-  current one and this instance lasted as many rounds as the one before it.
-  Rounds without a usable sign count for the step length, not for the window.
+  Every `window` updates there is a review. The range of k over these updates,
+  widened by `growth`, becomes the new interval on two conditions: it is at most
+  sqrt(2) - 1 times as wide as the current one, and this instance has lasted at
+  least as many rounds as the previous one. Rounds without a usable sign count
+  for the step length, but not for the window.
 
   The bounds of k' are those of `sign_descent`, with the whole interval's k_min.
   The authors' code takes a tenth of the current instance's k_min, and its first
@@ -238,7 +239,7 @@ def sign_interval(
     k = jnp.clip(k, state.k_low, state.k_high)
     rounds = state.rounds + 1
 
-    # The window takes in every k that came from a sign.
+    # Alg. 3: the window collects every k that came from a sign.
     moves = slope.valid | stuck
     low = jnp.where(moves, jnp.minimum(state.window_low, k), state.window_low)
     high = jnp.where(
@@ -246,7 +247,7 @@ def sign_interval(
     )
     count = state.window_count + moves.astype(jnp.int32)
 
-    # When it is full: is its range, widened by alpha, a better interval?
+    # When it is full, its range, widened by alpha, may become the interval.
     review = count == window
     new_low = jnp.maximum(low / growth, k_min)
     new_high = jnp.minimum(high * growth, k_max)

@@ -1,4 +1,4 @@
-"""Rules that play a k known before the run."""
+"""Rules whose k is known before the run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class ReplayState(NamedTuple):
 
   Attributes:
     ks: [T] f32, elements, the sequence.
-    place: [] i32, where in it the next round stands.
+    place: [] i32, the index of the next round's k.
   """
 
   ks: jax.Array
@@ -60,17 +60,17 @@ def replay(ks: Sequence[float]) -> KController:
   """Plays a recorded sequence of k; nothing is measured.
 
   Args:
-    ks: [T] elements, k of rounds 1..T; each later round plays the last.
+    ks: [T] elements, k of rounds 1..T; later rounds play the last one.
 
   Returns:
     A controller that neither observes nor probes.
 
   Raises:
     ConfigError: `ks` is not a sequence of at least one number, or one of its
-      numbers is not finite and at least 1.
+      numbers is below 1 or not finite.
 
-  Source: Han, Wang, Leung, ICDCS 2020, the experiments that use the k learned
-  at one communication time at another.
+  Source: Han, Wang, Leung, ICDCS 2020, the experiments that learn k at one
+  communication time and use it at another.
   """
   sequence = np.asarray(ks, np.float32)
   if sequence.ndim != 1 or not sequence.size:

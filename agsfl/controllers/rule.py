@@ -1,4 +1,4 @@
-"""A rule for k as a run's settings name it."""
+"""The form of a rule for k that settings can name."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from agsfl.types import KController
 
 
 class RunSettings(Protocol):
-  """What a rule may ask of a run's settings, beside k and its interval."""
+  """What a rule may read of a run's settings, beside k and its interval."""
 
   @property
   def num_rounds(self) -> int:
@@ -47,17 +47,17 @@ class Build(Protocol):
       settings: RunSettings,
       /,
   ) -> KController:
-    """Takes the first k, perhaps traced, and the interval; in elements."""
+    """Takes the first k, which may be traced, and the interval; in elements."""
 
 
 class Rule(NamedTuple):
-  """A rule by name.
+  """An entry of `CONTROLLERS`.
 
   Attributes:
     build: makes the controller.
-    learns: whether k moves in the interval; without, the interval is ignored.
-    uses_horizon: whether `build` looks at the number of rounds. Such a run
-      cannot go on with more rounds than it was begun with.
+    learns: whether k moves in the interval. If not, the interval is ignored.
+    uses_horizon: whether `build` reads the number of rounds. If so, a run
+      cannot be continued with more rounds.
   """
 
   build: Build

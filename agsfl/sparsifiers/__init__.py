@@ -1,8 +1,7 @@
-"""Which gradient elements travel.
+"""Which gradient elements are sent.
 
 `methods` has the factories of sparsifiers. `plain` says their choices as the
-papers do; `fast` chooses the same with less work, and is what they use unless
-they get another.
+papers do. `fast` makes the same choices with less work; it is the default.
 """
 
 from agsfl.sparsifiers import fast, plain

@@ -22,7 +22,7 @@ class Choice(NamedTuple):
   Attributes:
     mask: [D] bool, J.
     clients: with a leading axis N, each client's J_i: either a mask [D] bool,
-      or the last `topk.Entry` of it, above all entries where J_i is empty.
+      or its last `topk.Entry`; for an empty J_i the place above all entries.
     aggregate: [D] f32, b: the weighted sum of what was sent, 0 outside J.
     contributed: [N] i32, |J_i and J|.
   """
@@ -63,8 +63,8 @@ def split(
     client: J_i, as `Choice.clients` says it: [D] bool, or its last entry.
 
   Returns:
-    The split; `sent + residual == accumulated`, bit for bit but for the sign
-    of a zero.
+    The split. `sent + residual == accumulated`, bit for bit except for the
+    sign of a zero.
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
   """
@@ -81,7 +81,7 @@ def split(
 def common(
     accumulated: jax.Array, weights: jax.Array, mask: jax.Array
 ) -> Choice:
-  """The choice of a J that all clients know beforehand: each J_i is J.
+  """The choice if all clients know J beforehand: each J_i is J.
 
   Args:
     accumulated, weights: see `Choose`.
@@ -112,11 +112,11 @@ def weighted_sum(sent: jax.Array, weights: jax.Array) -> jax.Array:
 def selection(
     choice: Choice, k_up: jax.Array, numbers_per_element: int
 ) -> Selection:
-  """What a round wants to know of a choice.
+  """A choice as the round needs it.
 
   Args:
     choice: for one k.
-    k_up: [] i32, elements that each client sends; the most of any.
+    k_up: [] i32, see `types.Selection`.
     numbers_per_element: `SPARSE` or `INDICES_KNOWN`.
 
   Returns:
@@ -136,16 +136,17 @@ def selection(
 
 
 def check_arguments(accumulated: jax.Array, weights: jax.Array, k: jax.Array):
-  """Ranks and types of what `Sparsifier.select` takes, at trace time."""
+  """Checks ranks and types of arguments of `Sparsifier.select`, in tracing."""
   chex.assert_rank([accumulated, weights, k], [2, 1, 0])
   chex.assert_type([accumulated, k], [jnp.float32, jnp.int32])
 
 
 def for_one_k(choose: Choose) -> Callable[..., PyTree]:
-  """A choice for one k, which under vmap over k alone shares its work.
+  """Makes a choice for one k from the choices for several.
 
-  Under any other vmap (over seeds) the choices are made one after another, so
-  that branches stay branches.
+  A vmap over k alone becomes one call of `choose`, which shares work between
+  the k. Under any other vmap, such as one over runs, the choices are made one
+  after another: then a `lax.cond` still runs only one of its branches.
 
   Args:
     choose: for several k.

@@ -1,4 +1,4 @@
-"""Which gradient elements travel: the methods, as (init, select, split)."""
+"""The methods, as (init, select, split): which gradient elements are sent."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -46,10 +46,10 @@ def fab_top_k(choose: Choose = fast.fab) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
   J takes every client's kappa largest entries, with kappa as large as k
-  allows, then the largest of the (kappa+1)-th ones. So |J| = k, and every
-  client contributes at least floor(k / N) elements. Zeros are entries like
-  others, the smallest; equal magnitudes go by index. k is clipped to D. A
-  client of weight 0 sends nothing.
+  allows, then the largest of the (kappa+1)-th entries. So |J| = k, and every
+  client contributes at least floor(k / N) elements. Zeros count as entries. Of
+  equal magnitudes the lower index comes first. k is clipped to D. A client of
+  weight 0 sends nothing.
 
   Args:
     choose: how J is found; `plain.fab` says it as the paper does.
@@ -81,8 +81,8 @@ def fub_top_k(choose: Choose = fast.fub) -> Sparsifier:
 def fub_top_k_tree(choose: Choose = fast.fub_tree) -> Sparsifier:
   """FUB-top-k by pairwise merges, each cut to its k largest (gTop-k).
 
-  What a merge drops goes back to the residuals of the clients below it, so
-  no gradient is lost here either.
+  What a merge drops goes back to the residuals of the clients below it. So no
+  gradient is lost.
 
   Args:
     choose: how J is found; `plain.fub_tree` says it as the paper does.
@@ -98,7 +98,7 @@ def fub_top_k_tree(choose: Choose = fast.fub_tree) -> Sparsifier:
 
 
 def unidirectional_top_k(choose: Choose = fast.unidirectional) -> Sparsifier:
-  """Top-k on the way up alone: J is all that any client sent, up to N k.
+  """Top-k on the uplink only: J is all that any client sent, up to N k.
 
   Args:
     choose: how J is found; `plain.unidirectional` says it as the paper does.
@@ -115,7 +115,7 @@ class PeriodState(NamedTuple):
   """State of `periodic_k`.
 
   Attributes:
-    left: [D] bool, what the current period still has to send; never empty.
+    left: [D] bool, what the current period has not sent yet; never empty.
   """
 
   left: jax.Array
@@ -124,13 +124,12 @@ class PeriodState(NamedTuple):
 def periodic_k() -> Sparsifier:
   """k random coordinates, the same at all clients, each once per period.
 
-  Every round sends exactly k different ones. They are drawn from what the
-  period has left; where that is less than k, all of it goes, and the rest are
-  drawn from the others and begin the next period. So a coordinate is sent once
-  in each period, and a period is a random permutation but for that one draw.
-  (In the authors' code the last coordinates of a period count for the next one
-  too.) Indices follow from a seed that is known to all, so an element is one
-  number, its value; the authors' code counts two.
+  Every round sends exactly k different coordinates, drawn from those that the
+  period has left. If fewer than k are left, all of them are sent; the others of
+  this round are drawn from the rest and begin the next period. So each period
+  sends each coordinate once. (In the authors' code the last coordinates of a
+  period count for the next one too.) All know the seed of the indices, so an
+  element is one number, its value; the authors' code counts two.
 
   Returns:
     A sparsifier.
@@ -146,13 +145,13 @@ def periodic_k() -> Sparsifier:
     check_arguments(accumulated, weights, k)
     dim = accumulated.shape[1]
     k = jnp.minimum(k, dim)
-    # The period's own come first, each group in random order.
+    # First what the period has left, then the rest, each in random order.
     order = (jax.random.bits(key, dim) >> 2).astype(jnp.int32)
     order += state.left.astype(jnp.int32) << 30
     mask = topk.at_or_above(
         order, topk.nth_largest(order, topk.count(order), k)
     )
-    # Where nothing is left, the next period has begun with the others.
+    # If nothing is left, the next period has begun with the rest.
     left = state.left & ~mask
     left = jnp.where(jnp.any(left), left, ~(mask & ~state.left))
     choice = common(accumulated, weights, mask)
@@ -162,7 +161,7 @@ def periodic_k() -> Sparsifier:
 
 
 def send_all() -> Sparsifier:
-  """All D elements, whatever k; with k = 0 none.
+  """All D elements for every k > 0; none for k = 0.
 
   Returns:
     A sparsifier without state, whose residuals stay zero.
@@ -197,11 +196,11 @@ class Pick(Protocol):
     Args:
       key: of the round's draws; the same for k and for the k that is tried.
       accumulated: [N, D] f32, a_i of all clients.
-      weights: [N] f32, C_i / C. Clients of weight 0 send nothing, whatever is
-        picked for them; a state that depends on what was sent must leave them
-        out.
+      weights: [N] f32, C_i / C. Clients of weight 0 send nothing, even if
+        entries are picked for them. A state that depends on what was sent must
+        leave these clients out.
       k: [] i32, 0..D.
-      state: as the last round left it.
+      state: from the last round.
 
     Returns:
       [N, D] bool, all J_i; and the new state.
@@ -211,9 +210,9 @@ class Pick(Protocol):
 def from_masks(pick: Pick, init: SparsifierInit = _stateless) -> Sparsifier:
   """A method of your own, from one function.
 
-  Each client sends its picked entries as they are, the server sends the
-  weighted sum of all of them back, and the rest stays at the clients. Whatever
-  is picked, nothing is sent by clients of weight 0, or where k = 0.
+  Each client sends its picked entries as they are. The server sends their
+  weighted sum back. The rest stays at the clients. Clients of weight 0 send
+  nothing, and with k = 0 nobody does, whatever is picked.
 
       def largest(key, accumulated, weights, k, state):
         ranks = jnp.argsort(jnp.argsort(-jnp.abs(accumulated)))
@@ -222,11 +221,11 @@ def from_masks(pick: Pick, init: SparsifierInit = _stateless) -> Sparsifier:
       mine = from_masks(largest)
 
   Args:
-    pick: see `Pick`; of all clients, on however many devices they lie.
-    init: its state before round 1; by default it has none.
+    pick: see `Pick`. Its arrays have all clients, even over several devices.
+    init: its state before round 1; by default it has no state.
 
   Returns:
-    A sparsifier, whose elements are an index and a value each.
+    A sparsifier. Each element of its messages is an index and a value.
   """
 
   def select(key, accumulated, weights, k, state):
@@ -253,10 +252,10 @@ class Method(NamedTuple):
   Attributes:
     build: () -> Sparsifier.
     takes_k: whether k decides what is sent, so that it can be learned.
-    numbers_per_element: of a message: 2, an index and a value; or 1, the value
-      alone, where both sides know the indices.
-    sends_models: whether clients train on their own between two messages, for
-      the time that sparse messages of k elements would take: FedAvg.
+    numbers_per_element: of a message: 2, an index and a value; or 1, only the
+      value, if both sides know the indices.
+    sends_models: whether clients take many local steps between two messages,
+      so that the average traffic is that of k sparse elements: FedAvg.
   """
 
   build: Callable[[], Sparsifier]
@@ -305,7 +304,7 @@ def register_method(
     A decorator of a function () -> Sparsifier.
 
   Raises:
-    ConfigError: no such name, or the name of one of the package's methods.
+    ConfigError: the name has other characters, or is one of the package's.
   """
 
   def register(build):

@@ -1,4 +1,4 @@
-"""Methods layer by layer instead of over the whole weight vector."""
+"""Methods for each layer by itself, in place of the whole weight vector."""
 
 import functools
 import itertools
@@ -11,10 +11,11 @@ from agsfl.types import Selection, Sparsifier
 
 
 def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
-  """A method applied to each layer by itself, k shared out by size.
+  """A method applied to each layer by itself, with k divided by size.
 
-  Layer l of D_l weights sends k_l elements, see `shares`: exactly k in all, and
-  k D_l / D on average over rounds, so that the smallest layer has its turns.
+  Layer l has D_l weights and sends k_l elements, see `shares`. Together these
+  are exactly k. On average over rounds k_l is k D_l / D, so even the smallest
+  layer is sent in some rounds.
 
   Args:
     sparsifier: of one layer.
@@ -24,7 +25,7 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
     The sparsifier of the whole.
   """
   ends = list(itertools.accumulate(sizes, initial=0))
-  slices = [slice(*ends) for ends in itertools.pairwise(ends)]
+  slices = [slice(*pair) for pair in itertools.pairwise(ends)]
 
   def init(num_clients, dim):
     del dim
@@ -33,7 +34,8 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
   def select(key, accumulated, weights, k, state):
     check_arguments(accumulated, weights, k)
     k = jnp.minimum(k, ends[-1])
-    # One number more than layers have.
+
+    # A round's k for each layer. Layers fold in 0, 1, ...; this key the next.
     of_layers = shares(jax.random.fold_in(key, len(sizes)), k, sizes)
     picked = [
         sparsifier.select(
@@ -45,6 +47,8 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
         )
         for layer, part in enumerate(slices)
     ]
+
+    # The layers' selections, joined or added up.
     layers = [selection for selection, _ in picked]
     total = lambda name: functools.reduce(
         jnp.add, (getattr(layer, name) for layer in layers)
@@ -74,18 +78,17 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
 def shares(
     key: jax.Array, k: jax.Array, sizes: tuple[int, ...]
 ) -> list[jax.Array]:
-  """A round's k shared out to layers, at random around k D_l / D.
+  """A round's k divided among layers, at random around k D_l / D.
 
   With c_l the weights before layer l, and one u in [0, 1) for all layers,
 
     k_l = floor(k c_(l+1) / D + u) - floor(k c_l / D + u).
 
-  All k_l together are floor(k + u) - floor(u) = k. A floor(x + u) is x on
-  average, so a k_l is k D_l / D; and as its two ends are that far apart, which
-  is at most D_l, 0 <= k_l <= D_l.
+  The k_l sum to floor(k + u) - floor(u) = k. On average floor(x + u) is x, so
+  on average k_l is k D_l / D. As k D_l / D <= D_l, we have 0 <= k_l <= D_l.
 
   Args:
-    key: of the round; with the same one two k have the same u.
+    key: of the round. Two k with the same key have the same u.
     k: [] i32, 0..D.
     sizes: D_l, less than 2^30 together.
 
@@ -103,7 +106,7 @@ def share(
 ) -> jax.Array:
   """floor((k * part + offset) / whole), exactly.
 
-  Long division, a few bits of k at a time: k * part itself would overflow.
+  By long division, a few bits of k at a time, because k * part would overflow.
 
   Args:
     k: [] i32, 0..whole.

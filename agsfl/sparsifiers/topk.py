@@ -1,10 +1,10 @@
 """Exact order statistics of magnitudes with a traced rank.
 
-The entries of a vector x are ordered by |x_j|, largest first, and by index
-where magnitudes are equal. An `Entry` names one place in that order with two
-integers, so "the q largest entries" costs no memory: it is everything
-`at_or_above` the q-th entry. The rank q is always a traced number; no shape
-depends on it, so a change of q never recompiles.
+The entries of a vector x are ordered by |x_j|, largest first; of equal
+magnitudes the lower index comes first. An `Entry` names one place in that order
+with two integers. So "the q largest entries" needs no array: they are the
+entries `at_or_above` the q-th one. The rank q is always a traced number. No
+shape depends on it, so a change of q never recompiles.
 """
 
 from typing import NamedTuple
@@ -17,13 +17,13 @@ from jax import lax
 _LOW_BITS = 16
 _LOW_BINS = 1 << _LOW_BITS
 
-# Exact zeros are many, and their order is that of their indices. So their bins
-# are stretches of coordinates, below the bins of the high digits.
+# There are many exact zeros, ordered by index. So a bin of zeros is a stretch
+# of coordinates. These bins lie below those of the high digits.
 _ZERO_BINS = 1024
 NUM_BINS = _ZERO_BINS + (1 << (31 - _LOW_BITS))
 _ROWS = 256
 
-# Values in a block; `top` looks at the largest of each block first.
+# Values in a block; `top` first looks at the largest value of each block.
 _BLOCK = 32
 
 
@@ -40,9 +40,9 @@ class Entry(NamedTuple):
 
 
 def magnitude_key(x: jax.Array) -> jax.Array:
-  """The bits of |x| as int32: they order as the magnitudes do.
+  """The bits of |x| as int32, which have the order of the magnitudes.
 
-  Integers tell denormals from zero where the hardware flushes floats.
+  Integers also order denormals, which some hardware treats as zero.
 
   Args:
     x: [...] f32. NaN counts as larger than infinity.
@@ -68,13 +68,13 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
 
 
 def bins(keys: jax.Array) -> jax.Array:
-  """A coarse order of one vector's entries: a later entry has no higher bin.
+  """A coarse order of one vector's entries: no later entry has a higher bin.
 
   Args:
     keys: [D] i32 from `magnitude_key`.
 
   Returns:
-    [D] i32 from 0 below NUM_BINS.
+    [D] i32, 0..NUM_BINS - 1.
   """
   stretch = _stretch(keys.size)
   of_zero = _ZERO_BINS - 1 - lax.iota(jnp.int32, keys.size) // stretch
@@ -93,7 +93,7 @@ def bin_start(bin_index: jax.Array, dim: int) -> Entry:
     dim: D.
 
   Returns:
-    The [] place; no entry need lie there.
+    The [] place; there may be no entry in it.
   """
   digit = bin_index - _ZERO_BINS
   before = -(digit + 1) * _stretch(dim) - 1
@@ -119,8 +119,8 @@ def bin_at(
 ) -> tuple[jax.Array, jax.Array]:
   """The bin at a rank.
 
-  First the row is found by the sums of rows, then the bin in it: two short
-  searches cost a tenth of a long one.
+  The sums of rows give the row; then the bin is found in it. These two short
+  searches cost a tenth of one long search.
 
   Args:
     counts: [B] i32, entries by bin; 256 divides B.
@@ -137,7 +137,7 @@ def bin_at(
 
 def _short_bin(counts, rank):
   index = lax.iota(jnp.int32, counts.size)
-  # All pairs compared: quicker to compile and to run than a scan.
+  # Comparing all pairs is quicker to compile and to run than a scan.
   later = index[None] >= index[:, None]
   at_least = jnp.sum(jnp.where(later, counts[None], 0), axis=1)
   found = jnp.sum(at_least >= rank, dtype=jnp.int32) - 1
@@ -150,8 +150,8 @@ def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
   Args:
     keys: [D] i32 from `magnitude_key`.
     counts: their `count`.
-    q: [] i32 rank from 1. At 0 the entry lies above all others, so that
-      nothing is `at_or_above` it; ranks past D mean D.
+    q: [] i32 rank from 1. Rank 0 gives the place above all entries, so nothing
+      is `at_or_above` it. Ranks beyond D mean D.
 
   Returns:
     The [] entry.
@@ -189,7 +189,7 @@ def _nth_of_digit(keys, high, n):
   low, n_low = bin_at(low_counts, n)
   key = (high << _LOW_BITS) | low
   ties = keys == key
-  # The n-th is mostly the last with its key; then no scan is needed.
+  # Mostly the n-th is the last entry with its key; then no scan is needed.
   index = lax.cond(
       n_low == low_counts[low],
       lambda: jnp.max(jnp.where(ties, lax.iota(jnp.int32, keys.size), -1)),
@@ -210,7 +210,7 @@ def top(values: jax.Array, width: int) -> jax.Array:
     width: W <= D.
 
   Returns:
-    [W] i32, largest value first, the lower index first where values are equal.
+    [W] i32, largest value first; of equal values the lower index first.
   """
   num_blocks = values.size // _BLOCK
   if num_blocks <= width:
@@ -228,7 +228,7 @@ def top(values: jax.Array, width: int) -> jax.Array:
 
 
 def _ordered(bits):
-  """Bits of floats to integers in the same order; and back."""
+  """Bits of floats as integers in the order of the floats; also the inverse."""
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 

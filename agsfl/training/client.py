@@ -16,9 +16,9 @@ class LocalResult(NamedTuple):
   """What a client computes in a round.
 
   Attributes:
-    gradient: [D] f32, of the minibatch's mean loss at w(m-1); after several
-      local steps minus the sum of their updates over eta, which for plain SGD
-      is the sum of gradients.
+    gradient: [D] f32, of the minibatch's mean loss at w(m-1). After several
+      local steps it is minus the sum of their updates, divided by eta; for
+      plain SGD that is the sum of gradients.
     loss: [] f32, of the first minibatch at w(m-1).
     sample: [...] f32, the features of one sample h of that minibatch.
     label: [] i32, its label.
@@ -35,8 +35,8 @@ class LocalTraining(NamedTuple):
 
   Attributes:
     steps: tau, at least 1.
-    optimizer: of the client, with a learning rate of 1, for eta comes from the
-      round's state; it begins anew every round.
+    optimizer: of the client, with a learning rate of 1, because eta comes from
+      the round's state. It starts from its initial state in every round.
   """
 
   steps: int
@@ -74,10 +74,9 @@ def build_client(
 ) -> Client:
   """The client's work as a pure function.
 
-  Minibatches are drawn uniformly with replacement: each is an unbiased
-  gradient given the weights, as the analysis assumes, any number of samples
-  will do, and a draw depends on nothing but its key, so that a resumed run
-  needs no position in an epoch.
+  Minibatches are drawn uniformly with replacement. So each gives an unbiased
+  gradient, as the analysis assumes, and any number of samples is enough. A draw
+  depends only on its key, so a resumed run needs no position in an epoch.
 
   Args:
     model: the network.
@@ -106,6 +105,7 @@ def build_client(
       rows = data.order[start + chosen]
       return as_float(data.features[rows]), data.labels[rows]
 
+    # Alg. 1: the gradient of one minibatch at w(m-1).
     batch = draw(key)
     first_loss, gradient = gradient_of(params, *batch)
 
@@ -114,14 +114,15 @@ def build_client(
 
     if training is not None:
       gradient = _train(training, params, gradient, gradient_at, learning_rate)
-    # The draws are independent, so the first is as random as any other.
+
+    # Sec. IV: the sample h. Draws are independent, so the first one will do.
     return LocalResult(gradient, first_loss, batch[0][0], batch[1][0])
 
   return local_result
 
 
 def _train(training, start, gradient, gradient_at, learning_rate):
-  """The steps from `start`, whose gradient is known already."""
+  """All local steps; `gradient` is that of the first one, at `start`."""
   optimizer = training.optimizer
 
   # Carry the displacement, not the weights: a tiny step added to a large

@@ -22,13 +22,13 @@ class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
   Attributes:
-    train_loss: L(w) over all the clients' training samples; cross entropy is
+    train_loss: L(w) over the training samples of all clients; cross entropy is
       in nats.
     test_loss: mean over the test samples.
-    test_accuracy: share of test samples classified right.
-    client_test_loss: [N] means over each client's own test samples, NaN
-      where it has none.
-    client_test_accuracy: [N] shares of them.
+    test_accuracy: share of test samples that are classified correctly.
+    client_test_loss: [N] means over each client's own test samples; NaN for a
+      client without any.
+    client_test_accuracy: [N] shares of the same samples.
   """
 
   train_loss: float
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
 
 
 def _in_batches(rows, mesh):
-  """[batches, size] over devices, with padding of row 0."""
+  """Rows as [batches, size] over the devices, padded with row 0."""
   padded = np.pad(rows, (0, -len(rows) % (_BATCH * mesh.size)))
   return jax.device_put(
       padded.reshape(-1, _BATCH), NamedSharding(mesh, PER_CLIENT)
@@ -48,10 +48,10 @@ def _in_batches(rows, mesh):
 
 @functools.lru_cache(maxsize=16)
 def _build_of_batches(apply: ModelApply, loss: Loss):
-  """The compiled part of an evaluation, which all runs of a model share.
+  """The compiled part of an evaluation, shared by all runs of a model.
 
   It is (params [D], features, labels, rows [batches, size]) -> each row's
-  loss, and whether it is classified right.
+  loss, and whether it is classified correctly.
   """
 
   def of_batch(params, features, labels, rows):
@@ -59,7 +59,8 @@ def _build_of_batches(apply: ModelApply, loss: Loss):
     right = jnp.argmax(logits, axis=1) == labels[rows]
     return loss(logits, labels[rows]), right
 
-  # Batches take the place of clients: each device has its share of them.
+  # Batches take the place of clients: each device has its share of them. One by
+  # one, so that only one batch at a time is in memory.
   of_batches = over_devices(one_by_one)(of_batch, (None, None, None, 0))
   return jax.jit(of_batches)
 
@@ -76,8 +77,8 @@ def build_evaluate(
   Args:
     model: the network.
     data: which samples are tested.
-    clients: `data.clients`, on the devices.
-    mesh: those devices; they share the work.
+    clients: `data.clients` on the devices.
+    mesh: these devices, which share the work.
     loss: of samples.
 
   Returns:
@@ -92,7 +93,7 @@ def build_evaluate(
   test_counts = np.bincount(owners, minlength=num_clients)
 
   def results(params, batches, count):
-    """The same on the host, in float64: float32 sums of so many drift."""
+    """Losses and hits on the host, in float64: long float32 sums drift."""
     with jax.set_mesh(mesh):
       each = of_batches(params, clients.features, clients.labels, batches)
     return (np.asarray(x, np.float64).ravel()[:count] for x in each)

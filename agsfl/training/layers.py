@@ -1,10 +1,10 @@
 """Layers whose gradients stay fast when many clients have their own.
 
-Three operations dominate a client's gradient, and XLA lowers each of them
-badly in some place that this package needs: the weight gradient of a
-convolution (inside loops on CPU, and under vmap everywhere), max-pooling's
-gradient, and windowed sums over channels. Here each is written in the form
-that XLA turns into its fast kernels. Values are those of the plain layers.
+Three operations dominate a client's gradient, and XLA compiles each of them
+badly in some place that this package needs. They are the weight gradient of a
+convolution (inside loops on CPU, and under vmap everywhere), the gradient of
+max-pooling, and windowed sums over channels. Here each is written in a form for
+which XLA has fast kernels. Values are those of the plain layers.
 """
 
 import functools
@@ -27,8 +27,8 @@ def _conv(x, kernel, padding):
 def _kernel_gradient_as_conv(x, dy, padding):
   """d kernel as one forward convolution, batch and channels exchanged.
 
-  Written out, with operands in the canonical layout, it keeps XLA's fast CPU
-  kernel inside loops; the convolution that autodiff derives does not.
+  The operands have the canonical layout. So XLA uses its fast CPU kernel inside
+  loops too, which it does not for the convolution that autodiff derives.
   """
   swapped = _conv(
       jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3)), padding
@@ -39,9 +39,9 @@ def _kernel_gradient_as_conv(x, dy, padding):
 def _kernel_gradient_as_matmul(x, dy, padding):
   """d kernel as one matrix product over all kernel offsets at once.
 
-  Column-shifted copies of x against row-shifted copies of dy: the form for
-  accelerators, where a batch of it is a batched matrix product instead of a
-  grouped convolution.
+  It multiplies column-shifted copies of x by row-shifted copies of dy. This
+  form is for accelerators: under vmap it is a batched matrix product instead
+  of a grouped convolution.
   """
   rows, columns = (
       sum(pad) + x_size - dy_size + 1
@@ -67,7 +67,7 @@ def _kernel_gradient_as_matmul(x, dy, padding):
 
 @functools.cache
 def _kernel_gradient(padding):
-  """The kernel's gradient: alone as a convolution, batched by platform."""
+  """The kernel's gradient: a convolution; under vmap the platform's best."""
   single = functools.partial(_kernel_gradient_as_conv, padding=padding)
   matmul = functools.partial(_kernel_gradient_as_matmul, padding=padding)
   gradient = custom_vmap(single)
@@ -194,8 +194,8 @@ def local_response_norm(
 ) -> jax.Array:
   """x / (1 + alpha * sum of x^2 over channels within `radius`) ** 0.75.
 
-  The windowed sum is a product with a banded matrix, the power two square
-  roots.
+  The windowed sum is a product with a banded matrix. The power is computed by
+  two square roots.
 
   Args:
     x: [..., C].

@@ -1,4 +1,4 @@
-"""Any network as pure functions of one flat weight vector."""
+"""Networks as pure functions of one flat weight vector."""
 
 import functools
 import math
@@ -64,7 +64,7 @@ def build(
     num_classes: int,
     standardize: bool = False,
 ) -> Model:
-  """A network of `MODELS`; the same one for the same arguments.
+  """A network of `MODELS`; equal arguments give the same object.
 
   Args:
     name: its key.
@@ -105,21 +105,21 @@ def as_model(
 ) -> Model:
   """Brings a network to the flat form.
 
-  Flax Linen modules are networks as they are. Of other libraries write the two
-  functions of `Network`.
+  Flax Linen modules are networks already. For networks of other libraries,
+  write the two functions of `Network`.
 
   Args:
     network: a `Network` or a `Model`.
     feature_shape: of one sample.
     standardize: whether its input is `standardized`.
-    name: for messages; None: that of the network's type.
+    name: for messages; None for the name of the network's type.
 
   Returns:
     The model.
 
   Raises:
-    ConfigError: the network has no parameters, or some that are not floating;
-      it has state, or needs random numbers; or its logits are not [B, L].
+    ConfigError: the network has no parameters, or some that are not floating.
+      Or it has state, or needs random numbers. Or its logits are not [B, L].
 
   >>> class Linear:
   ...   def init(self, key, features):
@@ -137,7 +137,7 @@ def as_model(
   if (params.shape, params.dtype) != ((model.dim,), jnp.float32):
     refuse(
         setting,
-        f"init must give float32[{model.dim}], for that is the sum of sizes; "
+        f"init must give float32[{model.dim}], the sum of sizes; "
         f"gives {_described(params)}",
     )
   if standardize:
@@ -195,22 +195,23 @@ def flatten(
   `layers.conv`.
 
   Args:
-    init: key -> a pytree of floating parameters. Those of another type than
-      float32 are float32 in the flat vector, and get their own type back
-      before `apply`.
+    init: key -> a pytree of floating parameters. In the flat vector all are
+      float32; before `apply` each gets its own type back.
     apply: (parameters, [B, ...] features) -> [B, L] logits.
 
   Returns:
     The same network over a flat weight vector.
 
   Raises:
-    ConfigError: there are no parameters, or some are not floating; later,
-      when `apply` is traced, its logits are not [B, L].
+    ConfigError: there are no parameters, or some are not floating. Tracing
+      `apply` later raises it if the logits are not [B, L].
   """
   return _flatten("model", init, apply)
 
 
 def _flatten(setting, init, apply):
+  """`flatten`; messages begin with `setting`."""
+  # Only floating parameters can be trained.
   shapes = jax.eval_shape(init, jax.random.key(0))
   for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -219,6 +220,8 @@ def _flatten(setting, init, apply):
   sizes = tuple(leaf.size for leaf in jax.tree.leaves(shapes))
   if not sum(sizes):
     refuse(setting, "has no parameters")
+
+  # Between the flat vector and the parameters.
   to_f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
   flat, unravel = ravel_pytree(
       jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
@@ -234,8 +237,8 @@ def _flatten(setting, init, apply):
   def gather(_, tree):
     """The layers' gradients in one vector, each copied to its place.
 
-    A concatenation, as autodiff has it, is fused by XLA's CPU backend with what
-    uses the vector, at thirty times the cost.
+    Autodiff would concatenate them. XLA's CPU backend fuses a concatenation
+    with the code that uses the vector, which costs thirty times as much.
     """
     vector, place = jnp.zeros_like(flat), 0
     for leaf in jax.tree.leaves(to_f32(tree)):
@@ -282,7 +285,7 @@ def _require_logits(setting, logits, num_samples):
 
 
 def _described(array):
-  """Such as float32[2, 10]; the type's name of what is no array."""
+  """Such as float32[2, 10]; for other objects the name of their type."""
   if not hasattr(array, "shape"):
     return type(array).__name__
   return f"{array.dtype}{list(array.shape)}"
@@ -291,7 +294,8 @@ def _described(array):
 def standardized(features: jax.Array) -> jax.Array:
   """Each sample with mean 0 and deviation 1 over all its numbers.
 
-  An almost constant sample of n numbers is divided by 1 / sqrt(n) instead.
+  If the deviation of its n numbers is below 1 / sqrt(n), a sample is divided by
+  1 / sqrt(n) instead.
 
   Args:
     features: [B, ...] f32.

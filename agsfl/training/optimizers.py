@@ -15,19 +15,19 @@ def _sgd(learning_rate):
 
 
 def _momentum(learning_rate):
-  """As most papers of the field have it."""
+  """With the factor that most papers of the field use."""
   return optax.sgd(learning_rate, momentum=0.9)
 
 
 def _adam(learning_rate):
-  """With the epsilon that Reddi et al. use for FedAdam.
+  """With the constants that Reddi et al. use for FedAdam.
 
   Source: Reddi et al., "Adaptive Federated Optimization", ICLR 2021.
   """
   adam = optax.adam(learning_rate, b2=0.99, eps=1e-3)
 
   def update(updates, state, params=None):
-    # Optax takes a float to the power of an integer.
+    # Optax raises a float to an integer power, which strict promotion refuses.
     with jax.numpy_dtype_promotion("standard"):
       return adam.update(updates, state, params)
 
@@ -44,7 +44,8 @@ OPTIMIZERS: dict[str, Factory] = {
 def local(name: str) -> optax.GradientTransformation:
   """A client's optimiser, with learning rate 1; see `client.LocalTraining`.
 
-  It begins anew every round. So with one local step "momentum" is plain SGD.
+  It starts again in every round. So with one local step "momentum" is plain
+  SGD.
 
   Args:
     name: a key of `OPTIMIZERS`.
@@ -58,13 +59,13 @@ def local(name: str) -> optax.GradientTransformation:
 def server_of(
     name: str, learning_rate: float | jax.Array
 ) -> optax.GradientTransformation:
-  """The server's optimiser, whose learning rate lies in its state.
+  """The server's optimiser, with the learning rate in its state.
 
   Args:
     name: a key of `OPTIMIZERS`.
-    learning_rate: [] f32, perhaps traced. `init` puts it into
-      `state.hyperparams["learning_rate"]`; `update` reads it only there. So
-      servers of all learning rates have the same update.
+    learning_rate: [] f32; it may be traced. `init` puts it into
+      `state.hyperparams["learning_rate"]`, and `update` reads it only there.
+      So servers of all learning rates have the same update.
 
   Returns:
     The optimiser.

@@ -1,9 +1,9 @@
-"""The choices of `agsfl.sparsifiers.plain` with less work, most of all on CPU.
+"""The choices of `agsfl.sparsifiers.plain` with less work, mainly on CPU.
 
-Each takes and gives the same. No client's entries are sorted in full, and on
-CPU no other array of [N, D] is formed (but by `fub_tree`). Where the clients
-are split over the devices of the mesh in use, each device works on its own
-clients, and only arrays of [D] and smaller travel between them.
+Arguments and results are those of `plain`. No client's entries are sorted in
+full. On CPU no other array of [N, D] is formed, except by `fub_tree`. If the
+clients are split over the devices of a mesh, each device works on its own
+clients; devices exchange arrays of [D] and smaller (`fub_tree`: messages).
 """
 
 from agsfl.sparsifiers.fast.fab import fab

@@ -21,7 +21,7 @@ def fab(
 
   Args:
     accumulated, weights, ks: see `choice.Choose`.
-    width: entries per window; it changes the cost, never the result.
+    width: W, entries per window; it changes the cost, never the result.
 
   Returns:
     The choices, with a leading axis S.
@@ -37,7 +37,7 @@ def _choose(clients, ks, width):
   """The choices of one device's clients."""
   num_clients, dim = clients.accumulated.shape
 
-  # A k below W needs the first window alone: it has kappa <= k and the k-th
+  # For k < W the first window is enough: it has kappa <= k and the k-th
   # entries. For a larger k a histogram guesses where kappa lies.
   deep = (ks >= width) & (ks < dim)
 
@@ -54,7 +54,7 @@ def _choose(clients, ks, width):
       ),
   )
 
-  # The first window is opened for all k together, unless it would help none.
+  # One first window serves all k; skip it if it would help none of them.
   far = deep & (jax.vmap(windows.guess_kappa, (None, 0))(guessed, ks) >= width)
   first = lax.cond(
       jnp.all(far | (ks >= dim)),
@@ -62,7 +62,7 @@ def _choose(clients, ks, width):
       lambda: windows.open_window(clients, None, width),
   )
 
-  # The k whose kappa is not in it search for a window of their own.
+  # Each k whose kappa is not in it searches for its own window.
   searched = (ks < dim) & ~jax.vmap(first.holds_kappa)(ks)
   sent = uplink.Uplink(clients, first.order, counts)
 
@@ -81,7 +81,7 @@ def _choose(clients, ks, width):
 
 
 def _fill(clients, window, k):
-  """J [D]: the union at depth kappa, and the largest entries that follow."""
+  """J [D]: the union at depth kappa, then the largest of the next entries."""
   dim = clients.accumulated.shape[1]
 
   # kappa is the largest depth whose union has at most k coordinates.
@@ -90,8 +90,8 @@ def _fill(clients, window, k):
   kappa = window.low + jnp.sum(fits, dtype=jnp.int32) - 1
   union = window.best_rank <= kappa
 
-  # Each client's (kappa + 1)-th entry waits. Its key is raised by 1, so that a
-  # zero that waits is above a coordinate that does not.
+  # Each client's (kappa + 1)-th entry waits. Its key is raised by 1: 0 then
+  # means that no entry waits, even if entries are zero.
   position = (kappa - window.num_above)[:, None]
   index = jnp.take_along_axis(window.order, position, axis=1)[:, 0]
   following = clients.entries_at(index)

@@ -1,4 +1,4 @@
-"""All clients of one device, and their split over the devices of a mesh."""
+"""The clients of one device, and methods over all devices of a mesh."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ _COLLECTIVES = {
 class Clients(NamedTuple):
   """The clients of one device.
 
-  Keys of magnitudes are computed where they are used: inside branches and loops
-  a second array of this size would have to be stored and copied.
+  Keys of magnitudes are computed where they are used. Otherwise branches and
+  loops would store and copy a second array of this size.
 
   Attributes:
     accumulated: [N, D] f32, a_i.
@@ -53,24 +53,26 @@ class Clients(NamedTuple):
       start: jax.Array,
       *arguments: PyTree,
   ) -> tuple[jax.Array, PyTree]:
-    """The same, where a part of the results is merged over all devices.
+    """`map`, but one part of the results is merged over all clients.
 
-    One client at a time, no array of N times the merged size is formed.
+    The merge covers all devices. Where clients run one by one, no array of N
+    times the merged size is formed.
 
     Args:
       function: (a_i, *arguments_i) -> (what is merged, what is stacked).
       merge: jnp.add, jnp.minimum or jnp.maximum.
-      start: the neutral array of the merge.
+      start: the neutral element of the merge, an array.
       *arguments: pytrees with a leading axis N.
 
     Returns:
-      The merged array of all clients, and the stacked results of this device's.
+      The merged array of all clients, and the stacked results of this device's
+      clients.
     """
     merged, results = self.fold_here(function, merge, start, *arguments)
     return _COLLECTIVES[merge](merged, self.axes), results
 
   def fold_here(self, function, merge, start, *arguments):
-    """`fold` of this device's clients alone; `merge` is any jnp.ufunc."""
+    """`fold` over this device's clients only; `merge` is any jnp.ufunc."""
     clients = (self.accumulated, *arguments)
     if not platforms.keeps_to_caches():
       parts, results = jax.vmap(function)(*clients)
@@ -94,14 +96,14 @@ def over_devices(
     weights: jax.Array,
     ks: jax.Array,
 ) -> Choice:
-  """The choices of all clients, wherever they lie.
+  """The choices of all clients, on one device or several.
 
   Args:
-    choose: (one device's clients, ks) -> the choices with a leading axis S,
-      where the collectives over `Clients.axes` have made mask and aggregate
-      equal on all devices.
-    accumulated, weights, ks: of all clients, see `choice.Choose`. Where a mesh
-      is in use, its number of devices divides N.
+    choose: (one device's clients, ks) -> the choices with a leading axis S. By
+      collectives over `Clients.axes` it makes mask and aggregate equal on all
+      devices.
+    accumulated, weights, ks: of all clients, see `choice.Choose`. N is a
+      multiple of the number of devices.
 
   Returns:
     The choices.
@@ -115,7 +117,7 @@ def over_devices(
 
   per_client = for_each_client.PER_CLIENT
   everywhere = for_each_client.EVERYWHERE
-  # Behind the axis of ks.
+  # In choices the axis of ks comes before the axis of clients.
   per_client_of_k = PartitionSpec(None, for_each_client.AXIS)
   mask, clients, aggregate, contributed = jax.shard_map(
       local,

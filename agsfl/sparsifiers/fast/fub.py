@@ -45,7 +45,7 @@ def fub_tree(
 ) -> Choice:
   """FUB-top-k by pairwise merges; see `methods.fub_top_k_tree`.
 
-  The messages of all clients meet on every device: 2 N D more floats there.
+  Every device gathers the messages of all clients: 2 N D more floats on each.
 
   Args:
     accumulated, weights, ks: see `choice.Choose`.
@@ -64,6 +64,7 @@ def fub_tree(
       return weight * split(accumulated, everywhere, last).sent
 
     def one(k):
+      # Each client's message, already weighted.
       last = sent.last(k)
       messages = clients.map(message, clients.weights, last)
 
@@ -81,7 +82,7 @@ def fub_tree(
       )
       mask = _largest(total, k)
 
-      # What of its own clients' messages is in J.
+      # From here each device looks only at its own clients.
       first = num_here * lax.axis_index(clients.axes)
       survives = lax.dynamic_slice_in_dim(survives, first, num_here)
       used = clients.map(

@@ -1,6 +1,6 @@
 """What clients send up: J_i, each one's k largest entries, and their sums.
 
-All methods start from J_i; they differ in J, the coordinates that come back.
+All methods start from J_i. They differ in J, the coordinates on the downlink.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,9 @@ from agsfl.sparsifiers import topk
 from agsfl.sparsifiers.choice import Choice, split
 from agsfl.sparsifiers.fast.folds import Clients, over_devices
 
-# More ranks sorted show more at once, fewer sort faster: on CPU `lax.top_k` of
-# 444,062 floats takes 0.9 ms for 64 of them, 1.4 for 1024 and 3.2 for 4096.
+# A wide window shows more ranks at once; a narrow one is sorted faster. On CPU
+# `lax.top_k` of 444,062 floats takes 0.9 ms for 64 of them, 1.4 ms for 1024 and
+# 3.2 ms for 4096.
 WIDTH = 1024
 
 
@@ -49,12 +50,12 @@ def nth_largest(
 
 
 class Uplink(NamedTuple):
-  """J_i of all clients for any k; what the k at hand do not need is empty.
+  """J_i of all clients for some k; arrays that no k needs are zeros.
 
   Attributes:
     clients: this device's.
     order: [N, W] i32 from `first_entries`, for k < W.
-    counts: [N, NUM_BINS] i32 from `count`, for k from W below D.
+    counts: [N, NUM_BINS] i32 from `count`, for W <= k < D.
   """
 
   clients: Clients
@@ -98,8 +99,8 @@ class Uplink(NamedTuple):
       mask: [D] bool.
 
     Returns:
-      b [D] f32 over the coordinates of `mask`, the mean by data size whose
-      divisor is C, whoever sent; and |J_i and mask|, [N] i32.
+      b [D] f32 over the coordinates of `mask`, the weighted sum of what was
+      sent; and |J_i and mask|, [N] i32.
     """
     return lax.cond(
         k < self.width,
@@ -108,7 +109,7 @@ class Uplink(NamedTuple):
     )
 
   def _sums_of_few(self, k, mask):
-    """One client after another, so that sums have one order everywhere."""
+    """One client after another, so that every platform adds in one order."""
 
     def add(total, client):
       accumulated, weight, order = client
@@ -123,7 +124,7 @@ class Uplink(NamedTuple):
     return lax.psum(total, clients.axes), contributed
 
   def _sums_of_many(self, last, mask):
-    """By all entries down to `last`."""
+    """The same for large J_i, from all entries down to `last`."""
 
     def part(accumulated, weight, last):
       result = split(accumulated, mask, last)
@@ -133,6 +134,7 @@ class Uplink(NamedTuple):
     return self.clients.fold(part, jnp.add, zeros, self.clients.weights, last)
 
   def _sent(self, k, order, weight):
+    """[W] bool, which entries of a client's `order` it sends."""
     return (lax.iota(jnp.int32, order.shape[-1]) < k) & (weight > 0)
 
   def union(self, k: jax.Array, last: topk.Entry) -> jax.Array:
@@ -166,7 +168,7 @@ def open_uplink(clients: Clients, ks: jax.Array, width: int) -> Uplink:
     width: W; it changes the cost, never the result.
 
   Returns:
-    The uplink; its last, sums and union may be asked for these k alone.
+    The uplink. Call its last, sums and union only with these k.
   """
   num_clients, dim = clients.accumulated.shape
   width = min(width, dim)
@@ -190,7 +192,7 @@ def choose(
     ks: jax.Array,
     width: int,
 ) -> Choice:
-  """The choices where J follows from what is sent.
+  """The choices of a method whose J follows from what is sent.
 
   Args:
     pick: (Uplink, k [], last [N]) -> [D] bool, J.
@@ -221,7 +223,7 @@ def unidirectional(
     *,
     width: int = WIDTH,
 ) -> Choice:
-  """Top-k on the way up alone; see `methods.unidirectional_top_k`.
+  """Top-k on the uplink only; see `methods.unidirectional_top_k`.
 
   Args:
     accumulated, weights, ks: see `choice.Choose`.

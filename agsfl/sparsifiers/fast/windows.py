@@ -1,11 +1,11 @@
-"""Sorted windows: where U(q) = |union_i J_i^q| passes k.
+"""Sorted windows, to find where U(q) = |union_i J_i^q| passes k.
 
 FAB needs only the ranks near kappa, so no client's entries are sorted in full.
 A `Window` is a short sorted stretch of each client's entries, and kappa is
-found in the window that holds it. The first window starts at the largest
-entries. Where kappa lies deeper, a histogram of magnitudes says roughly where;
-where this guess is wrong, a search follows. Windows count exactly, so a wrong
-guess costs time but never changes the result.
+found in the window that contains it. The first window starts at the largest
+entries. If kappa lies deeper, a histogram of magnitudes guesses where. If the
+guess is wrong, a search follows. Windows count exactly, so a wrong guess costs
+time but never changes the result.
 """
 
 from typing import NamedTuple
@@ -27,12 +27,12 @@ class Window(NamedTuple):
   Attributes:
     order: [N, W] i32, coordinates, largest magnitude first.
     num_above: [N] i32, entries of each client before the stretch.
-    best_rank: [D] i32, a coordinate's least rank at any client; 0 where it
-      comes before some client's stretch, D + 1 where it comes in none.
-    low: [] i32, the shallowest depth.
+    best_rank: [D] i32, a coordinate's least rank at any client; 0 if it comes
+      before some client's stretch, D + 1 if it is in no stretch.
+    low: [] i32, the least depth.
     sizes: [W + 1] i32, U(low), U(low + 1), ...
-    reach: [] i32, how many of those are known beyond the first; below 0
-      where the clients' stretches do not overlap.
+    reach: [] i32, how many of these are known beyond the first; negative if
+      the clients' stretches do not overlap.
   """
 
   order: jax.Array
@@ -79,7 +79,7 @@ def open_window(
   """
   num_clients, dim = clients.accumulated.shape
 
-  # Equal magnitudes: `top` takes the lower index first, as `Entry` does.
+  # Of equal magnitudes `top` takes the lower index first, as `Entry` does.
   def stretch(accumulated, start, active):
     above = topk.at_or_above(topk.magnitude_key(accumulated), start)
     order = topk.top(jnp.where(above, -1.0, jnp.abs(accumulated)), width)
@@ -118,7 +118,7 @@ def open_window(
 
 
 def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
-  """U(0), ..., U(D), roughly: each entry at the middle rank of its bin.
+  """U(0), ..., U(D), roughly: each entry gets the middle rank of its bin.
 
   Args:
     clients: this device's.
@@ -157,12 +157,12 @@ def search(
     k: jax.Array,
     first: Window,
 ) -> Window:
-  """The window that holds kappa, where `first` does not.
+  """The window that contains kappa, if `first` does not.
 
   The guess from the histogram nearly always finds it. If not, a bracketed
-  search over exact starts follows: two thirds of its steps interpolate (U grows
-  smoothly), one third halve the bracket, so that their number stays
-  logarithmic.
+  search over exact starts follows. Two thirds of its steps interpolate, because
+  U grows smoothly. One third halve the bracket, so that the number of steps
+  stays logarithmic.
 
   Args:
     clients: this device's.
@@ -188,13 +188,16 @@ def search(
 
   def narrow(carry):
     _, low, size_low, high, size_high, step = carry
+    # The next start: interpolated, or the middle; in step 0 the guess.
     slope = (high - low) / jnp.maximum(size_high - size_low, 1)
     start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
     start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
     start = jnp.clip(start, low, high - 1)
     starts = lax.cond(step == 0, guess, exact, start)
     window = open_window(clients, starts, width)
-    # A guess bounds nothing: its stretches need not overlap.
+
+    # An exact window moves one end of the bracket. The guess moves neither,
+    # because its stretches may not overlap.
     inside = (window.sizes[0] <= k) & (step > 0)
     above = (window.sizes[0] > k) & (step > 0)
     end = window.low + window.reach

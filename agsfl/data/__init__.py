@@ -1,1 +1,1 @@
-"""Data sets, and which samples are whose."""
+"""Data sets, and which client has which samples."""

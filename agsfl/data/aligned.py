@@ -1,7 +1,7 @@
 """Arrays that all CPU devices of JAX use without a copy.
 
-For this an array must begin at a multiple of 64 bytes. Of any other array each
-device makes its own copy.
+Such an array begins at a multiple of 64 bytes. Any other array is copied by
+each device.
 """
 
 import math

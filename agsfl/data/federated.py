@@ -12,8 +12,10 @@ from agsfl.data import sources
 from agsfl.data.partitions import Partition, assign
 from agsfl.data.samples import (
     Samples,
+    are_whole,
     checked_features,
     checked_labels,
+    form,
     most_classes,
 )
 from agsfl.data.sources import SourceOptions, arrays
@@ -27,14 +29,15 @@ Array = jax.Array | np.ndarray
 class ClientData:
   """Samples, and which of them each client trains on.
 
-  The samples are in memory once, in any order, with test samples between them:
-  clients of very different sizes need no padding.
+  The samples are in memory once, in any order, and test samples may lie between
+  them. So clients of very different sizes need no padding.
 
   Attributes:
     features: [C, ...], uint8 (read as v / 255) or float32; images are
       [C, H, W, channels].
     labels: [C] i32.
-    order: [M] i32, rows of the above: those of client 0, then of client 1, ...
+    order: [M] i32, rows of these arrays: first those of client 0, then those of
+      client 1, ...
     starts: [N] i32, where the rows of each client begin in `order`.
     counts: [N] i32, C_i.
   """
@@ -56,15 +59,15 @@ class ClientData:
       rows: for each client whole numbers.
 
     Raises:
-      ConfigError: rows are not whole numbers, or no rows of the labels.
+      ConfigError: rows are not whole numbers, or beyond the labels.
     """
     rows = [np.asarray(own) for own in rows]
     for client, own in enumerate(rows):
-      if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
+      if not are_whole(own, 1):
         refuse(
             "ClientData.of",
             f"rows of client {client} must be a list of whole numbers, not "
-            f"{own.dtype}{list(own.shape)}",
+            f"{form(own)}",
         )
     counts = np.array([len(own) for own in rows], np.int32)
     order = np.concatenate([np.zeros(0, np.int64), *rows])
@@ -144,14 +147,14 @@ def from_arrays(
   (['a', 'b'], (6, 2))
 
   Args:
-    x: [C, ...] features; the shape of a sample is kept. uint8 is read as
-      v / 255; all other real numbers become float32. Images are
-      [C, H, W, channels]. The array is not copied if it has its final type.
+    x: [C, ...] features; samples keep their shape. uint8 is read as v / 255;
+      all other real numbers become float32. Images are [C, H, W, channels].
+      The array is not copied if it has its final type.
     y: [C] labels, whole numbers from 0.
     clients: [C] ids of the samples' clients, integers or strings.
     is_train: [C] bool. None: a fifth is held out for testing, by the
       partition's seed.
-    partition: None means natural where `clients` are given, and else the
+    partition: None means natural if `clients` are given, and otherwise the
       default one.
 
   Returns:
@@ -188,14 +191,15 @@ def validated(data: FederatedData) -> FederatedData:
   """Checks federated data that were made by hand.
 
   Args:
-    data: whose arrays NumPy can read.
+    data: its arrays are of any kind that NumPy can read.
 
   Returns:
-    The data as NumPy arrays of the types that the classes name.
+    The data as NumPy arrays of the types in the classes' descriptions.
 
   Raises:
     ConfigError: the text names the array.
   """
+  # Each array by itself.
   clients, setting = data.clients, "data"
   features = checked_features(
       setting, "features", _array("features", clients.features)
@@ -215,6 +219,8 @@ def validated(data: FederatedData) -> FederatedData:
   test_clients = _whole(
       "test_clients", data.test_clients, -1, len(counts), axes=1
   )
+
+  # The arrays together.
   for fits, problem in (
       (starts.shape == counts.shape, "starts must be one for each of counts"),
       (names.shape == counts.shape, "client_names must be one for each client"),
@@ -246,11 +252,9 @@ def _array(name, values):
 def _whole(name, values, least, end, axes=0):
   """Whole numbers from `least` to below `end`, as int32."""
   array = _array(name, values)
-  if array.ndim != axes or (array.size and array.dtype.kind not in "iu"):
+  if not are_whole(array, axes):
     refuse(
-        "data",
-        f"{name} must be whole numbers with {axes} axes, not "
-        f"{array.dtype}{list(array.shape)}",
+        "data", f"{name} must be whole numbers with {axes} axes, not {form(array)}"
     )
   outside = array[(array < least) | (array >= end)]
   if outside.size:
@@ -262,7 +266,7 @@ def _whole(name, values, least, end, axes=0):
 
 
 def fingerprint(data: FederatedData) -> str:
-  """A hash of the data and of how they are partitioned, for comparison.
+  """A hash of the data and of their partition, for comparison.
 
   Args:
     data: with NumPy arrays.
@@ -275,5 +279,5 @@ def fingerprint(data: FederatedData) -> str:
                 data.test_clients, data.client_names):
     array = np.ascontiguousarray(array)
     digest.update(f"{array.dtype} {array.shape}".encode())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
   return digest.hexdigest()

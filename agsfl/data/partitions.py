@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agsfl.data import rules
-from agsfl.data.samples import Samples, generator
+from agsfl.data.samples import Samples, are_whole, form, generator
 from agsfl.errors import refuse, require
 from agsfl.registry import Registry
 from agsfl.settings import check, setting
@@ -23,9 +23,10 @@ class ClientRows(NamedTuple):
 
   Attributes:
     train: for each client the rows of its training samples.
-    test: the same of test samples. With `natural` they are its own. Otherwise
-      the test samples of a label go to clients in proportion to their training
-      samples of that label; a label without training samples has no client.
+    test: the same for test samples. With `natural` a client has its own test
+      samples. Otherwise the test samples of a label go to clients in proportion
+      to their training samples of that label. If no client trains on a label,
+      its test samples have no client.
     names: [N] str.
   """
 
@@ -59,7 +60,7 @@ def _large_owners(samples, settings):
   sizes = np.bincount(
       samples.owners[samples.is_train], minlength=len(samples.owner_names)
   )
-  # An owner of test samples alone is no client.
+  # An owner that has only test samples is no client.
   large = np.flatnonzero(sizes >= max(1, settings.min_samples))
   require(
       len(large),
@@ -80,7 +81,7 @@ def _large_owners(samples, settings):
 
 
 def _rows_of_owners(owners, wanted):
-  """For each wanted owner the rows that it has."""
+  """For each wanted owner, the rows that it owns."""
   order = np.argsort(owners, kind="stable")
   starts = np.searchsorted(owners[order], wanted, "left")
   ends = np.searchsorted(owners[order], wanted, "right")
@@ -88,9 +89,9 @@ def _rows_of_owners(owners, wanted):
 
 
 def _by_labels(rule):
-  """Makes a partition of a `Rule`."""
+  """Makes a partition from a `Rule`."""
 
-  # With the name and the source code of the rule.
+  # It has the name and the source code of the rule.
   @functools.wraps(rule)
   def partition(samples, settings):
     train = np.flatnonzero(samples.is_train)
@@ -109,20 +110,20 @@ def _by_labels(rule):
 
 
 def _like_training(labels, mine, test_labels, rng):
-  """For each client test samples of the labels that it trains on."""
+  """For each client, test samples of the labels that it trains on."""
   tested: list[list[np.ndarray]] = [[] for _ in mine]
   owner = np.full(len(labels), -1, np.int64)
   for client, rows in enumerate(mine):
     owner[rows] = client
   for label in np.unique(labels):
-    held = owner[(labels == label) & (owner >= 0)]
-    if not held.size:
+    owners = owner[(labels == label) & (owner >= 0)]
+    if not owners.size:
       continue
-    held = np.bincount(held, minlength=len(mine))
+    counts = np.bincount(owners, minlength=len(mine))
     members = rng.permutation(np.flatnonzero(test_labels == label))
     # In a random order, so that rounding favours no client.
     order = rng.permutation(len(mine))
-    ends = rules.cuts(held[order] / held.sum(), len(members))
+    ends = rules.cuts(counts[order] / counts.sum(), len(members))
     for client, part in zip(order, np.split(members, ends), strict=True):
       tested[client].append(part)
   none = np.zeros(0, np.int64)  # of a client whose labels have no test samples
@@ -147,7 +148,7 @@ PARTITIONS = Registry(
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-  """How samples go to clients; the fields hold their own descriptions.
+  """How samples go to clients; each field has its own description.
 
   Raises:
     ConfigError: a value is of another type or out of range.
@@ -194,8 +195,8 @@ class Partition:
 def assign(samples: Samples, settings: Partition) -> ClientRows:
   """Gives the samples to clients.
 
-  Every training sample goes to one client. Exceptions are the clients that
-  `natural` leaves out, and samples that a registered rule leaves out.
+  Every training sample goes to one client, with two exceptions: `natural` may
+  leave out clients, and a registered rule may leave out samples.
 
   Args:
     samples: the data set.
@@ -213,7 +214,7 @@ def assign(samples: Samples, settings: Partition) -> ClientRows:
 def register_partition(name: str) -> Callable[[Rule], Rule]:
   """Registers a rule of your own under a name, as `--partition=NAME`.
 
-  What the rule returns is checked. Test samples follow it, see `ClientRows`.
+  The rule's result is checked. For test samples see `ClientRows`.
 
   >>> @register_partition("halves")
   ... def halves(labels, settings, rng):
@@ -228,13 +229,13 @@ def register_partition(name: str) -> Callable[[Rule], Rule]:
     `settings` is the `Partition`, `rng` a NumPy generator of its seed.
 
   Raises:
-    ConfigError: no name, or one of the package's own.
+    ConfigError: the name cannot be used, or is one of the package's.
   """
 
   def register(rule: Rule) -> Rule:
     @functools.wraps(rule)
     def checked(labels, settings, rng):
-      # A copy, for the rule may sort its labels in place.
+      # A copy, because the rule may sort its labels in place.
       given = rule(labels.copy(), settings, rng)
       return _require_rows(given, len(labels), settings)
 
@@ -251,6 +252,7 @@ def _require_rows(given, count, settings):
   def fail(reason):
     refuse(f"--partition={settings.partition}", f"{problem}; {reason}")
 
+  # As many clients as are wanted.
   try:
     mine = [np.asarray(own) for own in given]
   except (TypeError, ValueError) as error:
@@ -259,10 +261,12 @@ def _require_rows(given, count, settings):
     fail("it gives no client")
   if settings.num_clients not in (None, len(mine)):
     fail(f"it gives {len(mine)} clients, num_clients is {settings.num_clients}")
+
+  # Positions in range, each given once, and enough for each client.
   taken = np.zeros(count, bool)
   for client, own in enumerate(mine):
-    if own.ndim != 1 or (own.size and own.dtype.kind not in "iu"):
-      fail(f"those of client {client} are {own.dtype}{list(own.shape)}")
+    if not are_whole(own, 1):
+      fail(f"those of client {client} are {form(own)}")
     outside = own[(own < 0) | (own >= count)]
     if outside.size:
       fail(f"client {client} has {outside[0]}")

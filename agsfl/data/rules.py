@@ -1,4 +1,4 @@
-"""Rules by which training samples go to clients, by their labels.
+"""Rules that give training samples to clients, by the samples' labels.
 
 Each is a function (labels [M] of the training samples, settings, rng) -> for
 each client the positions of its samples. `settings` is a `Partition`.
@@ -16,7 +16,7 @@ _TRIES = 1000
 
 
 def _refuse_too_few(settings, num_samples, num_clients):
-  """Refuses more clients than there are samples for, and says how many fit."""
+  """Refuses too many clients for these samples, and says how many fit."""
   least, name = settings.min_samples, settings.partition
   if num_samples < least:
     refuse(
@@ -40,17 +40,17 @@ def cuts(shares: np.ndarray, count: int) -> np.ndarray:
   """Where to cut a row of samples into parts.
 
   Args:
-    shares: [P] of the parts; they sum to 1.
+    shares: [P], one for each part; they sum to 1.
     count: number of samples.
 
   Returns:
-    [P - 1] ints, where parts end.
+    [P - 1] ints, the ends of all parts but the last.
   """
   return np.rint(np.cumsum(shares)[:-1] * count).astype(int)
 
 
 def _num_clients(labels, settings):
-  """N, where there are enough samples."""
+  """N; refused if there are too few samples."""
   count = settings.num_clients or _DEFAULT_CLIENTS
   if count * settings.min_samples > len(labels):
     _refuse_too_few(settings, len(labels), count)
@@ -76,7 +76,7 @@ def one_class(labels, settings, rng):
   )
   if settings.min_samples:
     _require_large_classes(classes, sizes, count, settings.min_samples)
-  rows = [None] * count
+  rows = [np.zeros(0, np.intp)] * count
   for position, label in enumerate(classes):
     members = rng.permutation(np.flatnonzero(labels == label))
     owners = range(position, count, len(classes))
@@ -139,9 +139,9 @@ def shards(labels, settings, rng):
 def dirichlet(labels, settings, rng):
   """Equal sizes; each client has a mix of labels q_i ~ Dir(alpha p).
 
-  p are the classes' shares of the samples and sum to 1, so that alpha here is
-  the usual one (of each class) times the number of classes. Clients are served
-  in order; a class with no samples left drops out of the later mixes.
+  p are the classes' shares of the samples, which sum to 1. So alpha here is the
+  usual one (of each class) times the number of classes. Clients get samples in
+  order. A class without samples left drops out of later mixes.
 
   Source: Hsu, Qi, Brown, "Measuring the Effects of Non-Identical Data
   Distribution for Federated Visual Classification", 2019.
@@ -218,14 +218,14 @@ def dirichlet_split(labels, settings, rng):
 
 
 def quantity_dirichlet(labels, settings, rng):
-  """min_samples each, the rest by shares ~ Dir(alpha), of any label."""
+  """min_samples for each client, the rest by shares ~ Dir(alpha); any label."""
   count = _num_clients(labels, settings)
   shares = rng.dirichlet(np.full(count, settings.dirichlet_alpha))
   return _by_size(len(labels), shares, settings.min_samples, rng)
 
 
 def quantity_power_law(labels, settings, rng):
-  """min_samples each, the rest by shares ~ i^-power, of any label."""
+  """min_samples for each client, the rest by shares ~ i^-power; any label."""
   count = _num_clients(labels, settings)
   shares = np.arange(1.0, count + 1) ** -settings.power
   shares /= math.fsum(shares)
@@ -233,10 +233,10 @@ def quantity_power_law(labels, settings, rng):
 
 
 def _by_size(num_samples, shares, least, rng):
-  """A random order, cut so that each client has `least` and its share."""
+  """A random order, cut so that each client gets `least` plus its share."""
   rest = num_samples - len(shares) * least
   sizes = np.floor(rest * shares).astype(int)
-  # What rounding down left over goes to the largest remainders.
+  # The samples left over by rounding down go to the largest remainders.
   order = np.argsort(sizes - rest * shares, kind="stable")
   sizes[order[: rest - sizes.sum()]] += 1
   ends = np.cumsum(sizes + least)[:-1]

@@ -1,4 +1,4 @@
-"""A data set before its samples go to clients, and the checks of its form."""
+"""A data set before its samples go to clients, and checks of its arrays."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from absl import logging
 from agsfl.data import aligned
 from agsfl.errors import refuse
 
-# Where a source has no test samples, this share of its samples is held out.
+# The share of samples held out for testing, if a source has no test samples.
 TEST_SHARE = 0.2
 
-# Samples that are looked at together, which bounds the memory of copies.
+# Samples that are checked together; this bounds the memory of copies.
 _BLOCK = 1024
-# The same for ids of clients, whose strings may be longer than an image.
+# The same for ids of clients.
 _ID_BLOCK = 1 << 16
-# Images whose last axis is longer have no channels there.
+# If the last axis of images is longer, it is no axis of channels.
 _MOST_CHANNELS = 4
 
 
@@ -40,9 +40,9 @@ class Samples(NamedTuple):
     labels: [C] i32.
     is_train: [C] bool.
     owners: [C] i32, the client of each sample, as an index of `owner_names`;
-      None where the data name no clients.
+      None if the data have no clients.
     owner_names: [U] ids of clients, integers or strings, ascending; or None.
-    names: of the arrays.
+    names: of the arrays, for messages.
   """
 
   setting: str
@@ -69,7 +69,7 @@ def most_classes(count: int) -> int:
 
 
 def hold_out(count: int, seed: int) -> np.ndarray:
-  """[C] bool: which of `count` samples are for training."""
+  """[C] bool: which of `count` samples are for training; the rest test."""
   is_train = np.ones(count, bool)
   order = generator(seed, "test").permutation(count)
   is_train[order[: int(TEST_SHARE * count)]] = False
@@ -95,13 +95,13 @@ def coded(
     `owners` and `owner_names` of `Samples`.
 
   Raises:
-    ConfigError: the array has another form.
+    ConfigError: the array has another type or shape.
   """
   if ids.ndim != 1 or ids.dtype.kind not in "iuU":
     refuse(
         setting,
         f"{name} must be one integer or string for each sample, not "
-        f"{_form(ids)}",
+        f"{form(ids)}",
     )
   blocks = [
       slice(start, start + _ID_BLOCK) for start in range(0, len(ids), _ID_BLOCK)
@@ -117,7 +117,7 @@ def coded(
 def in_order(
     owners: np.ndarray, ids: Iterable[int | str]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Sorts the ids of clients that were numbered as they came.
+  """Sorts the ids of clients that were numbered in order of appearance.
 
   Args:
     owners: [C] i32, the number of each sample's client.
@@ -134,11 +134,11 @@ def checked(samples: Samples) -> Samples:
   """Checks samples of any source, and brings them to the types of `Samples`.
 
   Args:
-    samples: NumPy arrays of any form.
+    samples: NumPy arrays of any type and shape.
 
   Returns:
-    The samples. Labels may have been whole floats; features of other types
-    become float32.
+    The samples. Labels that are whole floats become integers; features other
+    than uint8 become float32.
 
   Raises:
     ConfigError: the text names the source and the array.
@@ -149,16 +149,19 @@ def checked(samples: Samples) -> Samples:
   labels = checked_labels(
       setting, names.labels, labels, count, most_classes(count)
   )
-  for name, array, kind, what in (
-      (names.is_train, is_train, "b", "bool"),
-      *(() if owners is None else ((names.owners, owners, "i", "id"),)),
-  ):
+  # What each sample has one of.
+  columns = [(names.is_train, is_train, "b", "bool")]
+  if owners is not None:
+    columns.append((names.owners, owners, "i", "id"))
+  for name, array, kind, what in columns:
     if array.shape != (count,) or array.dtype.kind != kind:
       refuse(
           setting,
           f"{name} must be one {what} for each of the {count} samples, not "
-          f"{_form(array)}",
+          f"{form(array)}",
       )
+
+  # Both kinds of samples, and clients whose names can be written.
   num_train = int(is_train.sum())
   if num_train in (0, count):
     refuse(
@@ -181,7 +184,7 @@ def checked(samples: Samples) -> Samples:
 def checked_features(
     setting: str, name: str, features: np.ndarray
 ) -> np.ndarray:
-  """Checks features; see `checked`.
+  """Checks features, and warns of images that should have been divided.
 
   Args:
     setting: see `Samples`.
@@ -195,6 +198,7 @@ def checked_features(
     ConfigError: they are not numbers, not finite, have no axis of features,
       or are images whose channels do not come last.
   """
+  # Numbers of a usable shape.
   if (
       not _is_real(features.dtype)
       or features.ndim < 2
@@ -203,7 +207,7 @@ def checked_features(
     refuse(
         setting,
         f"{name} must be numbers of shape [C, ...], at least one for each "
-        f"sample, not {_form(features)}",
+        f"sample, not {form(features)}",
     )
   if not len(features):
     refuse(setting, "must hold samples, found none")
@@ -217,6 +221,8 @@ def checked_features(
         f"{name} must be of shape [C, H, W, channels]: channels come last, "
         f"not as in {list(features.shape)}",
     )
+
+  # Values of the final type.
   if features.dtype == np.uint8:
     return features
   if features.dtype != np.float32:
@@ -255,10 +261,10 @@ def checked_labels(
     refuse(
         setting,
         f"{name} must be one whole number for each of the {count} samples, not "
-        f"{_form(labels)}",
+        f"{form(labels)}",
     )
   if labels.dtype.kind == "f":
-    # NaN differs from itself; infinity is left to the range below.
+    # NaN differs from itself. Infinity fails the check of the range below.
     broken = labels[labels != np.floor(labels)]
     if broken.size:
       refuse(setting, f"{name} must be whole numbers, found {broken[0]}")
@@ -270,19 +276,25 @@ def checked_labels(
   return labels.astype(np.int32)
 
 
-def _form(array):
+def are_whole(array: np.ndarray, axes: int) -> bool:
+  """Whether an array has so many axes and holds integers, or nothing."""
+  is_empty = not array.size  # an empty list has the type float
+  return array.ndim == axes and (is_empty or array.dtype.kind in "iu")
+
+
+def form(array: np.ndarray) -> str:
   """Type and shape of an array, for messages."""
   return f"{array.dtype}{list(array.shape)}"
 
 
 def _is_real(dtype):
-  """Whether it is of real numbers: NumPy does not know bfloat16 as such."""
+  """Whether a type has real numbers; JAX knows bfloat16, NumPy does not."""
   kinds = (np.floating, np.integer, np.bool_)
   return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
 def _as_float32(features):
-  """A copy; what is too large for float32 becomes infinite."""
+  """A copy; values too large for float32 become infinite."""
   copy = aligned.empty(features.shape, np.float32)
   with np.errstate(over="ignore", invalid="ignore"):
     copy[...] = features
@@ -290,7 +302,7 @@ def _as_float32(features):
 
 
 def _range(features):
-  """The smallest and the largest value; NaN where there is one."""
+  """The smallest and the largest value; NaN if there is one."""
   blocks = [
       features[start : start + _BLOCK]
       for start in range(0, len(features), _BLOCK)
@@ -302,7 +314,7 @@ def _range(features):
 
 
 def _is_text(names):
-  """Whether strings hold characters only: NumPy accepts any 32 bits as one."""
+  """Whether strings have only valid characters; NumPy accepts any 32 bits."""
   if names.dtype.kind != "U":
     return True
   points = names.astype(names.dtype.newbyteorder("=")).view(np.uint32)

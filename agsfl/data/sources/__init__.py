@@ -77,8 +77,8 @@ def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
   Args:
     dataset: name, or scheme and place; ~ in a path is the home folder.
     options: how files are read.
-    seed: decides which samples are held out for testing, where the source
-      does not.
+    seed: decides which samples are held out for testing, if the source does
+      not.
 
   Returns:
     The samples.
@@ -111,11 +111,11 @@ def register_source(name: str) -> Callable[[OwnReader], OwnReader]:
     and is_train. It is checked as files are.
 
   Raises:
-    ConfigError: no name, or one of the package's own.
+    ConfigError: the name cannot be used, or is one of the package's.
   """
 
   def register(reader: OwnReader) -> OwnReader:
-    # With the name and the source code of the user's function.
+    # It has the name and the source code of the user's function.
     @functools.wraps(reader)
     def read_own(dataset, place, options, seed):
       del options

@@ -19,7 +19,7 @@ def samples_of(
     *,
     seed: int,
 ) -> Samples:
-  """Checks arrays as those of files are checked.
+  """Makes samples of arrays, with the same checks as for files.
 
   Args:
     setting: what messages begin with.

@@ -1,4 +1,4 @@
-"""Small sets inside of installed packages: no files, no network."""
+"""Small data sets inside installed packages: no files, no network."""
 
 import numpy as np
 

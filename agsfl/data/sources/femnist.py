@@ -90,12 +90,12 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
 
 
 def _setting(folder):
-  """What messages begin with."""
+  """The beginning of messages."""
   return f"--leaf_dir={folder}"
 
 
 def _png(image: np.ndarray) -> bytes:
-  """The image as a PNG file: TFDS needs TensorFlow for arrays only."""
+  """The image as a PNG file; for arrays TFDS would need TensorFlow."""
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG")
   return file.getvalue()
@@ -113,7 +113,7 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
 
   Raises:
     ConfigError: the text names the file and the key, or the folder of a set
-      that is made of other files.
+      that was made from other files.
   """
   leaf_dir = os.path.expanduser(leaf_dir)
   setting = _setting(leaf_dir)

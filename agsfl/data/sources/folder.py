@@ -40,10 +40,10 @@ def read(
 
   Args:
     dataset: for messages.
-    place: a folder of exactly the folders `train` and `test`, each with one
-      folder for each class; or a folder with one folder for each class, of
-      which a fifth of the images is held out for testing.
-    options: `image_size` is read.
+    place: a folder with one folder for each class; a fifth of the images is
+      held out for testing. Or a folder with exactly the folders `train` and
+      `test`, each with one folder for each class.
+    options: only `image_size` is read.
     seed: see `samples.hold_out`.
 
   Returns:
@@ -98,7 +98,7 @@ def _files(setting, place):
 
 
 def _visible(folder):
-  """What lies in a folder, but for hidden files."""
+  """The paths in a folder, without hidden ones."""
   return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
@@ -110,7 +110,7 @@ def _folders(folder):
 @contextlib.contextmanager
 def _opened(setting, path):
   """The open image; a file that cannot be read is refused."""
-  # Damage shows as errors of many types, one for each decoder.
+  # Each decoder has its own types of errors for a damaged file.
   with (
       refused(setting, f"{path}: cannot be read as an image", Exception),
       warnings.catch_warnings(),
@@ -145,7 +145,7 @@ def _shape(setting, found, size):
 def _pixels(setting, path, size, shape):
   """One image, [H, W, channels]."""
   with _opened(setting, path) as image:
-    # Pillow would warn that the conversion loses it.
+    # The conversion drops transparency, and Pillow would warn of that.
     image.info.pop("transparency", None)
     image = image.convert("L" if shape[-1] == 1 else "RGB")
     if size is not None:

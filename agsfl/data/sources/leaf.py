@@ -24,11 +24,11 @@ from agsfl.errors import refuse, refused
 SPLITS = ("train", "test")
 _NAMES = Names(owners="user")
 _CACHE = "agsfl_cache.npz"
-# Raised when the form of the cache or the checks of the files change.
+# Increase it when the form of the cache or the checks of the files change.
 _VERSION = 2
 _LONGEST_NAME = 1000
 _BLOCK = 1024
-# The least side of images of which a row is tried as RGBA.
+# Images with a smaller side are not tried as RGBA.
 _RGBA_SIDE = 8
 
 
@@ -108,7 +108,7 @@ def files_of(setting: str, place: Path) -> list[tuple[Path, str]]:
 
 
 def stamp_of(setting: str, found: list[tuple[Path, str]]) -> str:
-  """Names, sizes and times of files as text, which changes when they do.
+  """Names, sizes and times of files as text; it changes when the files do.
 
   Args:
     setting: see `files_of`.
@@ -137,7 +137,7 @@ def _cached(setting, cache, stamp):
     return checked(
         Samples(setting, features, labels, is_train, owners, names, _NAMES)
     )
-  except Exception:  # whatever the damage, the JSON files can be read instead
+  except Exception:  # damage of any kind: the JSON files are read instead
     return None
 
 
@@ -158,7 +158,7 @@ def _write_cache(cache, samples, stamp):
 
 
 def sizes_of(setting: str, path: Path) -> dict[str, int]:
-  """How many samples each user has, by the lists of a file.
+  """How many samples each user has, from the lists of a file.
 
   Args:
     setting: see `files_of`.
@@ -170,6 +170,7 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
   Raises:
     ConfigError: the text names the file and the key.
   """
+  # Both lists; the parser stops after them, if it can.
   lists: dict[str, list] = {"users": [], "num_samples": []}
   missing = set(lists)
   with _readable(setting, path) as file:
@@ -184,6 +185,8 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
     most = path.stat().st_size
   if missing:
     refuse(setting, f"{path}: must have the lists 'users' and 'num_samples'")
+
+  # A count for each user, and names that can be written.
   users, counts = lists.values()
   for name in users:
     if not isinstance(name, str) or len(name) > _LONGEST_NAME or "\0" in name:
@@ -267,6 +270,7 @@ def _readable(setting, path):
 
 def _user(setting, where, name, content, num_classes):
   """A user's object as arrays."""
+  # Two arrays of the right shapes.
   if not isinstance(content, dict):
     refuse(setting, f"{where}: must be an object with x and y")
   pixels = _array(setting, where, content, "x", "numbers")
@@ -286,6 +290,8 @@ def _user(setting, where, name, content, num_classes):
     refuse(
         setting, f"{where}: x has {len(pixels)} samples, y {len(labels)}"
     )
+
+  # Numbers of the right values.
   for label in labels.tolist():
     if label != int(label):
       refuse(setting, f"{where}, y: must be whole numbers, not {label}")
@@ -315,13 +321,15 @@ def _array(setting, where, content, key, what):
 
 
 def _converted(setting, found):
-  """The samples of all files in one array, which is made before reading."""
+  """The samples of all files, in arrays that are made before reading."""
   sizes = [sizes_of(setting, path) for path, _ in found]
   counts = [sum(of_file.values()) for of_file in sizes]
   total = sum(counts)
   images, filled = None, 0
   labels, owners = np.zeros(total, np.int64), np.zeros(total, np.int32)
   numbers: dict[str, int] = {}
+
+  # User by user into the arrays.
   for (path, _), of_file in zip(found, sizes, strict=True):
     for name, pixels, own in users_of(
         setting, path, of_file, most_classes(total)
@@ -334,7 +342,7 @@ def _converted(setting, found):
             f"{path}: user_data of {name!r}, x: images of {pixels.shape[1]} "
             f"numbers, others have {images.shape[1]}",
         )
-      # Bytes, until the first pixel that is no multiple of 1 / 255.
+      # The array has bytes until a pixel is no multiple of 1 / 255.
       if images.dtype == np.uint8:
         levels = as_bytes(pixels)
         if levels is None:
@@ -346,6 +354,8 @@ def _converted(setting, found):
       labels[rows] = own
       owners[rows] = numbers.setdefault(name, len(numbers))
       filled = rows.stop
+
+  # Rows of pixels as images.
   if images is None:
     refuse(setting, "must hold samples, found none")
   side = math.isqrt(images.shape[1])
@@ -363,8 +373,8 @@ def _converted(setting, found):
 def _refuse_rgba(setting, images):
   """Refuses rows of RGBA: they look like grey images of twice the side.
 
-  In RGBA the first three of each four numbers are equal everywhere, if the
-  picture is grey; or the fourth is the same everywhere, if it is opaque.
+  In RGBA a pixel is four numbers. In grey pictures the first three are equal in
+  every pixel. In opaque pictures the fourth is the same in all pixels.
   """
   side = images.shape[1]
   if side % 2 or side < _RGBA_SIDE:
@@ -393,7 +403,7 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray | None:
 
 
 def _as_floats(images, filled):
-  """Bytes as the numbers that they stand for."""
+  """The first `filled` rows of bytes v as floats v / 255."""
   floats = aligned.empty(images.shape, np.float32)
   for start in range(0, filled, _BLOCK):
     rows = slice(start, min(start + _BLOCK, filled))

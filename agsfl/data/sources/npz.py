@@ -86,7 +86,7 @@ def read_arrays(
     ConfigError: the file is damaged, or no npz file.
   """
   arrays = {}
-  # Damage shows as errors of zlib, struct, zipfile and the header's parser.
+  # Damage raises errors of zlib, struct, zipfile and the header's parser.
   with refused(setting, "must be an npz file that can be read", Exception):
     with zipfile.ZipFile(path) as file:
       names = set(file.namelist())
@@ -112,15 +112,15 @@ def _array(member):
     raise ValueError("it holds Python objects")
   array = aligned.empty(shape, dtype)
   if by_columns and array.size:
-    # First one number of every sample, then the next: one column at a time,
-    # so that the array is never in memory twice.
+    # The file has the first number of every sample, then the second, and so on.
+    # Reading one column at a time never has the array in memory twice.
     column = np.empty(shape[0], dtype)
     for index in np.ndindex(shape[:0:-1]):
       _fill(column, member)
       array[:, *index[::-1]] = column
   else:
     _fill(array, member)
-  # At its end zipfile compares the checksum.
+  # zipfile compares the checksum when it reads the end.
   member.read(1)
   return array
 

@@ -1,4 +1,4 @@
-"""What a source is, and the settings of sources."""
+"""The form of a source, and the settings of sources."""
 
 import dataclasses
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from agsfl.settings import check, setting
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions:
-  """How sources read their files; the fields hold their own descriptions.
+  """How sources read their files; each field has its own description.
 
   Raises:
     ConfigError: a value is of another type or out of range.
@@ -55,8 +55,8 @@ class Source(NamedTuple):
 
   Attributes:
     read: reads one.
-    place: what follows the colon, for messages: PATH, DIR, NAME; or nothing,
-      where the source has one data set.
+    place: what follows the colon, for messages: PATH, DIR or NAME; empty if
+      the source has only one data set.
   """
 
   read: Reader

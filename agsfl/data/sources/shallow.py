@@ -9,10 +9,10 @@ _OTHERS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 class Shallow:
-  """A binary file of JSON that refuses many brackets inside each other.
+  """A binary file of JSON that refuses deeply nested brackets.
 
-  For each open bracket the parser stores all keys above it: the memory of many
-  levels would grow with the square of their number.
+  For each open bracket the parser stores all keys above it. So its memory grows
+  with the square of the number of levels.
   """
 
   def __init__(self, file):

@@ -1,4 +1,4 @@
-"""Tables as CSV: a header, and then a row for each sample."""
+"""Tables in CSV files: a header, then a row for each sample."""
 
 import csv
 import math
@@ -53,15 +53,15 @@ def read(
 ) -> Samples:
   """A table in UTF-8 whose cells are divided by commas.
 
-  The column `is_train` is optional and holds 0, 1, true or false; without it
-  a fifth of the samples is held out. All columns that are neither this nor
-  named by the options are features, [C, F] numbers.
+  The column `is_train` is optional and holds 0, 1, true or false. Without it a
+  fifth of the samples is held out. All other columns that the options do not
+  name are features, [C, F] numbers.
 
   Args:
     dataset: for messages.
     place: the file.
-    options: `label_column` holds whole numbers, or texts; these become
-      classes in sorted order. `client_column` holds ids.
+    options: `label_column` holds whole numbers, or texts, which become classes
+      in sorted order. `client_column` holds ids.
     seed: see `samples.hold_out`.
 
   Returns:
@@ -83,7 +83,8 @@ def _samples(setting, file, options, seed):
   columns = _columns(setting, next(reader, []), options)
   labels, clients = _Texts(), _Texts()
   marks: list[bool] = []
-  # Cells become numbers block by block: as text they take ten times the memory.
+
+  # Cells become numbers block by block; text takes ten times the memory.
   blocks: list[np.ndarray] = []
   cells: list[list[str]] = []
   rows: list[int] = []
@@ -108,7 +109,8 @@ def _samples(setting, file, options, seed):
       cells, rows = [], []
   if cells:
     blocks.append(_numbers(setting, rows, columns, cells))
-  # Labels and clients are coded once all of their names are known.
+
+  # Labels and clients are coded when all of their names are known.
   count = len(labels.codes)
   owners = names = None
   if columns.client is not None and count:
@@ -235,7 +237,7 @@ def _labels(setting, name, texts):
 
 
 def _owners(setting, name, texts):
-  """Clients in the order of their ids, as numbers where all ids are such."""
+  """Clients in the order of their ids; numbers, if all ids are numbers."""
   ids = list(texts.numbers)
   for text, row in zip(ids, texts.rows, strict=True):
     if not text or "\0" in text:

@@ -43,9 +43,10 @@ def read(
 ) -> Samples:
   """A set with the features image and label, such as cifar10.
 
-  A set that is not on the disk is prepared first, which needs TensorFlow and
-  perhaps a download. Test samples are the split test, or validation, or else
-  held out. Images are as TFDS has them; those of its emnist are transposed.
+  A set that is not on the disk is prepared first. This needs TensorFlow and
+  perhaps a download. Test samples are the split `test`; without it, the split
+  `validation`; without both, a fifth is held out. Images are as TFDS has them;
+  those of its emnist are transposed.
 
   Args:
     dataset: for messages.
@@ -74,13 +75,14 @@ def read(
 def _read(setting, name, seed, *, unprepared, preparable):
   import tensorflow_datasets as tfds  # takes a second
 
+  # Open the set, and prepare it if need be.
   data_dir = os.path.expanduser(tfds.core.constants.DATA_DIR)
   missing = f"is not prepared in {data_dir}; {unprepared}"
   with refused(setting, "cannot be opened", Exception):
     try:
       builder = _builder(name)
     except tfds.core.registered.DatasetNotFoundError:
-      # Not registered before it is prepared.
+      # This set is not registered until it is prepared.
       if name == "agsfl_femnist":
         refuse(setting, missing)
       refuse(setting, f"TensorFlow Datasets has no {name!r}")
@@ -89,6 +91,8 @@ def _read(setting, name, seed, *, unprepared, preparable):
       refuse(setting, missing)
     with refused(setting, "cannot be prepared", Exception):
       builder.download_and_prepare()
+
+  # Read it.
   try:
     return checked(_gather(setting, _splits(setting, builder), seed))
   except (ConfigError, MemoryError):
@@ -100,7 +104,7 @@ def _read(setting, name, seed, *, unprepared, preparable):
         "TFDS_DATA_DIR to another folder, and it is prepared anew there",
     )
   except Exception as error:
-    # Damage shows as errors of the archive, of images, and of records.
+    # Damage raises errors of the archive, of images, and of records.
     refuse(
         setting,
         f"cannot be read ({type(error).__name__}: {error}); if it is damaged, "
@@ -119,7 +123,7 @@ def _builder(name):
 
 
 def _splits(setting, builder):
-  """The training samples, and the test samples if the set has some."""
+  """The training split, and the test split if the set has one."""
   known = builder.info.splits or ("train", "test")
   if "train" not in known:
     refuse(setting, f"has no split 'train' but {', '.join(known)}")
@@ -137,6 +141,7 @@ def _gather(setting, splits, seed):
     for feature in ("image", "label"):
       if feature not in record:
         refuse(setting, f"has no feature {feature!r} but {', '.join(record)}")
+    # The image; the first one gives the shape of all.
     image = np.asarray(record["image"])
     if images is None:
       key = next((key for key in _OWNERS if key in record), None)
@@ -148,6 +153,8 @@ def _gather(setting, splits, seed):
           f"{list(images.shape[1:])}; all must be of one size",
       )
     images[row] = image
+
+    # Its label and its client.
     label = np.asarray(record["label"])
     if label.ndim or label.dtype.kind not in "iu":
       refuse(setting, "label must be one whole number for each image")
@@ -159,6 +166,8 @@ def _gather(setting, splits, seed):
       elif np.ndim(owner) or np.asarray(owner).dtype.kind not in "iu":
         refuse(setting, f"{key} must be one integer or string for each image")
       owners[row] = numbers.setdefault(owner, len(numbers))
+
+  # Which are for training, and the clients in the order of their ids.
   if images is None:
     refuse(setting, "must hold samples, found none")
   if len(splits) == 1:

@@ -1,9 +1,9 @@
-"""Times this package against the ways in which others do the same work.
+"""Times this package against other ways to do the same work.
 
 Each case and its baseline alternate within one process, so that a ratio holds
-on a noisy machine too. One JSON line per case, then a table. Data and weights
-are random: times do not depend on their values, selection apart, for which the
-gradients are those of the model.
+on a noisy machine too. It prints one JSON line per case, and then a table. Data
+and weights are random. Only the time of selection depends on values; it gets
+the gradients of the model.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from agsfl.programs import Programs
 from agsfl.training import models
 from agsfl.training.client import build_client
 from agsfl.types import KController, KProposal
-from experiments.lib import baselines
+from experiments.lib import baselines, columns
 
 _CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
 _NUM_CLIENTS = flags.DEFINE_list(
@@ -39,12 +39,14 @@ _NUM_CLIENTS = flags.DEFINE_list(
 _RUN = flags.DEFINE_list(
     "cases",
     ["gradients", "round", "selection"],
-    "gradients, round: against a loop of jitted gradients; vmap: gradients "
-    "against vmap of plain layers; selection: the round against its gradients "
-    "alone; calls: ten rounds in one program against ten calls; seeds: four "
+    "gradients, round: against a loop of jitted gradients. vmap: gradients "
+    "against vmap of plain layers. selection: the round against its gradients "
+    "alone. calls: ten rounds in one program against ten calls. seeds: four "
     "simulations in one program against one after another.",
 )
-_KS = flags.DEFINE_list("ks", ["1000"], "k of all cases but the gradients.")
+_KS = flags.DEFINE_list(
+    "ks", ["1000"], "Values of k, for all cases except gradients and vmap."
+)
 flags.register_validator(
     "cases",
     lambda names: set(names) <= set(_CASES),
@@ -75,7 +77,7 @@ class Case(NamedTuple):
     baseline: name of what it is compared with.
     settings: for the JSON line.
     run_baseline, run: do the work once and wait for it.
-    facts: further numbers, called after the timing.
+    facts: gives further numbers; called after the timing.
   """
 
   name: str
@@ -97,7 +99,7 @@ def _clients(num_clients):
 
 
 def _batches(num_clients):
-  """The same samples, [N, B, ...], as the other ways take them."""
+  """The same samples as [N, B, ...], which the baselines take."""
   data = _clients(num_clients)
   images = data.features.reshape(num_clients, _BATCH, *_SHAPE)
   return images, data.labels.reshape(num_clients, _BATCH)
@@ -122,7 +124,7 @@ def _ours(num_clients):
   mesh = _mesh()
   params = model.init(jax.random.key(0))
   data = devices.place_clients(_clients(num_clients), mesh)
-  rate = jnp.float32(1.0)  # of local steps, of which there are none
+  rate = jnp.float32(1.0)  # of local steps; there are none
 
   def one(key, params, data, rate, start, count):
     return local_result(key, params, data, start, count, rate).gradient
@@ -143,7 +145,7 @@ def _ours(num_clients):
 
 
 def _unlearned(k):
-  """Online learning's work, but k stays where it is, its probe at 0.7 k."""
+  """The work of online learning, with a constant k and probe 0.7 k."""
   proposal = lambda: KProposal(jnp.float32(k), jnp.float32(0.7 * k))
   return KController(
       init=lambda key: (proposal(), ()),
@@ -160,7 +162,7 @@ def _config(**settings):
 
 
 def _data(num_clients):
-  """Random samples, one minibatch a client; the last sample is for testing."""
+  """Random samples, a minibatch for each client; the last one is for tests."""
   clients = _clients(num_clients)
   return FederatedData(
       clients=clients,
@@ -202,10 +204,10 @@ class _Rounds:
 
   def facts(self):
     memory = self.program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    held += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    size += memory.output_size_in_bytes - memory.alias_size_in_bytes
     data = sum(x.nbytes for x in jax.tree.leaves(self.clients))
-    floats = held * self.mesh.size - data
+    floats = size * self.mesh.size - data
     floats /= _BYTES_PER_FLOAT * self.num_clients * self.dim
     return {
         "memory_in_nd_floats": round(floats, 2),
@@ -338,18 +340,12 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
 
 
 def _table(results):
-  columns = ("case", "baseline", "num_clients", "k", "baseline_seconds")
-  columns += ("seconds", "ms_per_client", "ratio")
-  lines = [columns] + [
-      [str(result.get(column, "")) for column in columns] for result in results
+  keys = [
+      "case", "baseline", "num_clients", "k", "baseline_seconds", "seconds",
+      "ms_per_client", "ratio",
   ]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return "\n".join(
-      "  ".join(
-          cell.ljust(width) for cell, width in zip(line, widths, strict=True)
-      ).rstrip()
-      for line in lines
-  )
+  lines = [[str(result.get(key, "")) for key in keys] for result in results]
+  return columns.aligned([keys, *lines], "<<>>>>>>")
 
 
 def main(argv):

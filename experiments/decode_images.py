@@ -1,8 +1,8 @@
-"""Makes an npz data set of encoded images: PNG, JPEG and others.
+"""Makes an npz data set from encoded images: PNG, JPEG and others.
 
-Reads npz files with the keys `jpeg` (the files' bytes, one after another),
-`offsets` (where each begins, and the end) and `labels`, as copies of CIFAR-10
-are passed on, and writes one that --dataset=npz:PATH takes.
+It reads npz files with the keys `jpeg` (the bytes of all images, one after
+another), `offsets` (where each image begins, and the end) and `labels`. Some
+copies of CIFAR-10 have this form. It writes a file for --dataset=npz:PATH.
 """
 
 import io
@@ -47,8 +47,8 @@ def read(flag: str, path: str):
   if not fits:
     refuse(
         where,
-        "must hold bytes in jpeg, whole numbers in labels, and in offsets, in "
-        "rising order, where each image begins and the last one ends",
+        "must hold bytes in jpeg, whole numbers in labels, and rising whole "
+        "numbers in offsets: where each image begins, and where the last ends",
     )
   return where, encoded, offsets, labels
 

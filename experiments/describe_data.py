@@ -1,6 +1,6 @@
 """Prints which samples go to which client, and draws labels by client.
 
-Takes the flags of a run; those of data and partition are read.
+It takes all flags of a run, and reads those of data and partition.
 """
 
 import datetime
@@ -11,7 +11,7 @@ from absl import app, flags
 
 from agsfl import errors, files
 from agsfl.data import federated as data
-from experiments.lib import drawing, plugins, runner, scripts
+from experiments.lib import columns, drawing, plugins, runner, scripts
 from experiments.lib import flags as run_flags
 from experiments.lib.drawing import plt
 
@@ -23,42 +23,36 @@ flags.declare_key_flag("workdir")
 def histograms(
     federated: data.FederatedData,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Which labels there are, [L], and how many of each client, [2, N, L].
+  """The labels, [L], and the samples of each client and label, [2, N, L].
 
-  Training samples are first, test samples second.
+  Training samples come first, test samples second.
   """
   clients = federated.clients
   num_clients = len(clients.counts)
   present, labels = np.unique(clients.labels, return_inverse=True)
-  held = np.zeros((2, num_clients, len(present)), np.int64)
+  counts = np.zeros((2, num_clients, len(present)), np.int64)
   owners = np.repeat(np.arange(num_clients), clients.counts)
-  np.add.at(held[0], (owners, labels[clients.order]), 1)
+  np.add.at(counts[0], (owners, labels[clients.order]), 1)
   known = federated.test_clients >= 0
   tested = labels[federated.test_rows[known]]
-  np.add.at(held[1], (federated.test_clients[known], tested), 1)
-  return present, held
+  np.add.at(counts[1], (federated.test_clients[known], tested), 1)
+  return present, counts
 
 
-def table(names: np.ndarray, present: np.ndarray, held: np.ndarray) -> str:
+def table(names: np.ndarray, present: np.ndarray, counts: np.ndarray) -> str:
   """A line per client: sizes, and how many training samples of each label."""
-  rows = [("client", "train", "test", "training samples of each label")]
-  for name, train, test in zip(names, *held, strict=True):
+  lines = [["client", "train", "test", "training samples of each label"]]
+  for name, train, test in zip(names, *counts, strict=True):
     labels = [f"{present[i]}:{train[i]}" for i in np.flatnonzero(train)]
     sizes = str(train.sum()), str(test.sum())
-    rows.append((errors.printable(name), *sizes, " ".join(labels)))
-  widths = [max(len(row[column]) for row in rows) for column in range(3)]
-  return "\n".join(
-      "  ".join(
-          [row[column].rjust(widths[column]) for column in range(3)] + [row[3]]
-      )
-      for row in rows
-  )
+    lines.append([errors.printable(name), *sizes, " ".join(labels)])
+  return columns.aligned(lines, ">>><")
 
 
 def draw(
     names: np.ndarray,
     present: np.ndarray,
-    held: np.ndarray,
+    counts: np.ndarray,
     title: str,
     path: Path,
 ):
@@ -67,7 +61,7 @@ def draw(
   Raises:
     ConfigError: the folder of `path` cannot be written.
   """
-  train = held[0]
+  train = counts[0]
   figure, (sizes, labels) = plt.subplots(
       2,
       1,
@@ -80,14 +74,14 @@ def draw(
   sizes.bar(places, train.sum(axis=1), width=0.9, label="training")
   sizes.bar(
       places,
-      held[1].sum(axis=1),
+      counts[1].sum(axis=1),
       width=0.9,
       bottom=train.sum(axis=1),
       label="test",
   )
   sizes.set(ylabel="samples")
   sizes.set_title(title, parse_math=False)
-  sizes.set_ylim(0, 1.35 * held.sum(axis=(0, 2)).max())
+  sizes.set_ylim(0, 1.35 * counts.sum(axis=(0, 2)).max())
   sizes.legend(loc="upper right", ncols=2, frameon=False)
   shown = labels.imshow(
       np.ma.masked_equal(train.T, 0),
@@ -122,18 +116,19 @@ def main(argv):
     config = run_flags.config_from_flags()
     federated = data.load(config.dataset, config, config)
     names = federated.client_names
-    present, held = histograms(federated)
-    print(table(names, present, held))
-    of_all, features = held[0].sum(axis=0), federated.clients.features
+    present, counts = histograms(federated)
+    train, test = counts
+    features = federated.clients.features
+    print(table(names, present, counts))
     print(
-        f"{len(held[0])} clients, {held[0].sum()} training and "
-        f"{len(federated.test_rows)} test samples, of these {held[1].sum()} of "
-        f"a client; {np.count_nonzero(of_all)} labels; samples of shape "
-        f"{'x'.join(map(str, features.shape[1:]))} {features.dtype}"
+        f"{len(train)} clients, {train.sum()} training samples, "
+        f"{len(federated.test_rows)} test samples ({test.sum()} of them belong "
+        f"to a client), {np.count_nonzero(train.sum(axis=0))} labels, samples "
+        f"of shape {'x'.join(map(str, features.shape[1:]))} {features.dtype}"
     )
     path = workdir / "labels.png"
     title = f"{config.dataset}, {config.partition}"
-    draw(names, present, held, title, path)
+    draw(names, present, counts, title, path)
     print(f"figure: {path}")
 
 

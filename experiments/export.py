@@ -20,7 +20,7 @@ flags.adopt_module_key_flags(plugins)
 
 
 def export(runs: list[Run], path: Path):
-  """Writes a line per round: the run's folder, settings that differ, the row.
+  """Writes a line per round: the run's folder, what differs, and the row.
 
   Args:
     runs: finished or not.
@@ -34,7 +34,7 @@ def export(runs: list[Run], path: Path):
           "w", newline="", encoding="utf-8", errors="backslashreplace"
       ) as file,
   ):
-    # A setting may have a row's name, as k has.
+    # A setting and a number of the row may have one name, as k has.
     names = ["workdir", *(f"asked_{name}" for name in fields), *keys]
     rows = csv.writer(file)
     rows.writerow(names)

@@ -10,7 +10,7 @@ import sys
 
 import agsfl
 
-# By name, what each is for.
+# What each command does, by its name.
 COMMANDS = {
     "run": "train once, and keep the records in a folder",
     "sweep": "run every combination of some settings",
@@ -18,8 +18,8 @@ COMMANDS = {
     "report": "write one HTML page about runs",
     "export": "write all rows of runs as one CSV file",
     "describe_data": "show which samples go to which client",
-    "decode_images": "make an npz data set of PNG or JPEG images",
-    "prepare_femnist": "make the data set femnist of LEAF's files",
+    "decode_images": "make an npz data set from PNG or JPEG images",
+    "prepare_femnist": "make the data set femnist from LEAF's files",
     "benchmark": "measure how fast rounds are",
 }
 

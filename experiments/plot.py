@@ -2,8 +2,8 @@
 
     python -m experiments.plot WORKDIR... [--group_by=k] [--out=plot.png]
 
-A WORKDIR is the folder of a run, or one with runs anywhere below it. Runs that
-are not finished are left out.
+A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
+runs are left out.
 """
 
 import datetime
@@ -15,8 +15,8 @@ from experiments.lib import drawing, groups, out, plugins, scripts
 _GROUP_BY = flags.DEFINE_list(
     "group_by",
     None,
-    "Settings whose values make a group. Default: all that differ but the "
-    "seed.",
+    "Settings that make the groups. Default: all settings that differ, except "
+    "the seed.",
 )
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)

@@ -1,4 +1,4 @@
-"""Makes the data set `femnist` of LEAF's folder, for TensorFlow Datasets."""
+"""Makes the data set `femnist` from LEAF's folder, for TensorFlow Datasets."""
 
 from absl import app, flags
 
@@ -7,15 +7,15 @@ from experiments.lib import out, scripts
 _LEAF_DIR = flags.DEFINE_string(
     "leaf_dir",
     None,
-    "LEAF's data/femnist/data after ./preprocess.sh -s niid -t sample; it "
-    "holds train and test.",
+    "LEAF's folder data/femnist/data after ./preprocess.sh -s niid -t sample. "
+    "It has the folders train and test.",
     required=True,
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of TensorFlow Datasets. Default: its own, which TFDS_DATA_DIR sets "
-    "and --dataset=femnist reads.",
+    "Folder of TensorFlow Datasets. Default: TFDS_DATA_DIR, or the folder in "
+    "the user's home. --dataset=femnist reads from there.",
 )
 
 
@@ -26,7 +26,7 @@ def main(argv):
 
     from agsfl.data.sources import femnist
 
-    # It would share the line of an error.
+    # A bar would stand on the same line as an error.
     tfds.disable_progress_bar()
     data_dir = _DATA_DIR.value and str(out.expanded(_DATA_DIR.value))
     print(femnist.prepare(str(out.expanded(_LEAF_DIR.value)), data_dir))

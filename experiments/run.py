@@ -4,9 +4,11 @@ Without flags: FAB-top-k on 5,000 real digits, one class per client; k is
 learned while training goes on. The same command goes on where a run in
 --workdir was stopped.
 
-Exit codes: 0 the run is finished; 1 an error, which one line explains; 130 it
-was stopped by Ctrl-C, SIGTERM or SIGHUP, and can go on; 143 SIGTERM came before
-the flags were read, or twice.
+Exit codes:
+    0    The run is finished.
+    1    An error; one line explains it.
+    130  Ctrl-C, SIGTERM or SIGHUP stopped the run. It can go on.
+    143  SIGTERM came twice, or before the flags were read.
 """
 
 import datetime
@@ -14,8 +16,8 @@ import datetime
 import numpy as np
 from absl import app, flags
 
+from experiments.lib import columns, plugins, runner, scripts, stopping
 from experiments.lib import flags as run_flags
-from experiments.lib import plugins, runner, scripts, stopping
 
 flags.adopt_module_key_flags(runner)
 
@@ -45,13 +47,7 @@ def _table(rows):
       [_cell(rows[i][key], style) for key, _, style in _COLUMNS]
       for i in picked
   ]
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  return "\n".join(
-      "  ".join(
-          cell.rjust(width) for cell, width in zip(line, widths, strict=True)
-      )
-      for line in cells
-  )
+  return columns.aligned(cells, ">" * len(_COLUMNS))
 
 
 def main(argv):

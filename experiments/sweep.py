@@ -1,12 +1,11 @@
 """Runs every combination of some settings, one folder each.
 
-    python -m experiments.sweep --flagfile=experiments/presets/fixed_k.flags \
-        --sweep=k=100,1000,10000 --sweep=seed=0..4 --jobs=2
+    python -m experiments.sweep --sweep=k=100,1% --sweep=seed=0..4 --jobs=2
 
 The same command goes on: it reads finished runs and continues stopped ones. A
 run that fails does not stop the others; it is named at the end. Ctrl-C and
-SIGTERM stop the sweep and its runs, which can go on later; jobs of Slurm are
-not stopped.
+SIGTERM stop the sweep and its runs, which can go on later. They do not stop
+jobs of Slurm.
 """
 
 import csv
@@ -40,34 +39,34 @@ flags.adopt_module_key_flags(runner)
 _SWEEP = flags.DEFINE_multi_string(
     "sweep",
     [],
-    "A setting and its values: k=100,1000 or seed=0..4; None leaves a setting "
-    "unset, and '...' holds a value with commas. Several flags make the "
-    "product.",
+    "A setting and its values, such as k=100,1000 or seed=0..4. None leaves a "
+    "setting unset. Put a value that has commas in single quotes. With several "
+    "of these flags every combination is run.",
 )
 _JOBS = flags.DEFINE_integer(
     "jobs",
     1,
-    "Runs at once, which share the cores; on a GPU leave it at 1.",
+    "How many runs go at once. They share the cores. On a GPU leave it at 1.",
     lower_bound=1,
 )
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
-    "Runs that differ in plain numbers alone, such as seed, k, learning_rate "
-    "or comm_time, as one vmapped program of so many; for GPUs.",
+    "How many runs go side by side in one program; for GPUs. Such runs differ "
+    "only in plain numbers, such as seed, k, learning_rate or comm_time.",
     lower_bound=1,
 )
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
     ["local", "slurm"],
-    "Where runs go; slurm takes pip install 'agsfl[slurm]' and a folder that "
-    "all nodes see.",
+    "Where runs go. slurm needs pip install 'agsfl[slurm]', and a --workdir "
+    "that all nodes see.",
 )
 _SLURM = flags.DEFINE_list(
     "slurm",
     ["timeout_min=60"],
-    "Of submitit's executor, such as timeout_min=60,slurm_partition=gpu.",
+    "Options of submitit, such as timeout_min=60,slurm_partition=gpu.",
 )
 
 _COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
@@ -110,9 +109,9 @@ def configs_of(
     sweeps: names of settings, and their values as text.
 
   Raises:
-    ConfigError: a value is out of range, a setting is named twice, or two
-      combinations are the same settings or would have one folder, or one with
-      too long a name.
+    ConfigError: a value is out of range; a setting is named twice; two
+      combinations are the same settings, or have the same folder; or the name
+      of a folder is too long.
   """
   names = [name for name, _ in sweeps]
   for name in names:
@@ -132,11 +131,12 @@ def configs_of(
     if label in configs:
       refuse(
           flag,
-          "must differ from others in more than / and _, for it names a folder",
+          "must differ from the others in more than / and _, because it names "
+          "a folder",
       )
     if len(label.encode()) > _LONGEST:
       refuse(
-          flag, f"must have at most {_LONGEST} bytes, for it names a folder"
+          flag, f"must have at most {_LONGEST} bytes, as it names a folder"
       )
     config = dataclasses.replace(base, **parsed)
     same = labels.setdefault(config, label)
@@ -147,7 +147,7 @@ def configs_of(
 
 
 def command(config: Config, workdir: Path) -> list[str]:
-  """The run of a Config as a command line, with all other flags of a run."""
+  """The command line of a run, with the other flags that were given."""
   settings = [
       f"--{name}={value}"
       for name, value in dataclasses.asdict(config).items()
@@ -158,7 +158,7 @@ def command(config: Config, workdir: Path) -> list[str]:
       for flag in flags.FLAGS.get_key_flags_for_module(runner)
       if flag.present and flag.name not in (*run_flags.NAMES, "workdir")
   ]
-  # -P: a folder `experiments` of the user's must not take the place of ours.
+  # -P: so that a folder `experiments` of the user does not replace this one.
   return [
       sys.executable, "-P", "-m", "experiments.run", *settings, *passed_on,
       f"--workdir={workdir}",
@@ -193,7 +193,7 @@ def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
     group: configs by folder.
 
   Returns:
-    By folder name, why each run that failed did.
+    By folder name, the error of each run that failed.
 
   Raises:
     StoppedError: a signal came.
@@ -202,8 +202,8 @@ def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
   try:
     outcomes = _side_by_side(group)
   except ConfigError:
-    # They cannot be one program. They run one by one in this process, which may
-    # hold the memory of the GPU by now.
+    # These runs cannot be one program, so they go one by one. They stay in
+    # this process, which may have taken the GPU's memory already.
     outcomes = {}
     with stopping.Signals(runner.say_stopping) as signals:
       for place, config in group.items():
@@ -230,7 +230,7 @@ def run_all(
     bar: moves on with each run that ended.
 
   Returns:
-    By folder name, why each run that failed did.
+    By folder name, the error of each run that failed.
 
   Raises:
     StoppedError: a signal came.
@@ -259,10 +259,10 @@ def run_all(
 
 
 def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:
-  """All finished runs below a folder; and by name what cannot be read, why."""
+  """The finished runs below a folder; the errors of damaged ones, by name."""
   try:
     places = find_runs(folder)
-  except ConfigError:  # all failed before they began
+  except ConfigError:  # every run failed before it began
     return [], {}
   runs, failed = [], {}
   for place in places:
@@ -277,11 +277,11 @@ def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:
 
 
 def write_csv(runs: list[Run], names: list[str], folder: Path):
-  """Writes results.csv: settings and end of each run, a line each.
+  """Writes results.csv: a line per run, with its settings and its results.
 
   Args:
     runs: finished, below the folder.
-    names: of settings that come first; others that differ follow.
+    names: settings that come first; others that differ follow.
     folder: of the sweep.
   """
   names = list(dict.fromkeys([*names, *groups.differing(runs), "seed"]))
@@ -316,13 +316,13 @@ def _write_all(runs, names, folder):
 
 
 def _missing(configs):
-  """The runs to start; refuses a folder of other settings before any runs."""
+  """The runs to start. Folders of other settings are refused before any run."""
   fingerprint_of, missing = simulation.data_fingerprints(), {}
   for place, config in configs.items():
     try:
       if (place / "config.json").exists():
         read_run(place)
-    except ConfigError:  # damaged: named at the end
+    except ConfigError:  # damaged; it is named at the end
       continue
     if not simulation.is_finished(config, place, fingerprint_of):
       missing[place] = config
@@ -338,11 +338,11 @@ def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
     launch: see `launchers`.
 
   Returns:
-    By folder name, why each run that failed did.
+    By folder name, the error of each run that failed.
 
   Raises:
     ConfigError: a flag or the folder cannot be used.
-    StoppedError: a signal came; the text says how far it is.
+    StoppedError: a signal came; the text says how many runs are finished.
   """
   swept = [values_of(text) for text in _SWEEP.value]
   configs = {
@@ -377,7 +377,7 @@ def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
 
 
 def _check_flags():
-  """Refuses flags that say nothing, and those that contradict each other."""
+  """Refuses a missing --sweep, and flags that contradict --lanes."""
   require(_SWEEP.value, "sweep", "", "given, such as seed=0..4")
   if _LANES.value == 1:
     return
@@ -387,7 +387,7 @@ def _check_flags():
         flag.value == flag.default,
         name,
         flag.value,
-        f"unset with --lanes={_LANES.value}, which are one process here",
+        f"unset with --lanes={_LANES.value}, which run in this one process",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmark compares with: the network and the loops others write."""
+"""What the benchmark compares with: a plain network and plain loops."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def _plain_norm(x):
 
 
 def _gradient(num_classes, images):
-  """(params, images, labels) -> gradient, and weights to begin with."""
+  """The function (params, images, labels) -> gradient, and first weights."""
   module = PlainCNN(num_classes)
   params = module.init(jax.random.key(0), as_float(images[0]))
 
@@ -73,6 +73,6 @@ def batched(
 ) -> Callable[[], None]:
   """jit(vmap(grad)); arguments and result as `loop`."""
   gradient, params = _gradient(num_classes, images)
-  together = jax.jit(jax.vmap(lambda *batch: gradient(params, *batch)))
+  gradients = jax.jit(jax.vmap(lambda *batch: gradient(params, *batch)))
   batches = jax.device_put((images, labels), jax.devices()[0])
-  return lambda: jax.block_until_ready(together(*batches))
+  return lambda: jax.block_until_ready(gradients(*batches))

@@ -11,6 +11,7 @@ from absl import flags
 from agsfl import files
 from agsfl.config import Config
 from agsfl.errors import ConfigError
+from experiments.lib.scripts import first_line
 
 _TENSORBOARD = flags.DEFINE_boolean(
     "tensorboard",
@@ -51,7 +52,7 @@ def _tensorboard(workdir: Path) -> Iterator[Sink]:
   def row(row):
     nonlocal writer
     if writer is None:
-      # A run that goes on repeats rounds: what was logged of them goes.
+      # A run that goes on may repeat rounds. Their earlier log is removed.
       writer = tensorboardX.SummaryWriter(
           str(workdir / "tensorboard"), purge_step=row["round"]
       )
@@ -64,9 +65,6 @@ def _tensorboard(workdir: Path) -> Iterator[Sink]:
     if writer is not None:
       writer.close()
 
-
-def _first_line(error):
-  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _no_account(project, why):
@@ -84,7 +82,7 @@ def _check_wandb(wandb, project):
     project: to log to.
 
   Raises:
-    ConfigError: no project may have that name, or nobody is logged in.
+    ConfigError: the project's name is not allowed, or nobody is logged in.
   """
   try:
     if not project.strip():
@@ -94,20 +92,20 @@ def _check_wandb(wandb, project):
     ).settings
   except wandb.errors.UsageError as error:
     raise ConfigError(
-        f"--wandb={project}: must be a project's name ({_first_line(error)})"
+        f"--wandb={project}: must be a project's name ({first_line(error)})"
     ) from error
   if settings.mode in ("offline", "dryrun", "disabled"):
     return
   try:
     known = wandb.login(prompt=False)
   except wandb.errors.Error as error:
-    raise _no_account(project, _first_line(error)) from error
+    raise _no_account(project, first_line(error)) from error
   if not known:
     raise _no_account(project, "nobody is logged in")
 
 
 def _wandb_id(workdir, is_first_round):
-  """The id of a run: a new one for a new run, the same where it goes on."""
+  """The id of a run: a new one in round 1, later the one of its folder."""
   path = workdir / "wandb_id.txt"
   if not is_first_round and path.exists():
     return path.read_text().strip()
@@ -141,7 +139,7 @@ def _wandb(project: str, config: Config, workdir: Path) -> Iterator[Sink]:
             settings=wandb.Settings(silent=True),
         )
       except wandb.errors.Error as error:
-        raise _no_account(project, _first_line(error)) from error
+        raise _no_account(project, first_line(error)) from error
     session.log(_numbers(row), step=row["round"])
 
   try:
@@ -156,8 +154,8 @@ def opened(config: Config, workdir: Path) -> Iterator[Sink]:
   """The dashboards that the flags ask for, as one function of a row.
 
   Raises:
-    ConfigError: a package, W&B's project or its account is not there; with the
-      first row, also where W&B cannot be reached.
+    ConfigError: a package, W&B's project or its account is missing; with the
+      first row, also if W&B cannot be reached.
   """
   with contextlib.ExitStack() as stack:
     sinks = []

@@ -1,12 +1,13 @@
-"""Draws runs from their records alone; here Matplotlib is set up, for files.
+"""Draws runs from their records alone.
 
-Other modules take it from here: `from experiments.lib.drawing import plt`.
+Matplotlib is set up here, for files. Other modules import it from here:
+`from experiments.lib.drawing import plt`.
 """
 
 import os
 from pathlib import Path
 
-# Matplotlib cannot be imported where this names a backend that is missing.
+# If this names a backend that is missing, Matplotlib cannot be imported.
 os.environ["MPLBACKEND"] = "agg"
 
 import matplotlib
@@ -39,8 +40,8 @@ def draw(run: Run):
   """Draws loss, accuracy, k, contributions and the user's own metrics.
 
   Args:
-    run: finished, in a folder; the figures go to its folder `figures`. Where it
-      cannot be written, a warning is all.
+    run: finished, with a folder; the figures go to the folder `figures` in it.
+      If they cannot be written, there is only a warning.
   """
   try:
     folder = run.workdir / "figures"
@@ -108,7 +109,7 @@ def _contributions(counts):
 def compare(
     runs: list[Run], fields: list[str], path: Path, kind: str = "png"
 ) -> str:
-  """Draws groups of runs with their spread: loss, accuracy, k, own metrics.
+  """Draws groups of runs with their spread: loss, accuracy, k, users' metrics.
 
   Args:
     runs: finished.

@@ -25,17 +25,17 @@ def read_finished(folders: list[str]) -> list[Run]:
   return runs
 
 
-# For runs of an earlier version, which had fewer settings.
+# Runs of an earlier version have fewer settings.
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
 def value_of(settings: dict[str, Any], name: str) -> Any:
-  """A setting of a run, in its `asked` or its `config`."""
+  """The value of a setting in the `asked` or the `config` of a run."""
   return settings.get(name, _DEFAULTS.get(name))
 
 
 def in_words(value: Any) -> str:
-  """A setting as a flag takes it, numbers without ".0"; "none" for None.
+  """The value of a setting as text: numbers without ".0", "none" for None.
 
   >>> in_words(1000.0), in_words(True), in_words(None), in_words("1%")
   ('1000', 'true', 'none', '1%')
@@ -61,12 +61,12 @@ def in_order(value: Any) -> tuple:
 
 
 def _settings(runs):
-  """Names of all settings that one of the runs has."""
+  """The names of all settings that any of the runs has."""
   return list(dict.fromkeys(name for run in runs for name in run.asked))
 
 
 def differing(runs: list[Run]) -> list[str]:
-  """The settings, but for the seed, in which the runs differ."""
+  """The settings in which the runs differ, without the seed."""
   asked = [run.asked for run in runs]
   return [
       name
@@ -104,7 +104,7 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
 
 
 def metrics(runs: list[Run]) -> list[str]:
-  """The names of the columns that the users' own rounds measure."""
+  """The names of the users' own metrics in these runs."""
   return list(dict.fromkeys(name for run in runs for name in run.metrics))
 
 
@@ -122,13 +122,13 @@ class Band(NamedTuple):
 
 
 def band(lines: list[tuple[np.ndarray, np.ndarray]]) -> Band | None:
-  """Averages lines over the x that all of them have seen.
+  """Averages lines over the range of x that all of them cover.
 
   Args:
-    lines: (x, y) each, of straight pieces, x rising.
+    lines: (x, y) each, x rising; linear between its points.
 
   Returns:
-    The band at every x of a line, or None where they share less than two.
+    The band at every x of a line, or None if they share fewer than two x.
   """
   if not all(len(x) for x, _ in lines):
     return None
@@ -147,7 +147,7 @@ def draw_spread(axes, runs: list[Run], key: str, label: str):
 
   Args:
     axes: of Matplotlib.
-    runs: where their times do not overlap, each has a line of its own.
+    runs: of one setting; if their times do not overlap, each gets a line.
     key: of the rows.
     label: of the legend.
   """
@@ -168,7 +168,7 @@ def draw_spread(axes, runs: list[Run], key: str, label: str):
 
 
 def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
-  """Mean of the seeds' numbers and half their range, in these formats."""
+  """The mean of the seeds' numbers and half their range, in these formats."""
   text = format(np.mean(values), mean)
   if len(values) > 1:
     text += f" ± {format(np.ptp(values) / 2, spread)}"
@@ -176,7 +176,7 @@ def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
 
 
 def final(runs: list[Run], key: str) -> str:
-  """A summary's number `over_seeds`; a dash where none of them has it."""
+  """A number of the summaries, `over_seeds`; a dash if no run has it."""
   values = [run.summary.get(key) for run in runs]
   values = [value for value in values if value is not None]
   return over_seeds(values) if values else NONE

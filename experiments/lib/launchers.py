@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agsfl.errors import ConfigError, StoppedError
-from experiments.lib import stopping
+from experiments.lib import scripts, stopping
 
-# Between looks at processes, and at jobs, whose files may lie far away.
+# Seconds between looks at processes, and at jobs, whose files may lie on a
+# slow disk.
 _LOCAL_SECONDS = 0.1
 _SLURM_SECONDS = 1.0
 
@@ -59,9 +60,10 @@ def _start(arguments, workdir, cores=None):
         arguments,
         stdout=log,
         stderr=subprocess.STDOUT,
-        # Ends with this process, however that ends.
+        # A pipe closes when this process ends; so the child notices it.
         stdin=subprocess.PIPE,
-        # Out of the terminal's reach: Ctrl-C comes once, from the launcher.
+        # In a session of its own, so that Ctrl-C reaches it only once, through
+        # the launcher.
         start_new_session=True,
         env={
             **os.environ,
@@ -104,16 +106,12 @@ def _why(process, workdir, begin):
   return " ".join([f"({process.returncode})", *(errors or lines)[-1:]])
 
 
-def _first_line(error):
-  """The beginning of a message of several lines."""
-  return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
   """A list of the signals of `stopping.catch` that came so far.
 
-  SIGHUP counts as the first one only: nobody means it as "stop at once".
+  SIGHUP counts only if it is the first one: it never means "stop at once".
   """
   came = []
 
@@ -167,7 +165,7 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
             del running[workdir]
             free.append(share)
             why = _why(process, workdir, begin)
-            # What a signal ended has not failed.
+            # A run that a signal ended has not failed.
             if not came or why is None:
               yield workdir, why
       if came:
@@ -177,7 +175,7 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
 
 
 def _number(text):
-  """An option's value as int or float where it reads as one."""
+  """An option's value: an int or a float if it is one, else text."""
   for kind in (int, float):
     with contextlib.suppress(ValueError):
       return kind(text)
@@ -195,7 +193,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
     options: name=value, of submitit's executor.
 
   Raises:
-    ConfigError: submitit or Slurm is not there, or an option is none.
+    ConfigError: submitit or Slurm is missing, or an option is unknown.
   """
   try:
     import submitit
@@ -221,7 +219,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
   except (AssertionError, NameError, TypeError, ValueError) as error:
     raise ConfigError(
         f"--slurm={','.join(options)}: must be options of submitit "
-        f"({_first_line(error)})"
+        f"({scripts.first_line(error)})"
     ) from error
 
   def job_of(arguments, workdir):
@@ -229,7 +227,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
     note = workdir / "job.txt"
     if note.exists():
       job = submitit.SlurmJob(jobs_folder, note.read_text().strip())
-      # Slurm forgets; what it does not know will not end.
+      # Slurm forgets old jobs; one that it does not know is not alive.
       if not job.done(force_check=True) and job.state != "UNKNOWN":
         return job
     workdir.mkdir(parents=True, exist_ok=True)
@@ -246,7 +244,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
         try:
           jobs[workdir] = job_of(arguments, workdir)
         except (OSError, RuntimeError) as error:
-          yield workdir, _first_line(error)
+          yield workdir, scripts.first_line(error)
       while jobs and not signals.seen:
         time.sleep(_SLURM_SECONDS)
         for workdir, job in list(jobs.items()):

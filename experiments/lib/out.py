@@ -22,11 +22,11 @@ def path(default: str = "", endings: tuple[str, ...] = ()) -> Path:
   """The path that --out names.
 
   Args:
-    default: used where the flag is not given; none if empty.
-    endings: that the name may have, such as ".png"; empty for any.
+    default: the path if the flag is not given; empty means none.
+    endings: allowed endings of the name, such as ".png"; empty means any.
 
   Raises:
-    ConfigError: nothing, a folder, or a name of another ending.
+    ConfigError: there is no name, or it is a folder or has another ending.
   """
   asked = expanded(_OUT.value or default)
   if not asked.name or asked.is_dir():
@@ -38,10 +38,10 @@ def path(default: str = "", endings: tuple[str, ...] = ()) -> Path:
 
 @contextlib.contextmanager
 def written(place: Path) -> Iterator[Path]:
-  """A temporary path, which becomes the file when all went well.
+  """A temporary path, which becomes the file if all goes well.
 
   Args:
-    place: from `path`; its folder is made.
+    place: from `path`; its folder is made if needed.
 
   Raises:
     ConfigError: it cannot be written.

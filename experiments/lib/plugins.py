@@ -11,9 +11,9 @@ from agsfl.errors import refused
 _PLUGINS = flags.DEFINE_list(
     "plugins",
     [],
-    "Modules of your own, imported first: they register models, methods, "
-    "controllers and others, which settings may then name. Modules in the "
-    "current folder are found.",
+    "Your own modules. They are imported first, and register models, methods, "
+    "controllers and other parts. Settings may then name these parts. Modules "
+    "in the current folder are found.",
 )
 
 
@@ -21,13 +21,13 @@ def load():
   """Imports the modules that the flag names.
 
   Raises:
-    ConfigError: one is not there, or fails.
+    ConfigError: a module is missing or raises an error.
   """
   folder = os.getcwd()
   if _PLUGINS.value and folder not in sys.path:
     sys.path.append(folder)
   for name in _PLUGINS.value:
-    # A module of the user's may raise anything.
+    # The user's module may raise any error.
     with refused(
         f"--plugins={name}", "must be a module that can be imported", Exception
     ):

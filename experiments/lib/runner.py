@@ -1,4 +1,4 @@
-"""One run as commands do it: its flags, its progress, its figures."""
+"""One run of a command: its flags, its progress, its figures."""
 
 import sys
 import time
@@ -19,20 +19,20 @@ flags.adopt_module_key_flags(plugins)
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder for all that is written. Default: runs/ and the time or the name "
-    "of the command.",
+    "Folder for all files. Default: a folder in runs/ with the time or the "
+    "command as its name.",
 )
 CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every",
     simulation.CHECKPOINT_EVERY,
-    "Rounds between checkpoints, from which the same command goes on; 0 for "
-    "none.",
+    "Rounds between checkpoints; 0 means none. The same command goes on from "
+    "the newest one.",
     lower_bound=0,
 )
 CHECKPOINTS_KEPT = flags.DEFINE_integer(
     "checkpoints_kept",
     simulation.CHECKPOINTS_KEPT,
-    "The newest so many checkpoints stay until the run ends.",
+    "How many of the newest checkpoints stay until the run ends.",
     lower_bound=1,
 )
 KEEP_STATE = flags.DEFINE_boolean(
@@ -44,11 +44,11 @@ KEEP_STATE = flags.DEFINE_boolean(
 _LOG_EVERY = flags.DEFINE_integer(
     "log_every",
     None,
-    "Rounds between lines in the log; 0 for none. Default: eval_every where "
-    "standard error is no terminal.",
+    "Rounds between lines in the log; 0 means none. Default: none on a "
+    "terminal, elsewhere eval_every.",
     lower_bound=0,
 )
-QUIET = flags.DEFINE_boolean("quiet", False, "Print errors alone.")
+QUIET = flags.DEFINE_boolean("quiet", False, "Print only errors.")
 
 
 def workdir(default: str) -> Path:
@@ -57,7 +57,7 @@ def workdir(default: str) -> Path:
 
 
 class _Progress:
-  """A bar with rate and time left on a terminal, lines with them in a log."""
+  """Progress with rate and time left: a bar on a terminal, lines in a log."""
 
   def __init__(self, config):
     every = _LOG_EVERY.value
@@ -90,7 +90,7 @@ class _Progress:
       self._bar.initial = self._bar.last_print_n = done
     self._bar.n = done
     self._bar.set_postfix(
-        k=f"{row['k']:.0f}", loss=_loss(row, "minibatch_loss"), refresh=False
+        k=f"{row['k']:.0f}", loss=_text(row, "minibatch_loss"), refresh=False
     )
     self._bar.update(0)
     if self._every and row["round"] % self._every == 0:
@@ -103,11 +103,11 @@ class _Progress:
     ]
     if "train_loss" in row:
       words += [
-          f"train loss {_loss(row, 'train_loss')}",
-          f"test accuracy {_loss(row, 'test_accuracy')}",
+          f"train loss {_text(row, 'train_loss')}",
+          f"test accuracy {_text(row, 'test_accuracy')}",
       ]
     else:
-      words.append(f"minibatch loss {_loss(row, 'minibatch_loss')}")
+      words.append(f"minibatch loss {_text(row, 'minibatch_loss')}")
     if done > self._first:
       rate = (done - self._first) / (time.perf_counter() - self._start)
       left = tqdm.format_interval((self._goal - done) / rate)
@@ -115,15 +115,15 @@ class _Progress:
     logging.info(", ".join(words))
 
 
-def _loss(row, key):
-  """A number of a row with four digits; it may be unknown."""
+def _text(row, key):
+  """A number of a row with four digits, or "none"."""
   return "none" if row[key] is None else f"{row[key]:.4f}"
 
 
 def say_stopping():
-  """Says that a signal was seen."""
+  """Says that a signal came."""
   if not QUIET.value:
-    print("stopping; once more to stop at once", file=sys.stderr)
+    print("stopping; a second signal stops at once", file=sys.stderr)
 
 
 def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
@@ -132,13 +132,13 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
   Args:
     config: the settings.
     workdir: the folder.
-    signals: entered; once it has seen one, the run stops after a round.
+    signals: already entered; after a signal the run stops at a round's end.
 
   Returns:
     The run.
 
   Raises:
-    ConfigError, DivergedError, StoppedError: with one line that says why.
+    ConfigError, DivergedError, StoppedError: one line says why.
   """
   with (
       _Progress(config) as progress,

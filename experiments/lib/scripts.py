@@ -1,4 +1,4 @@
-"""How every command begins, and how it ends: with one line where it fails."""
+"""How every command begins, and how errors end it: with one line."""
 
 import contextlib
 import logging as python_logging
@@ -19,8 +19,8 @@ _LONGEST = 300  # characters of a line of an error
 def start(argv: list[str]):
   """What every command does first: refuses stray words, sets up JAX.
 
-  From then on SIGTERM ends it with the code 143, as Ctrl-C does with 130: files
-  that are not whole are removed. Commands that can go on later catch both
+  From then on SIGTERM ends the command with the code 143, and Ctrl-C with 130.
+  Incomplete files are removed. Commands that can go on later catch both signals
   themselves.
   """
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
@@ -28,8 +28,8 @@ def start(argv: list[str]):
     fail([f"error: unknown argument {argv[1]!r}; settings are --flags"])
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.INFO)
-  # Orbax logs every step, and errors that we raise too; JAX names every backend
-  # that is not there.
+  # Orbax logs every step, and also errors that are raised; JAX names every
+  # backend that is missing.
   logging.get_absl_handler().addFilter(
       lambda record: "orbax" not in record.pathname
       or record.levelno > logging.converter.ABSL_TO_STANDARD[logging.ERROR]
@@ -57,7 +57,7 @@ def fail(lines: list[str]) -> NoReturn:
   """Ends the program with the code 1; the one place that prints errors.
 
   Args:
-    lines: printed each on a line, which is cut where it is long.
+    lines: each is printed on one line; a long one is cut.
   """
   for line in lines:
     text = errors.printable(line)
@@ -67,9 +67,14 @@ def fail(lines: list[str]) -> NoReturn:
   sys.exit(1)
 
 
+def first_line(error: Exception) -> str:
+  """The first line of an error's message, or its type if it has none."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def one_line_errors():
-  """Ends the program with one line where the user can put something right."""
+  """Ends the program with one line for an error that the user can correct."""
   try:
     yield
     sys.stdout.flush()
@@ -80,7 +85,8 @@ def one_line_errors():
   except KeyboardInterrupt:
     sys.exit(stopping.STOPPED)
   except BrokenPipeError:
-    # The reader, such as head, has seen enough; Python writes once more.
+    # The reader, such as head, has closed the pipe. Python would write to it
+    # once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
   except Exception:

@@ -22,7 +22,7 @@ def catch(handler: Callable) -> dict[int, Callable]:
   """Calls `handler` on Ctrl-C, SIGTERM and when the terminal ends (SIGHUP).
 
   Returns:
-    By signal, the handler before.
+    By signal, the earlier handler.
   """
   caught = [signal.SIGINT, signal.SIGTERM]
   if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # by nohup
@@ -54,9 +54,9 @@ def end_with_parent():
 class Signals:
   """Notes Ctrl-C, SIGTERM and SIGHUP.
 
-  Once one of them came, Ctrl-C and SIGTERM act as before, so a second one ends
-  the program at once. SIGHUP does not: a terminal that closes sends it twice,
-  from the shell and from the kernel.
+  After the first of them Ctrl-C and SIGTERM act as before, so a second one ends
+  the program at once. SIGHUP does not do this: a terminal that closes sends it
+  twice, once from the shell and once from the kernel.
 
   Attributes:
     seen: whether one came.

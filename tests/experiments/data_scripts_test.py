@@ -96,17 +96,17 @@ class ScriptsTest(parameterized.TestCase):
     ends = clients.starts + clients.counts
     for client, line in enumerate(lines[1:6]):
       own = clients.order[clients.starts[client] : ends[client]]
-      name, size, tests, *held = line.split()
+      name, size, tests, *pairs = line.split()
       self.assertEqual(name, str(client))
       self.assertEqual(int(size), len(own))
       self.assertEqual(int(tests), (federated.test_clients == client).sum())
-      counts = dict(map(int, pair.split(":")) for pair in held)
+      counts = dict(map(int, pair.split(":")) for pair in pairs)
       want = np.unique_counts(labels[own])
       self.assertEqual(
           counts, dict(zip(*(x.tolist() for x in want), strict=True))
       )
     self.assertStartsWith(
-        lines[6], "5 clients, 30 training and 10 test samples, of these 10 of"
+        lines[6], "5 clients, 30 training samples, 10 test samples (10 of them"
     )
     picture = matplotlib_image.imread(self.folder / "$seen{$" / "labels.png")
     self.assertGreater(np.ptp(picture[..., :3]), 0.9)
@@ -306,10 +306,10 @@ class HistogramsTest(absltest.TestCase):
         client_names=np.array(["a", "b"]),
         num_classes=91,
     )
-    present, held = describe_data.histograms(federated)
+    present, counts = describe_data.histograms(federated)
     np.testing.assert_array_equal(present, [0, 2, 90])
     np.testing.assert_array_equal(
-        held, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
+        counts, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
     )
 
   def test_control_characters(self):

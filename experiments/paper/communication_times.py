@@ -1,4 +1,4 @@
-"""k settles lower as sending takes longer: k and loss for several beta.
+"""k and loss for several beta: k settles lower if sending takes longer.
 
 Source: Han, Wang, Leung, ICDCS 2020, the comparison of communication times.
 """
@@ -19,7 +19,7 @@ COMM_TIMES = flags.DEFINE_list(
 
 
 def by_comm_time(base: Config) -> dict[str, Config]:
-  """A Config for each beta of the flag, by the text given.
+  """A Config for each beta, by its text in the flag.
 
   Raises:
     ConfigError: one is no number, or out of range.

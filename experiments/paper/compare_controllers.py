@@ -1,7 +1,7 @@
 """All controllers of k: loss, accuracy and k against normalised time.
 
-A k that stays is drawn beside them, to show what learning it is worth; it is a
-controller `fixed=K`.
+Constant values of k are drawn too, to show what learning k is worth. A constant
+k is given as a controller `fixed=K`.
 
 Source: Han, Wang, Leung, ICDCS 2020, the comparison of online learning methods.
 """
@@ -33,7 +33,7 @@ def _config_of(base, label):
   """The settings that a label stands for.
 
   Raises:
-    ConfigError: it is no rule that learns, and no fixed=K.
+    ConfigError: it is neither a controller that learns nor fixed=K.
   """
   name, _, k = label.partition("=")
   if name == "fixed" and k:
@@ -45,7 +45,7 @@ def _config_of(base, label):
 
 
 def _settled(runs):
-  """k over the last tenth of the rounds, mean and spread within a run."""
+  """k in the last tenth of the rounds: mean ± deviation within a run."""
   tails = [run.series("k")[1][-max(1, len(run.rows) // 10) :] for run in runs]
   mean = np.mean([tail.mean() for tail in tails])
   spread = np.mean([tail.std() for tail in tails])

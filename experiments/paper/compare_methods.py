@@ -28,7 +28,7 @@ def _draw_cdf(axes, runs, label):
 
 
 def _with_method(base, name):
-  """Dense methods have few and long rounds: each is evaluated."""
+  """The settings of a method. A dense one has few rounds; all are evaluated."""
   dense = not METHODS[name].takes_k
   return dataclasses.replace(
       base,

@@ -1,8 +1,8 @@
 """The k learned at one beta, played under the others: a matrix of losses.
 
-All runs under one beta get the time that learning under it took. Where a
-sequence ends earlier, its last k stays. A replay measures no losses, so its
-rounds are shorter by 1 / batch_size.
+All runs under one beta get the time that learning under it took. If a sequence
+of k ends earlier, its last k is used from then on. A replay measures no losses,
+so its rounds are shorter by 1 / batch_size.
 
 Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
 """
@@ -23,7 +23,7 @@ flags.adopt_module_key_flags(communication_times)
 
 
 def _replayed(config, source, own):
-  """Seed by seed, `config` with the k of the run in the folder `source`.
+  """For each seed, `config` with the k of a run in the folder `source`.
 
   Args:
     config: of the beta to play under.
@@ -67,7 +67,7 @@ def compare(base: Config):
   )
   losses = np.vectorize(loss)(cells)
   figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
-  # By column: losses under different beta cannot be compared.
+  # Relative to the column: losses under different beta cannot be compared.
   ratios = losses / losses.min(axis=0)
   picture = axes.imshow(ratios, cmap="viridis_r")
   figure.colorbar(picture, label="training loss / the column's least")

@@ -1,14 +1,14 @@
-"""Whether the loss after a change of k remembers the k before it.
+"""Whether the loss after a change of k depends on the k before it.
 
-Runs train with a k of their own until the loss over all training samples has
-fallen to --switch_loss, and all with --then_k from there on. By Assumption 1
-of the paper the loss after the switch depends on that k alone, so the lines
-should agree as well as seeds of one line do.
+Each run trains with its own first k until the loss over all training samples
+has fallen to --switch_loss. Then all runs train with --then_k. By Assumption 1
+of the paper the loss after this switch depends on --then_k alone. So lines of
+different first k should differ no more than seeds of one line do.
 
-A run hands on all of its state. Its residuals do remember the first k: the
-smaller it was, the more gradient is left in them, which a larger k then sends.
---nokeep_residuals empties them at the switch, to tell how much comes of that.
-The switch comes at the first evaluation that finds the loss low enough, so a
+At the switch a run keeps all of its state. Its residuals do depend on the first
+k: a small k leaves more gradient in them, and a larger k then sends it.
+--nokeep_residuals empties them at the switch, to show how much this matters.
+The switch comes at the first evaluation where the loss is low enough. So a
 small --eval_every lets the lines begin closer together.
 
 Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
@@ -32,17 +32,17 @@ flags.adopt_module_key_flags(study)
 FIRST_KS = flags.DEFINE_list(
     "first_ks",
     ["100", "1000", "10000", "100000"],
-    "k up to the switch, one run each.",
+    "Values of k before the switch; each has its own run.",
 )
 THEN_K = flags.DEFINE_float("then_k", 1000.0, "k after the switch.")
 SWITCH_LOSS = flags.DEFINE_float(
     "switch_loss", 1.5, "Training loss at which k is switched."
 )
 MAX_ROUNDS = flags.DEFINE_integer(
-    "max_rounds", 2000, "Rounds before the switch at most."
+    "max_rounds", 2000, "Most rounds before the switch."
 )
 KEEP_RESIDUALS = flags.DEFINE_boolean(
-    "keep_residuals", True, "Whether residuals outlive the switch."
+    "keep_residuals", True, "Keep the residuals at the switch."
 )
 
 
@@ -70,16 +70,17 @@ def switched_run(
   """Trains by `before` down to a loss, then by `after`.
 
   Args:
-    before, after: settings that differ in k and num_rounds alone, k fixed.
-    loss: over all training samples, at which the second takes over.
-    keep_residuals: else the second begins with none.
+    before, after: settings that differ only in k, which is fixed, and in
+      num_rounds.
+    loss: over all training samples, at which `after` takes over.
+    keep_residuals: if False, `after` begins with empty residuals.
 
   Returns:
     A row for the switch and one for each later evaluation; `since` counts
     rounds from the switch.
 
   Raises:
-    ConfigError: the loss is not reached in the first one's rounds.
+    ConfigError: the loss is not reached in the rounds of `before`.
     DivergedError: a gradient was not finite.
   """
   data = federated.load(before.dataset, before, before)
@@ -106,7 +107,7 @@ def switched_run(
 
 
 def _recorded(base, first_k, path):
-  """The rows of one run, from its file where there is one."""
+  """The rows of one run, from its file if there is one."""
   before, after = (
       dataclasses.replace(base, controller="fixed", k=k, num_rounds=rounds)
       for k, rounds in (
@@ -122,7 +123,7 @@ def _recorded(base, first_k, path):
       "max_rounds": MAX_ROUNDS.value,
       "keep_residuals": KEEP_RESIDUALS.value,
   }
-  for name in ("controller", "k"):  # They have no part in it.
+  for name in ("controller", "k"):  # They have no effect here.
     del asked[name]
 
   def make():
@@ -135,20 +136,20 @@ def _recorded(base, first_k, path):
 
 
 def _as_run(rows, path):
-  """Rows as a study's run whose time is counted in rounds from the switch."""
+  """Rows as a run whose time is the number of rounds since the switch."""
   rows = [{**row, "time": row["since"]} for row in rows]
   return Run(rows, {}, rows[-1], {}, path.parent)
 
 
 def greatest_gaps(lines: np.ndarray) -> np.ndarray:
-  """How far each line strays from another, as a share of their fall.
+  """The greatest distance of each line from any other one.
 
   Args:
     lines: [F, P] losses, the first of each at the switch.
 
   Returns:
-    [F] the greatest distance of each from any other at any point, over the
-    mean fall of all from the switch to the end; NaN where they did not fall.
+    [F] as a share of the mean fall of all lines from the switch to the end; NaN
+    if they did not fall.
   """
   distances = np.abs(lines[:, None] - lines[None]).max(axis=(1, 2))
   fall = np.mean(lines[:, 0] - lines[:, -1])
@@ -161,7 +162,7 @@ def compare(base: Config):
       base.time_budget is None,
       "time_budget",
       base.time_budget,
-      "unset, for lines are compared over the same rounds",
+      "unset, because lines are compared over the same rounds",
   )
   folder = study.folder()
   study.share_compiled_code()
@@ -200,9 +201,10 @@ def compare(base: Config):
   axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   header = [
-      "k before", "rounds to the switch", "loss there", "loss half-way",
-      "loss at the end", "greatest gap to another k / fall",
-      "between seeds / fall",
+      "k before", "rounds to the switch", "loss at the switch",
+      "loss half-way", "loss at the end",
+      "largest gap to another k, share of the fall",
+      "largest gap between seeds, share of the fall",
   ]
   study.finish(figure, groups.table(header, lines))
 

@@ -1,20 +1,20 @@
 """What each k would have cost in the rounds of a real run.
 
 The run trains with k fixed at --k. In each round a grid of k is tried on the
-same residuals and minibatches, and tau_m(k) = theta(k) fall_m(--k) / fall_m(k),
-where fall_m(k) is the fall of the loss on those minibatches. What is assumed
-for that:
+same residuals and minibatches. Then
+tau_m(k) = theta(k) fall_m(--k) / fall_m(k), where fall_m(k) is the fall of the
+loss on those minibatches. This assumes three things:
 
-- The loss falls in proportion within a round: half the fall needed is half the
-  time. The paper's estimate assumes the same.
-- A round's fall may stand for its progress. The residual that a smaller k
-  leaves behind does good in later rounds, which no single round shows, and the
-  whole minibatch's loss takes the place of one sample's.
-- The costs do not depend on the k played: they are those of the recorded run,
-  while another k would have led to other weights and residuals.
+- The loss falls evenly within a round: half of the fall takes half of the time.
+  The paper's estimate assumes this too.
+- The fall of a round measures its progress. But a smaller k leaves a larger
+  residual, which helps in later rounds; a single round does not show that. And
+  the fall is that of the whole minibatch's loss, not of one sample's.
+- The costs do not depend on the k that is played. They are those of the
+  recorded run. Another k would have led to other weights and residuals.
 
-Rounds with some fall that is not positive have no cost and are left out, which
-favours k that always work.
+If the loss does not fall for some k, the round has no cost and is left out.
+This favours values of k that always work.
 
 Source: Han, Wang, Leung, ICDCS 2020, the cost tau_m(k) of Sec. IV.
 """
@@ -46,8 +46,8 @@ def costs_of(
 
   Args:
     times: [K] theta(k).
-    falls: [K] positive, what the loss falls by in that time.
-    wanted: the fall to pay for.
+    falls: [K] the fall of the loss in that time, positive.
+    wanted: the fall that is needed.
 
   Returns:
     [K] time.
@@ -62,8 +62,8 @@ class Recorded(NamedTuple):
     k: where a rule that learns k begins, in elements.
     interval: (k_min, k_max).
     grid: [K] k.
-    costs: [R, K] tau_m(k) of rounds whose loss falls for all of these k.
-    left_out: other rounds.
+    costs: [R, K] tau_m(k) of the rounds whose loss falls for all of these k.
+    left_out: the number of other rounds.
   """
 
   k: float
@@ -74,7 +74,7 @@ class Recorded(NamedTuple):
 
 
 def build_recorder(step: RoundStep, batch_size: int) -> Callable:
-  """A round in which other k are tried beside the one that is played.
+  """A round that also tries other values of k.
 
   Args:
     step: of a `Round` whose k is fixed.
@@ -115,12 +115,12 @@ def build_recorder(step: RoundStep, batch_size: int) -> Callable:
 def record(config: Config, grid_size: int) -> Recorded:
   """Trains with k fixed and measures the costs of a grid of k in each round.
 
-  The rounds are those of the run of these settings with the controller
-  `fixed`, to the order of sums.
+  The rounds are those that a run of these settings has with the controller
+  `fixed`, up to the order of sums.
 
   Args:
-    config: `k` is played; the grid is spaced evenly in log k over its interval.
-    grid_size: values of k, fewer where they round to the same.
+    config: `k` is played; the grid has even steps in log k over its interval.
+    grid_size: values of k; there are fewer if some round to the same number.
 
   Returns:
     The costs.
@@ -169,14 +169,14 @@ def record(config: Config, grid_size: int) -> Recorded:
 
 
 def cached(config: Config, grid_size: int, path: Path) -> Recorded:
-  """`record`, or what it gave before, from a file.
+  """Reads from a file what `record` gave earlier; else records and writes it.
 
   Args:
     config, grid_size: see `record`.
-    path: of the file; written if it is not there.
+    path: of the file.
 
   Raises:
-    ConfigError: it is of other settings; see also `record`.
+    ConfigError: the file is of other settings; see also `record`.
     DivergedError: a loss was not finite.
   """
   asked = {**dataclasses.asdict(config), "grid_size": grid_size}
@@ -203,7 +203,7 @@ class Averaged(NamedTuple):
   Attributes:
     grid: [K] k.
     costs: [W, K] averages.
-    order: [R] which of them stands for each recorded round.
+    order: [R] the average that each recorded round belongs to.
   """
 
   grid: np.ndarray
@@ -212,7 +212,7 @@ class Averaged(NamedTuple):
 
 
 def average(recorded: Recorded, window: int) -> Averaged:
-  """Means over about `window` of the rounds that have a cost."""
+  """Means over about `window` rounds in a row, of those that have a cost."""
   parts = np.array_split(
       recorded.costs, -(-len(recorded.costs) // window)
   )

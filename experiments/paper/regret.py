@@ -1,22 +1,23 @@
 """The measured regret of learning k, beside the bounds that the paper gives.
 
-In units of G B throughout, with G the greatest slope of a cost and B the width
-of the interval of k, so that the bounds are sqrt(2 M) with the exact sign and
-H sqrt(2 M) with an estimated one. Three parts:
+All values are in units of G B, where G is the greatest slope of a cost and B is
+the width of the interval of k. In these units the bounds are sqrt(2 M) with the
+exact sign and H sqrt(2 M) with an estimated sign. There are three parts:
 
 1. Made-up costs that meet every assumption: convex, one minimiser, a known G,
-   and the exact sign in each round. Drawn is the worst of several minimisers.
-2. The same with signs that are right with probability --sign_accuracy = p,
-   each round by itself, so H = 1 / (2 p - 1); the mean over --noise_seeds.
-3. Costs of a real run, see `recorded_costs`, which need not meet any of them.
+   and the exact sign in each round. Of several minimisers the worst is drawn.
+2. The same with signs that are right with probability --sign_accuracy = p in
+   each round independently, so H = 1 / (2 p - 1). The mean over --noise_seeds
+   is drawn.
+3. Costs of a real run, see `recorded_costs`. They need not meet any assumption.
    They are averaged over --average_over rounds, are linear between grid points,
    and are played again and again. The rules see the cost at k and at their
    probe k', as in a real round, and not the exact sign. G is the greatest slope
-   of the averages, and the regret is against the k that is best over all rounds
-   played. The averages are not all convex and share no minimiser, so the bound
-   is drawn for comparison and does not hold by the theorem.
+   of the averages. The regret is relative to the k that is best over all rounds
+   played. The averages are not all convex and have different minimisers. So the
+   theorem does not apply, and the bound is drawn only for comparison.
 
-No bound is claimed for moving intervals (Alg. 3); they are drawn too.
+The paper gives no bound for moving intervals (Alg. 3); they are drawn too.
 
 Source: Han, Wang, Leung, ICDCS 2020, the theorems on Alg. 2.
 """
@@ -49,7 +50,7 @@ SIGN_ACCURACY = flags.DEFINE_float(
     "sign_accuracy", 0.75, "Chance that a noisy sign is right."
 )
 NOISE_SEEDS = flags.DEFINE_integer(
-    "noise_seeds", 40, "Plays with noisy signs, averaged.", lower_bound=1
+    "noise_seeds", 40, "Plays with noisy signs to average.", lower_bound=1
 )
 GRID_SIZE = flags.DEFINE_integer(
     "grid_size", 24, "Values of k tried in each recorded round.", lower_bound=3
@@ -68,7 +69,7 @@ _D = 444_062
 _K_INIT, _K_MIN, _K_MAX = 1000.0, 0.002 * _D, float(_D)
 _MINIMISERS = np.float32([_K_MIN, 5_000, 0.3 * _D, _K_MAX])
 
-# Convex costs of the distance k - k*: least 0, slope at most G = 1.
+# Convex costs of the distance k - k*. The least is 0, the slope at most G = 1.
 _ROUNDING = 0.05 * _D
 SHAPES = {
     "kink": np.abs,
@@ -80,7 +81,7 @@ SHAPES = {
 def regret(
     cost: Callable[[np.ndarray], np.ndarray], ks: np.ndarray, best: float
 ) -> np.ndarray:
-  """R(m) for every m: what k_1, ..., k_m cost more than `best` each time.
+  """R(m) for every m: how much more k_1, ..., k_m cost than `best`, m times.
 
   Args:
     cost: of k, the same in all rounds.
@@ -107,9 +108,9 @@ def bound(rounds: int, noise: float = 1.0) -> np.ndarray:
 
 
 def noise_of(accuracy: float) -> float:
-  """H of signs that are right with probability p, else reversed.
+  """H of signs that are right with probability p, and reversed otherwise.
 
-  Their expectation is p - (1 - p) of the exact sign, which is 1 / H.
+  The mean of such a sign is p - (1 - p) times the exact sign; this is 1 / H.
 
   Args:
     accuracy: p.
@@ -126,7 +127,7 @@ def noise_of(accuracy: float) -> float:
 
 
 def interpolate(k: jax.Array, grid: jax.Array, cost: jax.Array) -> jax.Array:
-  """A cost between the points of its grid, and on beyond its ends.
+  """A cost at any k: linear between the grid points, and beyond the ends.
 
   A probe k' may lie below the interval of k.
 
@@ -166,7 +167,7 @@ def play(
 
 
 def _seen(proposal, time, time_probe):
-  """A round of equal falls, so that its times are the costs."""
+  """A round whose loss falls by 1 for both k, so its times are the costs."""
   time, time_probe = jnp.float32(time), jnp.float32(time_probe)
   one, zero = jnp.float32(1), jnp.float32(0)
   return Observation(
@@ -192,8 +193,8 @@ def synthetic(
     seeds: plays to average over.
 
   Returns:
-    For each shape [M], in units of G B: the mean over seeds, for the minimiser
-    that is worst at m.
+    For each shape [M] regret in units of G B: the mean over seeds, for the
+    minimiser that is worst at m.
   """
   controller = rule(_K_INIT, _K_MIN, _K_MAX)
 
@@ -220,8 +221,8 @@ class Played(NamedTuple):
 
   Attributes:
     regret: [M] R(m), time.
-    best: k*, the best of all rounds together.
-    least: what k* costs in all rounds together.
+    best: k*, the k that is best over all rounds.
+    least: the cost of k* over all rounds.
   """
 
   regret: np.ndarray
@@ -236,8 +237,8 @@ def play_recorded(
 
   Args:
     controller: the rule.
-    averaged: the costs; linear between grid points, so that the best k of all
-      rounds is a grid point.
+    averaged: the costs. They are linear between grid points, so the best k of
+      all rounds is a grid point.
     rounds: M.
 
   Returns:
@@ -265,7 +266,7 @@ def play_recorded(
 
 
 def _draw(axes, rounds, values, **style):
-  """A line from m = 1; where regret is not positive there is none."""
+  """Draws a line from m = 1, with gaps where regret is not positive."""
   axes.plot(rounds, np.where(values > 0, values, np.nan), lw=1.2, **style)
 
 
@@ -286,7 +287,7 @@ _STYLES = {"Alg. 2": "-", "Alg. 3": "--"}
 
 
 def _draw_synthetic(axes, signs, accuracy, seeds):
-  """A panel and its lines of the table."""
+  """Draws a panel; returns its lines of the table."""
   limit = bound(PLAY_ROUNDS.value, noise_of(accuracy))
   rounds = np.arange(1, len(limit) + 1)
   lines = []
@@ -308,7 +309,7 @@ def _draw_synthetic(axes, signs, accuracy, seeds):
 
 
 def _draw_recorded(regrets, means, config, color):
-  """Lines of one seed in both panels and the table, and what its costs are."""
+  """Draws one seed in both panels; returns lines of the table, and a note."""
   config = dataclasses.replace(config, controller="sign", replay=None)
   recorded = recorded_costs.cached(
       config, GRID_SIZE.value, study.folder() / f"seed{config.seed}.json"
@@ -336,13 +337,14 @@ def _draw_recorded(regrets, means, config, color):
   least = grid[costs.argmin(axis=1)]
   note = (
       f"Recorded, seed {config.seed}: {len(recorded.costs)} rounds have a "
-      f"cost, {recorded.left_out} are left out. Second differences that are "
-      f"not negative: {convex_share(grid, recorded.costs):.0%} of single "
-      f"rounds', {convex_share(grid, costs):.0%} of the averages', "
-      f"{convex_share(grid, mean):.0%} of the mean cost's. "
-      f"G = {steepest:.3g} time per element, G B = {unit:.3g}. Best k of all "
-      f"rounds {played.best:.0f}, of single averages {least.min():.0f} to "
-      f"{least.max():.0f}. More time than the best k: {', '.join(more)}."
+      f"cost, {recorded.left_out} are left out. Share of second differences "
+      f"that are at least 0: {convex_share(grid, recorded.costs):.0%} in "
+      f"single rounds, {convex_share(grid, costs):.0%} in the averages, "
+      f"{convex_share(grid, mean):.0%} in the mean cost. "
+      f"G = {steepest:.3g} time per element, G B = {unit:.3g}. Best k over all "
+      f"rounds: {played.best:.0f}; of single averages: {least.min():.0f} to "
+      f"{least.max():.0f}. Extra time beyond that of the best k: "
+      f"{', '.join(more)}."
   )
   return lines, note
 
@@ -367,7 +369,7 @@ def compare(base: Config):
       np.arange(1, len(limit) + 1),
       limit,
       color="black",
-      label="bound, not promised here",
+      label="bound, for comparison",
   )
   for index, seed in enumerate(study.seeds()):
     more, note = _draw_recorded(
@@ -397,6 +399,6 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  # Each round is tried at many k, which the CNN makes slow.
+  # Each round tries many k, which would be slow with the CNN.
   flags.FLAGS.set_default("model", "mlp")
   app.run(study.main(compare))

@@ -1,7 +1,7 @@
-"""Several runs for one figure: run what is missing, read all of it back.
+"""Several runs for one figure: does the missing runs, then reads all of them.
 
-A study is a folder: one folder for each setting, in it one for each seed, as
-`experiments.run` leaves it. The same command goes on where a study was stopped.
+A study is a folder. It has a folder for each setting, and in that one a run's
+folder for each seed. The same command goes on where a study was stopped.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from experiments.lib import drawing, plugins, runner, scripts, stopping
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(runner)
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds: a run of each setting each.")
+flags.DEFINE_list("seeds", ["0"], "Seeds; each setting has a run for each.")
 
 
 def folder() -> Path:
@@ -85,7 +85,7 @@ def seeded(config: Config) -> Callable[[int], Config]:
 def share_compiled_code():
   """Keeps compiled programs for other seeds and later starts.
 
-  They go where the environment says, or else to the study's folder.
+  They go to the folder that the environment names, or else to the study's.
   """
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
@@ -126,27 +126,27 @@ def run_all(
 def cached(
     path: Path, asked: dict[str, Any], make: Callable[[], PyTree]
 ) -> PyTree:
-  """What an earlier start wrote to a file; else makes it and writes it.
+  """Reads an outcome that an earlier start wrote; else makes and writes it.
 
   Args:
-    path: of the file, whole or not there.
+    path: of the file.
     asked: the settings that decide the outcome.
-    make: returns something that JSON can hold.
+    make: returns the outcome, of a type that JSON can hold.
 
   Returns:
     The outcome, as JSON has it.
 
   Raises:
-    ConfigError: the file is of other settings, none of a study, or cannot be
-      written.
+    ConfigError: the file is of other settings, is not a file of a study, or
+      cannot be written.
   """
   if path.exists():
     problem = "must be a file of this study"
     damage = (OSError, ValueError, KeyError, TypeError, RecursionError)
     with refused(str(path), problem, damage):
-      held = json.loads(path.read_text(encoding="utf-8"))
-      theirs, made = dict(held["asked"]), held["made"]
-    refuse_other(theirs, asked, str(path))
+      saved = json.loads(path.read_text(encoding="utf-8"))
+      asked_then, made = dict(saved["asked"]), saved["made"]
+    refuse_other(asked_then, asked, str(path))
     return made
   made = make()
   with files.usable(folder()):
@@ -179,7 +179,7 @@ def finish(figure, text: str):
 
 
 def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
-  """The `main` of a script, which gets the Config of the flags."""
+  """Makes the `main` of a script that takes the Config of the flags."""
 
   def checked(argv):
     scripts.start(argv)

@@ -3,8 +3,8 @@
     python -m experiments.report WORKDIR... [--out=report.html]
 
 A WORKDIR is the folder of a run, or one with runs anywhere below it: a study.
-Runs that differ in their seed alone are shown together. The page needs nothing
-but itself. Unfinished runs are shown as far as they went.
+Runs that differ only in the seed are shown together. The page is one file that
+loads nothing else. Unfinished runs are shown as far as they went.
 """
 
 from pathlib import Path
@@ -49,7 +49,7 @@ def page(where: str, runs: list[Shown]) -> str:
   lead = f"Folder {escape(where)}."
   if unfinished:
     lead += (
-        " This run is unfinished; what follows is as far as it went."
+        " This run is unfinished; the page shows its rounds so far."
         if len(runs) == 1
         else f" {tables.count(unfinished, 'run')} of {len(runs)} unfinished."
     )

@@ -13,7 +13,7 @@ _LOG_FROM = 12  # an axis whose ends differ by this factor is logarithmic
 
 
 def _lines(group, style, key, against, label=None):
-  """A group's line with its band, or one for each run that share no x."""
+  """A group's line with its band; or a line per run if they share no x."""
   every = [run.series(key, against) for run in group.runs]
   drawn = [one for one in every if len(one[0])]
   if not drawn:
@@ -46,8 +46,8 @@ def _figure(title, lines, xlabel, ylabel, *, shared_legend, note="", **how):
   """A chart with its heading and legend; a sentence where it has no lines."""
   if not lines:
     return (
-        f"<figure><h3>{escape(title)}</h3><p class=\"soft\">No run has got so "
-        "far.</p></figure>\n"
+        f"<figure><h3>{escape(title)}</h3><p class=\"soft\">No run has come "
+        "this far yet.</p></figure>\n"
     )
   chart = report_svg.chart(
       lines, title=title, xlabel=xlabel, ylabel=ylabel, **how
@@ -135,14 +135,14 @@ def curves(groups: list[Group]) -> str:
   notes = []
   if several:
     notes.append(
-        "A line is the mean over the runs that differ in their seed alone, its "
-        "band goes from the least to the greatest of them; both cover what all "
-        "of them have seen."
+        "A line is the mean over the runs that differ only in the seed. Its "
+        "band goes from the least to the greatest value. Both cover the range "
+        "that all of these runs have reached."
     )
   if not all(group.finished for group in groups):
     notes.append("An open circle marks where an unfinished run is.")
   if len(groups) > report_svg.COLORS * report_svg.DASHES:
-    notes.append("There are more lines than looks: some share one.")
+    notes.append("There are more lines than styles, so some lines look alike.")
   note = f'<p class="soft">{" ".join(notes)}</p>\n' if notes else ""
   return (
       f"{note}{_shared_legend(groups)}"
@@ -151,7 +151,7 @@ def curves(groups: list[Group]) -> str:
 
 
 def _k_figure(groups, *, shared_legend):
-  """k against rounds; of one setting its probe too."""
+  """k against rounds; for a single setting also its probe."""
   lines = []
   for style, group in enumerate(groups):
     if not group.runs[0].has_k:
@@ -197,14 +197,14 @@ def fairness(groups: list[Group]) -> str:
   for style, group in enumerate(groups):
     if not group.finished:
       continue
-    held = [one.run.contributed for one in group.runs]
+    of_runs = [one.run.contributed for one in group.runs]
     if not one:
-      held = [counts / max(counts.mean(), 1) for counts in held]
+      of_runs = [counts / max(counts.mean(), 1) for counts in of_runs]
     jain = _over_seeds([run.jain() for run in group.runs], ".4f")
     label = f"Jain's index {jain}" if one else f"{group.label} ({jain})"
-    x, y = report_svg.steps(np.concatenate(held))
+    x, y = report_svg.steps(np.concatenate(of_runs))
     lines.append(report_svg.Line(label, style, x, y))
-    silent = [np.mean(counts == 0) for counts in held]
+    silent = [np.mean(counts == 0) for counts in of_runs]
     if max(silent):
       whose = "" if one else f"{group.label}: "
       share = _over_seeds(silent, ".1%", ".1%")
@@ -225,7 +225,7 @@ def fairness(groups: list[Group]) -> str:
     )
   legend = report_svg.legend(lines) if _is_shared(groups) else ""
   figure = _figure(
-      "Share of clients that contributed so much or less",
+      "Share of clients that contributed this much or less",
       lines,
       xlabel,
       "share of clients",

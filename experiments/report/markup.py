@@ -95,14 +95,14 @@ figcaption { color: var(--soft); font-size: .85rem; margin-top: .3rem; }
 
 
 def escape(value: Any) -> str:
-  """Text of a file as text of the page; what cannot be printed is a mark."""
+  """Escapes text for the page; a mark replaces what cannot be printed."""
   text = str(value)
   shown = "".join(c if c.isprintable() else "\ufffd" for c in text)
   return html.escape(shown)
 
 
 def data(value: float, text: str) -> str:
-  """A number as it was read, and as shown."""
+  """Markup of a number: its full value, and the text that is shown."""
   return f'<data value="{value!r}">{escape(text)}</data>'
 
 
@@ -115,9 +115,9 @@ def table(
   """A table in a box of its own that scrolls.
 
   Args:
-    what: the table shows, for readers who do not see it.
-    header: markup of the columns' heads; None for no such row.
-    lines: markup of the cells; the first of each is its head.
+    what: what the table shows, for screen readers.
+    header: markup of the columns' heads; None for none.
+    lines: markup of the cells of each line; the first is the line's head.
     kind: classes: "words" for cells of words, "names" for long first cells,
       "pairs" for a name and a value.
   """
@@ -139,6 +139,6 @@ def table(
 
 
 def details(summary: str, body: str, *, is_open: bool = False) -> str:
-  """Markup that opens below its summary."""
+  """Markup that the reader can open below its summary."""
   state = " open" if is_open else ""
   return f"<details{state}><summary>{summary}</summary>\n{body}</details>\n"

@@ -14,14 +14,14 @@ from agsfl.sparsifiers import METHODS
 from experiments.lib.groups import in_order, in_words, value_of
 
 VALUE_BYTES = 4
-# For a method that is not known here: an index and a value.
+# Of a method that is not registered: an index and a value.
 _NUMBERS_PER_ELEMENT = 2
 
-# The last one differs where the user's own parts do.
+# `fingerprints` differs where the user's own parts differ.
 _SETTINGS = (
     *(field.name for field in dataclasses.fields(Config)), "fingerprints",
 )
-# Their values speak for themselves; first in a label.
+# They come first in a label, by their values alone.
 _NAMES = ("method", "controller", "dataset", "partition", "model")
 
 
@@ -67,8 +67,8 @@ class Shown:
   def bytes_of_one(self, way: str) -> list[float]:
     """[rounds] bytes of one client's messages until each round's end.
 
-    Runs of version 0.1 counted elements alone; there the method says how many
-    bytes an element takes.
+    Runs of version 0.1 recorded only elements; for them the method says how
+    many bytes an element takes.
     """
     each = element_bytes(self.config["method"])
     counts = [
@@ -104,7 +104,7 @@ class Shown:
     return jain_index(self.run.contributed) if self.run.finished else None
 
   def settings(self) -> dict[str, Any]:
-    """The settings as used, but for the seed."""
+    """The settings as used, without the seed."""
     settings = {name: value_of(self.config, name) for name in _SETTINGS}
     return {**settings, "seed": None}
 
@@ -127,8 +127,8 @@ def read_all(folders: list[str]) -> tuple[str, list[Shown]]:
     folders: see `read_runs`.
 
   Returns:
-    The folder that holds all of them, and the runs, named by where they lie in
-    it; of one run its folder.
+    The folder that contains all of them, and the runs, named by their places in
+    it. For one run both are its own folder.
 
   Raises:
     ConfigError: see `read_runs`.
@@ -146,7 +146,7 @@ def read_all(folders: list[str]) -> tuple[str, list[Shown]]:
 
 
 class Group(NamedTuple):
-  """Runs that differ in their seed alone; one that is unfinished stands alone.
+  """Runs that differ only in the seed; an unfinished run is a group by itself.
 
   Attributes:
     label: the settings in which it differs from the others.
@@ -163,7 +163,7 @@ class Group(NamedTuple):
 
 
 def group(runs: list[Shown]) -> list[Group]:
-  """Puts runs that differ in their seed alone together.
+  """Groups runs that differ only in the seed.
 
   Args:
     runs: in any order.
@@ -171,12 +171,12 @@ def group(runs: list[Shown]) -> list[Group]:
   Returns:
     The groups, sorted by the values of the settings in which they differ.
   """
-  together: dict[str, list[Shown]] = {}
+  by_settings: dict[str, list[Shown]] = {}
   for one in runs:
     alone = None if one.run.finished else one.name
     key = json.dumps([one.settings(), alone], sort_keys=True)
-    together.setdefault(key, []).append(one)
-  groups = list(together.values())
+    by_settings.setdefault(key, []).append(one)
+  groups = list(by_settings.values())
   keys = _distinguishing([runs[0].settings() for runs in groups])
   groups.sort(
       key=lambda runs: [in_order(runs[0].settings()[key]) for key in keys]
@@ -191,11 +191,11 @@ def group(runs: list[Shown]) -> list[Group]:
   ]
 
 
-def _distinguishing(held: list[dict[str, Any]]) -> list[str]:
-  """A few settings by which all differ, as far as settings can."""
+def _distinguishing(settings: list[dict[str, Any]]) -> list[str]:
+  """A few settings in which all groups differ, if any settings do."""
   order = [*_NAMES, *(name for name in _SETTINGS if name not in _NAMES)]
   kinds = lambda keys: len({
-      json.dumps([one[key] for key in keys]) for one in held
+      json.dumps([one[key] for key in keys]) for one in settings
   })
   picked: list[str] = []
   while kinds(picked) < kinds(order):

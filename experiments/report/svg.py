@@ -11,8 +11,8 @@ COLORS, DASHES = 8, 4
 _WIDTH, _HEIGHT = 360, 246
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 24, 40
 _POINTS = 300
-_FINE_FROM = 150  # points that a thick line would smear
-_CHARACTER = 6.6  # its width, about
+_FINE_FROM = 150  # points; with more a line is thin
+_CHARACTER = 6.6  # about its width
 _MOST_IN_WORDS = 8  # lines in the alternative text
 
 STYLE = """
@@ -107,7 +107,7 @@ def _log_steps(low, high):
 
 
 class _Axis:
-  """Values to places on the page."""
+  """Turns values into places on the page."""
 
   def __init__(self, values, start, end, *, log, zero=False, wide=0.04):
     low, high = float(np.min(values)), float(np.max(values))
@@ -242,11 +242,11 @@ def chart(
 
   Args:
     lines: one or more, of one or more points.
-    title: for those who do not see it; values follow it.
+    title: for screen readers; the values follow it.
     xlabel, ylabel: of the axes.
     log_x, log_y: logarithmic where all values are positive.
     zero_x: whether x begins at 0.
-    steps: whether the lines are of `steps`.
+    steps: whether the lines come from the function `steps`.
 
   Returns:
     Markup; all text is escaped.

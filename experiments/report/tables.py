@@ -11,7 +11,7 @@ from experiments.lib.groups import NONE, in_words, over_seeds
 from experiments.report.markup import data, details, escape, table
 from experiments.report.runs import VALUE_BYTES, Group, Shown
 
-_OPEN_CLIENTS = 60  # longer tables of clients are closed at first
+_OPEN_CLIENTS = 60  # a table of more clients is closed at first
 
 
 def size_in_words(
@@ -134,7 +134,7 @@ def _head(label, runs):
 
 
 def _flat(config, prefix=""):
-  """config.json with dots for levels, but for what was asked."""
+  """config.json without `asked`, with dots between the names of levels."""
   flat = {}
   for name, value in config.items():
     if isinstance(value, dict):
@@ -171,11 +171,11 @@ def _settings_of_one(one):
   main = [*(name for name in first if name in config), *changed]
   others = [name for name in config if name not in main]
   return (
-      '<p class="soft">The main settings, and those that are not the default.'
+      '<p class="soft">The main settings, and all that differ from the default.'
       "</p>\n"
       + table("main settings", None, rows(main), "words")
       + details(
-          f"All others ({len(others)})",
+          f"All other settings ({len(others)})",
           table("other settings", None, rows(others), "words"),
       )
   )
@@ -186,7 +186,7 @@ def _settings_of_many(groups):
   every = [config for group in configs for config in group]
   names = list(dict.fromkeys(name for config in every for name in config))
   differs = lambda name: len({repr(config.get(name)) for config in every}) > 1
-  # The data's fingerprint follows from the others and means nothing to readers.
+  # The fingerprint of the data follows from the others; readers do not need it.
   differing = [name for name in names if name != "data" and differs(name)]
   common = [name for name in names if not differs(name)]
   text = "<p>All settings are the same.</p>\n"
@@ -195,23 +195,23 @@ def _settings_of_many(groups):
         [
             escape(group.label),
             *(
-                _words([config.get(name) for config in held])
+                _words([config.get(name) for config in of_group])
                 for name in differing
             ),
         ]
-        for group, held in zip(groups, configs, strict=True)
+        for group, of_group in zip(groups, configs, strict=True)
     ]
     header = ["setting", *map(escape, differing)]
     text = table("settings that differ", header, lines, "names words")
   rows = [[escape(name), _words([every[0].get(name)])] for name in common]
   return text + details(
-      f"What is common ({len(common)})",
+      f"Settings that are common ({len(common)})",
       table("settings that are common", None, rows, "words"),
   )
 
 
 def settings(groups: list[Group]) -> str:
-  """The settings: of several runs, first what differs."""
+  """The settings; of several runs, those that differ come first."""
   runs = [run for group in groups for run in group.runs]
   if len(runs) == 1:
     return _settings_of_one(runs[0])
@@ -219,13 +219,13 @@ def settings(groups: list[Group]) -> str:
 
 
 def results(groups: list[Group]) -> str:
-  """The results of runs: by setting, and of each run."""
+  """The results: by setting, and of each run."""
   runs = [run for group in groups for run in group.runs]
   note = (
       "Losses and accuracy are over all samples, at the last evaluation. Bytes "
-      "are of all clients together, see “Bytes”. Wall time is that of a median "
-      "round. Jain's index of the elements that each client contributed is 1 "
-      "if all contributed alike, 1/N if one contributed all."
+      "are those of all clients together; see “Bytes”. Wall time is that of a "
+      "median round. Jain's index is 1 if all clients contributed the same "
+      "number of elements, and 1/N if one client contributed all of them."
   )
   if len(runs) == 1:
     (run,) = runs
@@ -250,7 +250,7 @@ def results(groups: list[Group]) -> str:
   )
   several = any(len(group.runs) > 1 for group in groups)
   if several:
-    note += " ± is half the range over runs that differ in their seed alone."
+    note += " ± is half the range over runs that differ only in the seed."
   text += f'<p class="soft">{note}</p>\n'
   lines = [
       [
@@ -307,24 +307,24 @@ def sent(groups: list[Group]) -> str:
     )
   notes = [
       "A number takes 4 bytes. An element of a sparse message is two numbers, "
-      "its index and its value; where both sides know the indices it is the "
+      "its index and its value. If both sides know the indices, it is the "
       "value alone.",
       "Up: the message of k_up elements that each client sends in each round, "
       "summed over rounds and over the clients that have samples. Down: the "
-      "server's message of k_down elements, once for each of these clients; "
-      "for one broadcast to all, divide by their number.",
+      "server's message of k_down elements, once for each of these clients. "
+      "If the server sends one broadcast to all, divide by their number.",
       "Not counted: the first weights, headers of packets, and the few numbers "
-      "per client and round by which k is learned, with the probe k'. The last "
-      "row or column compares with 4 bytes for each of the D weights both ways "
-      "in each of the run's rounds.",
+      "per client and round by which k is learned, with the probe k'. “Of "
+      "sending all D” compares with 4 bytes for each of the D weights, up and "
+      "down, in each of the run's rounds.",
   ]
   if any(
       not one.run.finished and one.config.get("min_samples") == 0
       for one in runs
   ):
     notes.append(
-        "Which clients of an unfinished run have no samples is not recorded: "
-        "all are counted there."
+        "For an unfinished run it is not recorded which clients have no "
+        "samples, so all of its clients are counted."
     )
   return text + "".join(f'<p class="soft">{note}</p>\n' for note in notes)
 
@@ -347,7 +347,7 @@ def _share_of_all(one):
 
 def _clients_of(one):
   """The table of one run's clients."""
-  held = one.run.clients
+  values_of = one.run.clients
   formats = {
       "samples": ("samples", ",.0f"),
       "test_samples": ("test samples", ",.0f"),
@@ -358,11 +358,11 @@ def _clients_of(one):
   columns = [
       [
           NONE if value != value else format(value, form)
-          for value in held[name]
+          for value in values_of[name]
       ]
       for name, (_, form) in formats.items()
   ]
-  names = map(escape, held["client"])
+  names = map(escape, values_of["client"])
   lines = [list(line) for line in zip(names, *columns, strict=True)]
   header = ["client", *(title for title, _ in formats.values())]
   return table(f"clients of {one.name}", header, lines)
@@ -375,7 +375,7 @@ def clients(groups: list[Group]) -> str:
   for one in runs:
     name = escape(one.name)
     if not one.run.finished:
-      parts.append(f"<p>{name}: not known before the run is finished.</p>\n")
+      parts.append(f"<p>{name}: not known until the run is finished.</p>\n")
       continue
     number = len(one.run.clients["client"])
     opened = len(runs) == 1 and number <= _OPEN_CLIENTS
@@ -383,8 +383,8 @@ def clients(groups: list[Group]) -> str:
     summary = words if len(runs) == 1 else f"{name}: {words}"
     parts.append(details(summary, _clients_of(one), is_open=opened))
   note = (
-      '<p class="soft">Loss and accuracy of the final weights on the client\'s '
-      "own test samples; contributed: elements of its messages that the server "
-      "used.</p>\n"
+      '<p class="soft">Loss and accuracy are those of the final weights on the '
+      "client's own test samples. Contributed: elements of its messages that "
+      "the server used.</p>\n"
   )
   return note + "".join(parts)

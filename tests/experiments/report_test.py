@@ -363,7 +363,7 @@ class UnfinishedTest(FolderTest):
     self.assertEqual(results["sent up"], 3 * 8 * 12)
     self.assertEqual(results["Jain's index"], "\u2013")
     self.assertIn("No run is finished", page.text)
-    self.assertIn("not known before the run is finished", page.text)
+    self.assertIn("not known until the run is finished", page.text)
     self.assertIn("circle", page.tags)
 
   @parameterized.parameters(0, 1)
@@ -487,7 +487,7 @@ class SeveralRunsTest(FolderTest):
     for i in range(count):
       write_run(self.folder / f"k{i}", k=float(i + 1))
     page = self.page()
-    self.assertIn("some share one", page.text)
+    self.assertIn("some lines look alike", page.text)
     self.assertLen(page.tables["results by setting"], 1 + count)
     titles = page.tags.count("title") - 1
     self.assertEqual(titles, 7 * count)

@@ -254,7 +254,8 @@ def _whole(name, values, least, end, axes=0):
   array = _array(name, values)
   if not are_whole(array, axes):
     refuse(
-        "data", f"{name} must be whole numbers with {axes} axes, not {form(array)}"
+        "data",
+        f"{name} must be whole numbers with {axes} axes, not {form(array)}",
     )
   outside = array[(array < least) | (array >= end)]
   if outside.size:

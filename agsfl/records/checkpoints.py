@@ -1,4 +1,4 @@
-"""States of a run on disk, to go on from after a stop."""
+"""Saved states of a run, from which it goes on after a stop."""
 
 import contextlib
 import shutil
@@ -15,50 +15,52 @@ from absl import logging
 from agsfl.errors import refuse, refused
 from agsfl.types import PyTree
 
-# Orbax numbers its writes by process: two runs in threads would mix them.
+# Orbax numbers its writes by process, so two runs in threads would mix them.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class States:
-  """The saved states of one run in a folder; a context that is entered first.
+  """The saved states of one run in a folder, open inside a `with` statement.
 
-  What was not written whole is not seen.
+  A state that was not written whole is ignored.
   """
 
-  def __init__(self, folder: Path, num_kept: int):
-    """Names the folder; nothing is written yet.
+  def __init__(self, folder: Path, most: int):
+    """Writes nothing yet.
 
     Args:
       folder: absolute.
-      num_kept: the newest so many stay.
+      most: how many states stay, the newest ones.
     """
     self._folder = folder
     self._options = ocp.CheckpointManagerOptions(
-        max_to_keep=num_kept, cleanup_tmp_directories=True
+        max_to_keep=most, cleanup_tmp_directories=True
     )
 
   def __enter__(self) -> Self:
-    """Opens the folder, made if need be.
+    """Opens the folder, and makes it if need be.
 
     Raises:
-      ConfigError: it cannot be made.
+      ConfigError: the folder cannot be made.
     """
     with self._usable(), _ONE_AT_A_TIME:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(
           self._folder,
           options=self._options,
-          # Named here: guessed from the folder, one damaged step spoils all.
+          # Without this Orbax guesses it from the folder, and one damaged
+          # state makes all of them unreadable.
           item_handlers=ocp.StandardCheckpointHandler(),
       )
     return self
 
   def __exit__(self, *exception):
-    # What counts has been waited for, and was an error then.
+    # `wait` has already raised the errors of writes that matter.
     with contextlib.suppress(OSError, ValueError), _ONE_AT_A_TIME:
       self._manager.close()
 
   def _usable(self):
+    """A context that turns errors of the disk into one line."""
     # Orbax reports a full disk by a ValueError.
     return refused(
         str(self._folder),
@@ -70,11 +72,11 @@ class States:
     """Writes a tree of arrays while the caller goes on.
 
     Args:
-      step: larger than those before.
-      tree: copied at once, so that its buffers may be given away.
+      step: larger than all steps before.
+      tree: copied at once, so its buffers may be reused.
 
     Raises:
-      ConfigError: it, or the one before, cannot be written.
+      ConfigError: this tree or the previous one cannot be written.
     """
     leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
     numbered = _numbered(leaves, _checksum(leaves))
@@ -82,12 +84,12 @@ class States:
       self._manager.save(step, args=ocp.args.StandardSave(numbered))
 
   def wait(self):
-    """Waits until all that was saved is written; raises as `save`."""
+    """Waits until all saved states are written; raises as `save` does."""
     with self._usable(), _ONE_AT_A_TIME:
       self._manager.wait_until_finished()
 
   def keep_only(self, step: int):
-    """Removes all states but one, once that is written."""
+    """Waits until all states are written, then removes all but one."""
     self.wait()
     with self._usable(), _ONE_AT_A_TIME:
       for other in self._manager.all_steps():
@@ -95,12 +97,12 @@ class States:
           self._manager.delete(other)
 
   def remove(self):
-    """Removes all states and the folder; nothing may be saved from then on."""
+    """Removes all states and the folder; nothing can be saved afterwards."""
     self.__exit__()
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def newest(self, like: PyTree) -> tuple[int, Any] | None:
-    """The newest state that can be read; damaged ones after it are removed.
+    """The newest state that can be read; removes damaged ones after it.
 
     Args:
       like: a tree of the same structure, shapes and types.
@@ -110,7 +112,7 @@ class States:
       none.
 
     Raises:
-      ConfigError: there are some, and none can be read.
+      ConfigError: there are states, but none can be read.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for index, step in enumerate(steps):
@@ -146,13 +148,13 @@ class States:
 
 
 def _numbered(leaves, checksum):
-  """What Orbax writes; it takes no array without elements."""
+  """What Orbax writes; it refuses arrays without elements."""
   full = {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
   return {**full, "checksum": checksum}
 
 
 def _checksum(leaves):
-  """[] u32, the CRC-32 of all bytes: the files have none of their own."""
+  """[] u32, the CRC-32 of all bytes, because the files have no checksum."""
   crc = 0
   for leaf in leaves:
     crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)

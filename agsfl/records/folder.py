@@ -1,4 +1,4 @@
-"""The folder of one run: what is written, and when the run may go on there."""
+"""The folder of one run: its files, and when a run may go on there."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from agsfl import files
 from agsfl.errors import refuse, require
 from agsfl.records import read, tables
 
-# What a run makes; without its config.json they are of something else.
+# Files of a run. Without a config.json they belong to another program.
 _FILES = (
     "metrics.jsonl", "clients.csv", "params.npy", "summary.json", "figures",
     "checkpoints",
@@ -35,24 +35,25 @@ class Extent(NamedTuple):
 
   Attributes:
     num_rounds: at most.
-    time_budget: normalised time after which no round begins; None: no end.
+    time_budget: normalised time after which no round begins; None for no
+      limit.
   """
 
   num_rounds: int
   time_budget: float | None
 
   def is_reached(self, round_index: int, elapsed: float) -> bool:
-    """Whether a run that is so far has come to its end."""
+    """Whether a run with these rounds and this time is at its end."""
     return round_index >= self.num_rounds or self.is_spent(elapsed)
 
   def is_spent(self, elapsed: float) -> bool:
-    """Whether no time is left, in float32 as the rounds compare it."""
+    """Whether no time is left; in float32, as the rounds compare it."""
     if self.time_budget is None:
       return False
     return bool(np.float32(elapsed) >= np.float32(self.time_budget))
 
 
-# What may change of a run that goes on, if its identity does not hold it.
+# Settings that may change when a run goes on, if its identity has them not.
 _FREE = (*Extent._fields, "eval_every")
 
 
@@ -76,7 +77,7 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any):
-  """Writes a JSON file whole or not at all; it reaches the disk."""
+  """Writes a JSON file to the disk, whole or not at all."""
   with files.written_whole(path) as temporary:
     text = json.dumps(content, indent=2, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
@@ -87,22 +88,22 @@ def _line(row):
   return json.dumps(row, allow_nan=False) + "\n"
 
 
-def refuse_other(held: dict[str, Any], asked: dict[str, Any], setting: str):
+def refuse_other(on_disk: dict[str, Any], asked: dict[str, Any], setting: str):
   """Refuses a run of other settings.
 
   Args:
-    held: settings of the run that is there, from JSON.
-    asked: those of now.
-    setting: that names the place, such as "--workdir=runs/a".
+    on_disk: settings of the run in the folder, from JSON.
+    asked: settings of the run that is to start.
+    setting: names the place, such as "--workdir=runs/a".
 
   Raises:
-    ConfigError: they differ; the text says where, and how.
+    ConfigError: they differ; the text names each difference.
   """
   asked = json.loads(json.dumps(asked))
   other = [
-      f"{name}={held.get(name)}, asked for {asked.get(name)}"
-      for name in sorted(held.keys() | asked.keys())
-      if held.get(name) != asked.get(name)
+      f"{name}={on_disk.get(name)}, asked for {asked.get(name)}"
+      for name in sorted(on_disk.keys() | asked.keys())
+      if on_disk.get(name) != asked.get(name)
   ]
   if other:
     refuse(
@@ -112,10 +113,10 @@ def refuse_other(held: dict[str, Any], asked: dict[str, Any], setting: str):
     )
 
 
-def _on_disk(
+def _refuses_in_one_line(
     method: Callable[Concatenate["RunFolder", _Arguments], _Result],
 ) -> Callable[Concatenate["RunFolder", _Arguments], _Result]:
-  """The method of a RunFolder, with what a disk refuses as one line."""
+  """A method of RunFolder, with errors of the disk as ConfigErrors."""
 
   @functools.wraps(method)
   def checked(self, *args, **kwargs):
@@ -128,24 +129,24 @@ def _on_disk(
 class RunFolder:
   """The files of one run, a new one or one that goes on.
 
-  `config.json` is written at once, `metrics.jsonl` a whole line per round,
-  `clients.csv`, `params.npy` and `summary.json` at the end, the last as the
-  sign that the run is finished. `checkpoints` holds states.
+  `config.json` is written first. `metrics.jsonl` gets a whole line per round.
+  `clients.csv`, `params.npy` and `summary.json` are written at the end, in this
+  order: with a `summary.json` the run is finished. `checkpoints` has states.
 
-  All that writes raises a ConfigError where the disk refuses.
+  Every method that writes raises a ConfigError if the disk refuses.
 
   Attributes:
     workdir: absolute.
-    setting: names the folder in messages.
+    setting: the folder's name in messages.
   """
 
   def __init__(
       self, workdir: str | Path, identity: dict[str, Any], extent: Extent
   ):
-    """Looks; nothing is written yet.
+    """Looks into the folder; writes nothing yet.
 
     Args:
-      workdir: the folder, which need not be there.
+      workdir: the folder, which may not exist yet.
       identity: the settings in which a run of this folder must agree.
       extent: how far the run is to go.
 
@@ -162,13 +163,13 @@ class RunFolder:
     self._metrics: Any = None
     self._look()
 
-  @_on_disk
+  @_refuses_in_one_line
   def _look(self) -> dict[str, Any] | None:
-    """What the folder's config.json says; None if there is none yet."""
+    """The folder's config.json, checked; None if there is none yet."""
     if not self._config.exists():
       for name in _FILES:
         path = self.workdir / name
-        # An empty metrics.jsonl is of a run that was killed at its start.
+        # A run that was killed at its start leaves an empty metrics.jsonl.
         empty = (
             name == "metrics.jsonl" and path.is_file()
             and not path.stat().st_size
@@ -179,22 +180,22 @@ class RunFolder:
               f"must hold no other program's files; it has {name}",
           )
       return None
-    held = read.read_config(self.workdir)
-    # How far a run goes may change, but where its identity says it.
+    on_disk = read.read_config(self.workdir)
+    # The extent of a run may change, if its identity does not contain it.
     settings = {
         name: value
-        for name, value in held["asked"].items()
+        for name, value in on_disk["asked"].items()
         if name in self._identity or name not in _FREE
     }
     refuse_other(settings, self._identity, self.setting)
-    return held
+    return on_disk
 
   @property
   def finished(self) -> bool:
-    """Whether the run has gone as far as is asked for.
+    """Whether the run has reached the extent that is asked for.
 
     Raises:
-      ConfigError: it has gone further, or one of its files is damaged.
+      ConfigError: it has gone beyond, or one of its files is damaged.
     """
     if not self._summary.exists():
       return False
@@ -203,7 +204,7 @@ class RunFolder:
     return self._extent.is_reached(len(rows), rows[-1]["time"])
 
   def _require_ahead(self, rows):
-    """Refuses to end before the rounds that are done already."""
+    """Refuses an extent that ends before the rounds that are already done."""
     num_rounds, time_budget = self._extent
     done = f"that the run in {self.workdir} has done; or use another --workdir"
     require(
@@ -226,39 +227,40 @@ class RunFolder:
 
   @property
   def checkpoints(self) -> Path:
-    """Where its states are."""
+    """The folder of its states."""
     return self.workdir / "checkpoints"
 
   def refuse_other_data(self, data: str):
     """Refuses a run of other data.
 
     Args:
-      data: the fingerprint of those of now.
+      data: the fingerprint of the data that are to be used.
 
     Raises:
-      ConfigError: the run that the folder holds had others.
+      ConfigError: the run in the folder had other data.
     """
-    held = self._look() or {}
-    refuse_other({"data": held.get("data")}, {"data": data}, self.setting)
+    on_disk = self._look() or {}
+    refuse_other({"data": on_disk.get("data")}, {"data": data}, self.setting)
 
-  @_on_disk
+  @_refuses_in_one_line
   def begin(self, config: dict[str, Any]):
-    """Claims the folder until `close`; the run may be `finished` by now.
+    """Locks the folder until `close`.
 
-    Nothing of a run that is there changes before `go_on`.
+    Another process may just have finished the run: check `finished` again. The
+    files of an earlier run do not change before `go_on`.
 
     Args:
-      config: for config.json: the settings as used, `data` (what tells one set
-        of data from another) and the environment.
+      config: for config.json: the settings as used, `data` (the fingerprint of
+        the data) and the environment.
 
     Raises:
       ConfigError: the folder cannot be written, another process runs there, or
-        it has begun a run of other settings or other data.
+        another process has begun a run of other settings or other data.
     """
     with contextlib.ExitStack() as undo:
       undo.callback(self.close)
       self.workdir.mkdir(parents=True, exist_ok=True)
-      # Never replaced, so that all who lock it lock the same file.
+      # This file is never replaced, so all processes lock the same file.
       self._metrics = (self.workdir / "metrics.jsonl").open(
           "a", buffering=1, encoding="utf-8"
       )
@@ -266,21 +268,21 @@ class RunFolder:
         fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
         refuse(self.setting, "must not be in use; a run is on there")
-      # Another process may have begun, or ended, since the first look.
-      held = self._look()
-      if held is not None:
+      # Since the first look another process may have begun a run, or ended it.
+      on_disk = self._look()
+      if on_disk is not None:
         self.refuse_other_data(config["data"])
       asked = asked_of(self._identity, self._extent, config["eval_every"])
       self._content = {**config, "asked": json.loads(json.dumps(asked))}
-      if held is None:
+      if on_disk is None:
         write_json(self._config, self._content)
       undo.pop_all()
 
   def close(self):
-    """Lets go of the folder."""
+    """Unlocks the folder."""
     metrics, self._metrics = self._metrics, None
     if metrics is not None:
-      # What could not be written was an error when it was tried.
+      # The write has already raised its error.
       with contextlib.suppress(OSError):
         metrics.close()
 
@@ -290,21 +292,21 @@ class RunFolder:
   def __exit__(self, *exception):
     self.close()
 
-  @_on_disk
+  @_refuses_in_one_line
   def go_on(self, count: int) -> list[dict[str, Any]]:
-    """Makes ready for the rows after the first `count`; drops what is there.
+    """Removes all rows after the first `count`, where new rows follow.
 
-    A run that was finished is unfinished from here on.
+    A finished run becomes unfinished.
 
     Args:
       count: rows before the newest checkpoint, 0 if there is none.
 
     Returns:
-      The rows that stay.
+      The first `count` rows.
 
     Raises:
-      ConfigError: there are fewer rows, or one is damaged; more are done than
-        are asked for; or a finished run has no checkpoint to go on from.
+      ConfigError: there are fewer rows, or one is damaged. Or there are more
+        than are asked for. Or a finished run has no checkpoint.
     """
     if not count and self._summary.exists():
       refuse(
@@ -314,6 +316,7 @@ class RunFolder:
           "on; use another folder, or remove this one",
       )
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
+      # The rows before the checkpoint.
       lines = [file.readline() for _ in range(count)]
       require(
           all(line.endswith(b"\n") for line in lines),
@@ -327,18 +330,20 @@ class RunFolder:
           for number, line in enumerate(lines, 1)
       ]
       self._require_ahead(rows)
+
+      # The run is unfinished, its extent may be new, and later rows go.
       self._summary.unlink(missing_ok=True)
-      held = read.read_config(self.workdir)
-      if held["asked"] != self._content["asked"]:
+      on_disk = read.read_config(self.workdir)
+      if on_disk["asked"] != self._content["asked"]:
         write_json(self._config, self._content)
       file.truncate(sum(map(len, lines)))
     return rows
 
-  @_on_disk
+  @_refuses_in_one_line
   def replace_last(self, row: dict[str, Any]):
-    """Writes the last row anew, with more columns.
+    """Writes the last row again, with more columns.
 
-    One write of a longer line: no death of the process can lose a row.
+    It is one write of a longer line, so a killed process loses no row.
     """
     self.sync()
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
@@ -346,17 +351,17 @@ class RunFolder:
       file.seek(sum(map(len, before)))
       file.write(_line(row).encode())
 
-  @_on_disk
+  @_refuses_in_one_line
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
     self._metrics.write(_line(row))
 
-  @_on_disk
+  @_refuses_in_one_line
   def sync(self):
-    """Brings the rows to the disk, before a checkpoint counts on them.
+    """Brings the rows to the disk, before a checkpoint relies on them.
 
     Raises:
-      ConfigError: the folder was removed or replaced while the run was on.
+      ConfigError: the folder was removed or replaced during the run.
     """
     self._metrics.flush()
     os.fsync(self._metrics.fileno())
@@ -368,19 +373,18 @@ class RunFolder:
     if there is None or not os.path.samestat(ours, there):
       refuse(self.setting, "was removed or replaced while its run was on")
 
-  @_on_disk
+  @_refuses_in_one_line
   def finish(
       self,
       summary: dict[str, Any],
       clients: Mapping[str, Sequence],
       params: np.ndarray,
   ):
-    """Writes the closing files.
+    """Writes the files of a finished run.
 
     Args:
       summary: for summary.json.
-      clients: columns of clients.csv, [N] each: `client` (names), `contributed`
-        (elements that the server used, over all rounds) and others.
+      clients: columns of clients.csv, [N] each, from `summary.by_client`.
       params: [D], the final weights.
     """
     self.sync()

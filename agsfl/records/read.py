@@ -19,13 +19,13 @@ import numpy as np
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.records import tables
 
-# Columns of the rows: whole numbers, real ones, what may be null, and what
-# only some rows have. All other columns are the user's own.
+# Columns of the rows: whole numbers, real numbers, numbers that may be null,
+# and columns of some rows only. All other columns are the user's own metrics.
 _COUNTS = ("round", "k_up", "k_down")
 _REALS = ("time", "k", "k_probe")
 _OTHERS = ("minibatch_loss", "sign")
 _EVALUATION = ("train_loss", "test_loss", "test_accuracy")
-# Runs of version 0.1 have none of these two.
+# Runs of version 0.1 have neither of these two.
 _BYTES = ("bytes_up", "bytes_down")
 COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
 
@@ -35,15 +35,15 @@ _CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Run:
-  """A run, finished or as far as it went.
+  """A run, finished or not.
 
   Attributes:
     rows: a dict for each round, as in metrics.jsonl.
-    clients: columns by client, [N] each, as in clients.csv; empty where the run
-      is unfinished.
-    summary: the last row, and what the run took, as in summary.json; None where
-      the run is unfinished.
-    config: the settings as used and where the run was, as in config.json.
+    clients: columns by client, [N] each, as in clients.csv; empty if the run is
+      unfinished.
+    summary: the last row, the run's wall times and memory, and more, as in
+      summary.json; None if the run is unfinished.
+    config: the settings as used and the environment, as in config.json.
     workdir: its folder; None for a run in memory.
   """
 
@@ -66,20 +66,20 @@ class Run:
 
     Args:
       rows, clients, summary, config, workdir: see the class.
-      params: [D] f32, the final weights; None where they lie in `workdir`.
+      params: [D] f32, the final weights; None if they are in `workdir`.
     """
     fields = (rows, clients, summary, config, workdir)
     for field, value in zip(dataclasses.fields(self), fields, strict=True):
       object.__setattr__(self, field.name, value)
     if params is not None:
-      vars(self)["params"] = params  # where the cached property looks first
+      vars(self)["params"] = params  # the cached property looks here first
 
   @functools.cached_property
   def params(self) -> np.ndarray:
-    """[D] f32, the final weights, read from params.npy when first asked for.
+    """[D] f32, the final weights, read from params.npy at the first use.
 
     Raises:
-      ConfigError: there are none, or the file is damaged.
+      ConfigError: there are no weights, or the file is damaged.
     """
     if self.workdir is None or not self.finished:
       refuse(str(self.workdir), "has no params; only a finished run has")
@@ -108,7 +108,7 @@ class Run:
 
   @property
   def metrics(self) -> list[str]:
-    """The names of further columns, which the user's own round measures."""
+    """The names of all other columns: the user's own metrics."""
     names = dict.fromkeys(itertools.chain.from_iterable(self.rows))
     return [name for name in names if name not in COLUMNS]
 
@@ -118,11 +118,11 @@ class Run:
     """A column of the rows against another one.
 
     Args:
-      key: of the column.
-      against: of the other one, which every row has.
+      key: name of the column, y.
+      against: name of the other one, x, which every row has.
 
     Returns:
-      (x, y), [points] f64 each: of the rows that have a finite number.
+      (x, y), [points] f64 each, from the rows whose y is a finite number.
     """
     points = [
         (row[against], row[key])
@@ -139,10 +139,10 @@ class Run:
 
 
 def find_runs(folder: str | Path) -> list[Path]:
-  """The runs that a folder stands for: itself, or all below it.
+  """The runs of a folder: itself, or all runs below it.
 
-  Symbolic links are followed; a run that is reached twice counts once. Nothing
-  below the folder of a run is searched.
+  Symbolic links are followed. A run that is reached twice counts once. The
+  folder of a run is not searched further.
 
   Args:
     folder: as the user gave it; ~ is the home folder.
@@ -165,7 +165,7 @@ def find_runs(folder: str | Path) -> list[Path]:
   for place, below, files in os.walk(
       root, onerror=cannot_be_read, followlinks=True
   ):
-    below.sort()  # so that of two links always the same one counts
+    below.sort()  # so that always the same one of two links counts
     real = os.path.realpath(place)
     if real in seen:
       below.clear()
@@ -180,7 +180,7 @@ def find_runs(folder: str | Path) -> list[Path]:
 
 
 def natural_order(name: Any) -> list[str | int]:
-  """A key to sort by that compares numbers within names as numbers.
+  """A sort key that compares numbers within names as numbers.
 
   >>> sorted(["seed10", "seed2"], key=natural_order)
   ['seed2', 'seed10']
@@ -196,7 +196,7 @@ def read_runs(*folders: str | Path) -> list[Run]:
     *folders: see `find_runs`.
 
   Returns:
-    The runs, unfinished ones too.
+    The runs, also unfinished ones.
 
   Raises:
     ConfigError: no folder is given; see also `find_runs` and `read_run`.
@@ -217,7 +217,7 @@ def read_run(workdir: str | Path) -> Run:
     workdir: its folder.
 
   Returns:
-    The run; without a summary.json it is unfinished, and a last line that was
+    The run. Without a summary.json it is unfinished; then a last line that was
     not written whole is no row.
 
   Raises:
@@ -274,7 +274,7 @@ def parse_row(workdir: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _read_rows(workdir, num_weights, finished):
   with _file(workdir, "metrics.jsonl") as path:
-    # A run that was stopped at its very start has none yet.
+    # A run that was stopped at its start may not have the file.
     content = path.read_bytes() if finished or path.exists() else b""
     *lines, rest = content.split(b"\n")
     if rest and finished:
@@ -293,7 +293,7 @@ def _read_rows(workdir, num_weights, finished):
 
 @contextlib.contextmanager
 def _file(workdir: Path, name: str) -> Iterator[Path]:
-  """The path of a file of a run; errors in one line that names both."""
+  """The path of a run's file; errors become one line that names both."""
   try:
     yield workdir / name
   except OSError as error:
@@ -305,7 +305,7 @@ def _file(workdir: Path, name: str) -> Iterator[Path]:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-  """A JSON object; a ValueError says why it is none."""
+  """A JSON object; raises ValueError for other content."""
   try:
     value = json.loads(content.decode("utf-8"))
   except ValueError as error:
@@ -320,7 +320,7 @@ def _is_count(value):
 
 
 def _is_number(value):
-  """Whether it is one that a float can hold, perhaps infinite or NaN."""
+  """Whether it is a number in the range of floats; infinity and NaN count."""
   return type(value) is float or (type(value) is int and abs(value) < 2**64)
 
 
@@ -346,7 +346,7 @@ def _check_config(config):
 
 
 def _check_values(name, value):
-  """Refuses numbers and text that nothing else could print or compute with."""
+  """Refuses numbers that are not finite, and text that cannot be printed."""
   if isinstance(value, dict):
     for key, inner in value.items():
       _check_values("a name", key)
@@ -362,7 +362,8 @@ def _check_values(name, value):
 
 
 def _check_row(row):
-  """What holds for each row, and for a summary."""
+  """Refuses what is no row; a summary is a row too."""
+  # The columns of every row.
   for name in _COUNTS:
     value = row.get(name)
     _require(_is_count(value), name, value)
@@ -371,12 +372,15 @@ def _check_row(row):
     _require(_is_real(value), name, value)
   for name in _OTHERS:
     _require(name in row, name, None)
+
+  # The columns of some rows.
   for names in (_EVALUATION, _BYTES):
-    held = [name for name in names if name in row]
-    if held and len(held) < len(names):
+    present = [name for name in names if name in row]
+    if present and len(present) < len(names):
       raise ValueError(f"must have all or none of {', '.join(names)}")
+
+  # All values. Losses and the user's own metrics may not be finite.
   for name, value in row.items():
-    # A loss may overflow, and so may what the user's own round measures.
     _require(value is None or _is_number(value), name, value)
     if name not in COLUMNS:
       _check_values("a name", name)
@@ -389,12 +393,12 @@ def _check_row(row):
 
 
 def _is_share(value):
-  """Whether it is from 0 to 1, or not known."""
+  """Whether it is from 0 to 1, or unknown (None or NaN)."""
   return value is None or math.isnan(value) or 0 <= value <= 1
 
 
 def _check_end(summary, rows):
-  """Whether a summary is that of these rows."""
+  """Refuses a summary that does not belong to these rows."""
   if summary["round"] != len(rows) or not rows:
     raise ValueError(
         f"round is {summary['round']}, metrics.jsonl has {len(rows)} rows"
@@ -416,6 +420,7 @@ def _known(value):
 
 
 def _check_clients(clients, config, num_rounds):
+  """Refuses columns of clients that do not belong to this run."""
   lacking = [name for name in _CLIENT_COLUMNS if name not in clients]
   if lacking:
     raise ValueError(f"no column {', '.join(lacking)}")
@@ -444,7 +449,7 @@ def _check_clients(clients, config, num_rounds):
 
 
 def _read_params(path, num_weights):
-  """[D] f32 of an npy file; its header is checked before memory is taken."""
+  """[D] f32 of an npy file; its header is checked before the data are read."""
   with path.open("rb") as file:
     # NumPy's parser of the header may raise anything.
     try:

@@ -1,4 +1,4 @@
-"""What is worth knowing at the end of a run."""
+"""The summary of a run at its end."""
 
 import math
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 from agsfl.data.federated import FederatedData
 
-# What `summarize` adds to a row.
+# The columns that `summarize` adds to a row.
 ADDED = frozenset((
     "first_round_seconds", "median_round_seconds", "peak_memory_mb",
     "least_contributed", "most_contributed", "client_test_accuracy_min",
@@ -24,8 +24,8 @@ class OfClients(Protocol):
 
   Attributes:
     client_test_loss: [N] mean losses on the client's own test samples, nats;
-      NaN where it has none.
-    client_test_accuracy: [N] shares of them that are classified right.
+      NaN if it has none.
+    client_test_accuracy: [N] shares of them that are classified correctly.
   """
 
   client_test_loss: np.ndarray
@@ -58,14 +58,14 @@ def by_client(
 
 
 def _peak_memory():
-  """Bytes that this process held at most."""
+  """The most bytes of memory that this process has used."""
   try:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
   except OSError:
     status = ""
   if found := re.search(r"VmHWM:\s+(\d+) kB", status):
     return 1024 * int(found.group(1))
-  # As on macOS; on Linux this begins with the parent's.
+  # On macOS in bytes. On Linux this would start from the parent's memory.
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -77,14 +77,14 @@ def summarize(
   """The content of summary.json.
 
   Args:
-    row: the last.
-    seconds: wall time of each round of this process; none where an earlier
-      process did all of them.
+    row: the last row.
+    seconds: wall time of each round of this process; empty if an earlier
+      process ran all of them.
     clients: from `by_client`.
 
   Returns:
-    The row, and what the run took and how its clients did; None for a number
-    that is not finite, which JSON has no word for.
+    The row, wall times, memory, and results by client. A number that is not
+    finite becomes None, because JSON cannot express it.
   """
   contributed = clients["contributed"]
   tested = np.array(clients["test_samples"]) > 0
@@ -104,7 +104,7 @@ def summarize(
 
 
 def finite(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The numbers of a row; None for one that is not finite.
+  """The numbers of a row; those that are not finite become None.
 
   >>> finite({"loss": math.inf, "k": 2, "sign": None})
   {'loss': None, 'k': 2, 'sign': None}
@@ -116,10 +116,10 @@ def finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def jain_index(contributed: np.ndarray) -> float:
-  """Jain's fairness index, from 1 / N (one client alone) to 1 (all alike).
+  """Jain's fairness index, from 1 / N (only one client) to 1 (all equal).
 
   Args:
-    contributed: [N], at least 0; all 0 counts as alike.
+    contributed: [N], at least 0; if all are 0, the index is 1.
 
   Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and
   Discrimination", DEC TR-301, 1984.

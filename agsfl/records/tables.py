@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# A spreadsheet runs a cell that begins so as a formula.
+# A spreadsheet runs a cell with such a beginning as a formula.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _COUNT = re.compile(r"[0-9]{1,18}")
 _NUMBER = re.compile(
@@ -38,7 +38,7 @@ def write_clients(path: Path, columns: Mapping[str, Sequence]):
     path: of the file, which is replaced.
     columns: [N] each; `client` has the clients' names, all others numbers.
   """
-  # A name that is not valid Unicode must not end a run at its last line.
+  # A name that is not valid Unicode must not stop a run at its end.
   with path.open(
       "w", newline="", encoding="utf-8", errors="backslashreplace"
   ) as file:
@@ -59,7 +59,7 @@ def read_clients(path: Path) -> dict[str, list]:
 
   Raises:
     OSError: the file cannot be read.
-    ValueError, csv.Error: it holds no such table; the text names the line.
+    ValueError, csv.Error: the file has no such table; the text names the line.
   """
   with path.open(newline="", encoding="utf-8") as file:
     rows = csv.reader(file, strict=True)
@@ -87,7 +87,7 @@ def _as_name(text):
 
 
 def _as_number(text):
-  """An int or a float, None for other text."""
+  """An int or a float; None for other text."""
   if _COUNT.fullmatch(text):
     return int(text)
   return float(text) if _NUMBER.fullmatch(text) else None

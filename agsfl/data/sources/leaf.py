@@ -170,7 +170,7 @@ def sizes_of(setting: str, path: Path) -> dict[str, int]:
   Raises:
     ConfigError: the text names the file and the key.
   """
-  # Both lists; the parser stops after them, if it can.
+  # Read both lists, and stop after them.
   lists: dict[str, list] = {"users": [], "num_samples": []}
   missing = set(lists)
   with _readable(setting, path) as file:

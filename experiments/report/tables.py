@@ -97,9 +97,13 @@ _OF_ONE_RUN = (
         ".4f",
     ),
     _Metric(
-        "its 10th percentile", _of_summary("client_test_accuracy_p10"), ".4f"
+        "10th percentile over clients",
+        _of_summary("client_test_accuracy_p10"),
+        ".4f",
     ),
-    _Metric("its median", _of_summary("client_test_accuracy_median"), ".4f"),
+    _Metric(
+        "median over clients", _of_summary("client_test_accuracy_median"), ".4f"
+    ),
     _Metric("wall s of the first round", _of_summary("first_round_seconds")),
     _Metric("peak memory, MB", _of_summary("peak_memory_mb"), ".0f"),
 )

@@ -182,8 +182,8 @@ class OneRunTest(FolderTest):
   def test_summary_is_shown_where_it_has_more(self):
     write_run(self.folder, summary={"client_test_accuracy_p10": 0.375})
     results = dict(self.page().tables["results"])
-    self.assertEqual(results["its 10th percentile"], 0.375)
-    self.assertNotIn("its median", results)
+    self.assertEqual(results["10th percentile over clients"], 0.375)
+    self.assertNotIn("median over clients", results)
 
   @parameterized.parameters(
       # 10 + 20 + 30 + 5 = 65 elements up, 66 down, 2 clients with samples.

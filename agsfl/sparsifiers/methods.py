@@ -174,7 +174,8 @@ def send_all() -> Sparsifier:
     check_arguments(accumulated, weights, k)
     dim = accumulated.shape[1]
     choice = common(accumulated, weights, jnp.broadcast_to(k > 0, dim))
-    return selection(choice, jnp.where(k > 0, dim, 0), INDICES_KNOWN), state
+    k_up = jnp.where(k > 0, jnp.int32(dim), 0)
+    return selection(choice, k_up, INDICES_KNOWN), state
 
   return Sparsifier(_stateless, select, split)
 

@@ -130,7 +130,7 @@ def bin_at(
     The bin, and the rank among its entries; [] i32.
   """
   rows = counts.reshape(_ROWS, -1)
-  row, rank = _short_bin(jnp.sum(rows, axis=1), rank)
+  row, rank = _short_bin(jnp.sum(rows, axis=1, dtype=jnp.int32), rank)
   column, rank = _short_bin(rows[row], rank)
   return row * rows.shape[1] + column, rank
 
@@ -139,7 +139,9 @@ def _short_bin(counts, rank):
   index = lax.iota(jnp.int32, counts.size)
   # Comparing all pairs is quicker to compile and to run than a scan.
   later = index[None] >= index[:, None]
-  at_least = jnp.sum(jnp.where(later, counts[None], 0), axis=1)
+  at_least = jnp.sum(
+      jnp.where(later, counts[None], 0), axis=1, dtype=jnp.int32
+  )
   found = jnp.sum(at_least >= rank, dtype=jnp.int32) - 1
   return found, rank - (at_least[found] - counts[found])
 
@@ -171,8 +173,7 @@ def _nth_zero(keys, high, n):
   start = (_ZERO_BINS - 1 - high) * stretch
   index = start + lax.iota(jnp.int32, stretch)
   zeros = keys.at[index].get(mode="fill", fill_value=1) == 0
-  within = jnp.argmax(jnp.cumsum(zeros) >= n).astype(jnp.int32)
-  return Entry(jnp.int32(0), start + within)
+  return Entry(jnp.int32(0), start + _nth_true(zeros, n))
 
 
 def _nth_of_digit(keys, high, n):
@@ -193,9 +194,14 @@ def _nth_of_digit(keys, high, n):
   index = lax.cond(
       n_low == low_counts[low],
       lambda: jnp.max(jnp.where(ties, lax.iota(jnp.int32, keys.size), -1)),
-      lambda: jnp.argmax(jnp.cumsum(ties) >= n_low).astype(jnp.int32),
+      lambda: _nth_true(ties, n_low),
   )
   return Entry(key, index)
+
+
+def _nth_true(mask, n):
+  """The index of the n-th True, [] i32."""
+  return lax.argmax(jnp.cumsum(mask, dtype=jnp.int32) >= n, 0, jnp.int32)
 
 
 def top(values: jax.Array, width: int) -> jax.Array:

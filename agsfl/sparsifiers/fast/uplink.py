@@ -71,7 +71,7 @@ class Uplink(NamedTuple):
     """The last entry of each J_i, [N]; k [] i32, 0..D."""
     clients = self.clients
     num_clients, dim = clients.accumulated.shape
-    deep = (k >= self.width).astype(jnp.int32) + (k >= dim)
+    deep = (k >= self.width).astype(jnp.int32) + (k >= dim).astype(jnp.int32)
     last = lax.switch(
         deep,
         [
@@ -115,7 +115,8 @@ class Uplink(NamedTuple):
       accumulated, weight, order = client
       used = self._sent(k, order, weight) & mask[order]
       sent = jnp.where(used, weight * accumulated[order], 0.0)
-      return total.at[order].add(sent, unique_indices=True), jnp.sum(used)
+      total = total.at[order].add(sent, unique_indices=True)
+      return total, jnp.sum(used, dtype=jnp.int32)
 
     clients = self.clients
     arguments = (clients.accumulated, clients.weights, self.order)
@@ -128,7 +129,7 @@ class Uplink(NamedTuple):
 
     def part(accumulated, weight, last):
       result = split(accumulated, mask, last)
-      return weight * result.sent, jnp.sum(result.mask)
+      return weight * result.sent, jnp.sum(result.mask, dtype=jnp.int32)
 
     zeros = jnp.zeros(mask.shape, jnp.float32)
     return self.clients.fold(part, jnp.add, zeros, self.clients.weights, last)

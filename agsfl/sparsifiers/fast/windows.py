@@ -98,8 +98,9 @@ def open_window(
   # Each coordinate's best rank at any client.
   ranks = num_above[:, None] + lax.iota(jnp.int32, width)[None] + 1
   counted = clients.active[:, None] & (ranks <= dim)
-  best_rank = jnp.where(covered, 0, dim + 1).at[order].min(
-      jnp.where(counted, ranks, dim + 1)
+  nowhere = jnp.int32(dim + 1)
+  best_rank = jnp.where(covered, 0, nowhere).at[order].min(
+      jnp.where(counted, ranks, nowhere)
   )
   best_rank = lax.pmin(best_rank, clients.axes)
 
@@ -112,9 +113,8 @@ def open_window(
   # U at these depths: the coordinates whose best rank is at most the depth.
   beyond_low = jnp.maximum(best_rank - low, 0)
   counts = jnp.zeros(width + 1, jnp.int32).at[beyond_low].add(1, mode="drop")
-  return Window(
-      order, num_above, best_rank, low, jnp.cumsum(counts), high - low
-  )
+  sizes = jnp.cumsum(counts, dtype=jnp.int32)
+  return Window(order, num_above, best_rank, low, sizes, high - low)
 
 
 def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
@@ -128,7 +128,7 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
     [D + 1] i32.
   """
   dim = clients.accumulated.shape[1]
-  at_least = jnp.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+  at_least = jnp.cumsum(counts[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
 
   def ranks(accumulated, middle, active):
     in_bin = topk.bins(topk.magnitude_key(accumulated))
@@ -142,7 +142,8 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
       at_least - counts // 2,
       clients.active,
   )
-  return jnp.cumsum(jnp.zeros(dim + 1, jnp.int32).at[best].add(1))
+  counts = jnp.zeros(dim + 1, jnp.int32).at[best].add(1)
+  return jnp.cumsum(counts, dtype=jnp.int32)
 
 
 def guess_kappa(guessed: jax.Array, k: jax.Array) -> jax.Array:
@@ -189,8 +190,10 @@ def search(
   def narrow(carry):
     _, low, size_low, high, size_high, step = carry
     # The next start: interpolated, or the middle; in step 0 the guess.
-    slope = (high - low) / jnp.maximum(size_high - size_low, 1)
-    start = low + (slope * (k - size_low)).astype(jnp.int32) - width // 2
+    rise = jnp.maximum(size_high - size_low, 1)
+    slope = (high - low).astype(jnp.float32) / rise.astype(jnp.float32)
+    ahead = slope * (k - size_low).astype(jnp.float32)
+    start = low + ahead.astype(jnp.int32) - width // 2
     start = jnp.where(step % 3 == 0, low + (high - low) // 2, start)
     start = jnp.clip(start, low, high - 1)
     starts = lax.cond(step == 0, guess, exact, start)

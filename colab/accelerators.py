@@ -16,9 +16,9 @@
 # [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/agsfl/agsfl/blob/main/colab/accelerators.ipynb)
 #
 # Three ways to use hardware: clients split over devices, many rounds in one
-# program, many simulations in one program. Each is timed here, on whatever
-# this notebook runs on. It runs on a CPU too, in a minute; there the gains are
-# small, and may be losses.
+# program, many simulations in one program. This notebook times each of them on
+# its machine. It also runs on a CPU, in a minute. There the gains are small, or
+# even losses.
 
 # %%
 import importlib.util
@@ -30,8 +30,8 @@ if importlib.util.find_spec("agsfl") is None:
   print("agsfl is installed")
 
 # %% [markdown]
-# A CPU is one device to JAX unless told otherwise, and it must be told before
-# JAX starts. GPUs and TPUs are found without this line, and do not mind it.
+# JAX sees a CPU as one device. The number of CPU devices must be set before JAX
+# starts. This line does not matter for GPUs and TPUs.
 
 # %%
 import os
@@ -55,16 +55,16 @@ print(f"{DEVICES} x {jax.devices()[0].device_kind} ({PLATFORM}), "
       f"{os.cpu_count()} CPU cores, jax {jax.__version__}")
 
 # %% [markdown]
-# If that says cpu in a runtime with a GPU, JAX and its plugin differ in
-# version: run `%pip install -q -U "jax[cuda12]"` (TPU: `"jax[tpu]"`) and
+# If this prints cpu in a runtime with a GPU, JAX and its plugin have different
+# versions. Then run `%pip install -q -U "jax[cuda12]"` (TPU: `"jax[tpu]"`) and
 # restart the runtime.
 #
 # ## Clients split over devices, and rounds in one program
 #
-# `num_devices` is how many devices share the clients; each holds its clients'
-# residuals and computes their gradients. `rounds_per_call` is how many rounds
-# run before the program returns to Python. Both change the time a run takes,
-# and its numbers only by the order of sums.
+# `num_devices` is how many devices share the clients. Each device has the
+# residuals of its clients and computes their gradients. `rounds_per_call` is
+# how many rounds run before the program returns to Python. Both change the
+# time of a run. They change its numbers only by the order of sums.
 
 # %%
 BASE = {
@@ -94,18 +94,19 @@ for setting in SETTINGS:
         f"{run.summary['train_loss']:13.6f}")
 
 # %% [markdown]
-# The time of a round is the median over the run. The whole run has the
-# compilation in it, which is most of so short a one. Virtual devices of a CPU
-# share its cores, on which one device already works in parallel; and other
-# processes on the machine disturb all of this.
+# The time of a round is the median over the run. The time of the whole run
+# contains the compilation, which is most of a short run. Virtual devices of a
+# CPU share its cores, and one device already uses all of them. Other processes
+# on the machine disturb all of these times.
 #
 # ## Simulations side by side
 #
-# Runs whose settings differ in plain numbers alone (seed, learning rate, k,
-# `comm_time`) share one program: their states get a leading axis, and the step
-# of one run becomes the step of all of them. On a GPU or TPU by `jax.vmap`; on
-# a CPU they go one after another within the program, which is faster there.
-# `python -m experiments.sweep --lanes=8` does the same with records on disk.
+# Runs whose settings differ only in plain numbers (such as seed, learning
+# rate, k and `comm_time`) share one program. Their states get a leading axis,
+# and the step of one run becomes the step of all of them. A GPU or TPU uses
+# `jax.vmap`. On a CPU the runs go one after another within the program, which
+# is faster there. `python -m experiments.sweep --lanes=8` does the same, with
+# records on disk.
 
 # %%
 RATES, SEEDS = (0.02, 0.05, 0.1), (0, 1)
@@ -122,8 +123,9 @@ side_by_side = sweeps.build_lanes(CONFIGS, [data] * len(CONFIGS))
 alone = [agsfl.build(config, data) for config in CONFIGS]
 
 # %% [markdown]
-# The other way is the program of one run, called for one run after another.
-# Both are timed in turn, round by round; the first round of each compiles.
+# The other way is to call the program of one run for one run after another.
+# Both ways are timed in turn, round by round. The first round of each
+# compiles.
 
 # %%
 state, states = side_by_side.state, [one.state for one in alone]

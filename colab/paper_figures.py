@@ -27,7 +27,7 @@
 # | 200 units of time, 200 rounds | many more | `TIME`, `ROUNDS` |
 # | one seed | | `seed` |
 #
-# So read the figures for their shape. One seed on ten clients does not rank
+# So look only at the shape of the curves. One seed on ten clients cannot rank
 # two lines that lie close to each other.
 
 # %%
@@ -59,14 +59,14 @@ COMMON = {
     "seed": 0,
 }
 
-# What runs have in common is compiled once.
+# Runs with the same program compile it only once.
 jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp())
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 data = agsfl.load("mnist_5k", agsfl.Config(**COMMON))
 
 
 def simulate(**settings):
-  """One run; it prints what it came to."""
+  """Does one run and prints its results."""
   run = agsfl.simulate(agsfl.Config(**COMMON | settings), data=data)
   print("{round:5d} rounds, time {time:6.1f}, training loss {train_loss:.3f}, "
         "test accuracy {test_accuracy:.3f}".format(**run.summary))
@@ -74,7 +74,7 @@ def simulate(**settings):
 
 
 def series(run, key):
-  """Rounds, times and values of one key, where rows have it."""
+  """Rounds, times and values of one key, for the rows that have it."""
   rows = [row for row in run.rows if key in row]
   return np.array([(row["round"], row["time"], row[key]) for row in rows]).T
 
@@ -102,10 +102,10 @@ TIME_LABEL = "normalised time (rounds of computation)"
 # %% [markdown]
 # ## Methods at the same k
 #
-# Every method gets the same time. A sparse round of k elements is short, a
-# dense one is long: it costs 1 for computation and `comm_time` = 10 for
-# sending. FedAvg does D / 2k local steps between two exchanges, so that it
-# sends as much per step as the others.
+# Every method gets the same time. A sparse round of k elements is short. A
+# dense round is long: it costs 1 for computation and `comm_time` = 10 for
+# sending. FedAvg does D / 2k local steps between two exchanges. So it sends as
+# much per step as the others.
 
 # %%
 METHODS = (
@@ -160,11 +160,12 @@ share.set(
 finish(figure, loss, share)
 
 # %% [markdown]
-# An upright line on the right means that all clients contribute alike. FAB
-# guarantees each of N clients k / N elements of every round; FUB takes the
-# largest of the sum, whoever they come from. Where its line leans, clients with
-# small gradients are heard less. The unidirectional method sends back all that
-# any client sent, up to N k elements: its rounds teach more and take longer.
+# In the right figure, a vertical line means that all clients contribute the
+# same. FAB guarantees each of the N clients k / N elements in every round. FUB
+# takes the largest elements of the sum, from any client. If its line is not
+# vertical, clients with small gradients contribute less. The unidirectional
+# method sends back all that any client sent, up to N k elements. So its rounds
+# teach more and take longer.
 
 # %% [markdown]
 # ## Controllers
@@ -208,15 +209,16 @@ elements.set(
 finish(figure, loss, elements)
 
 # %% [markdown]
-# EXP3 has an arm for each of some hundred thousand k and plays at random for as
-# long as this; most of its rounds are dear, so it has few. Descent by value
-# moves with the size of the slope, which is small: it stays near its start.
+# EXP3 has one arm for each of about a hundred thousand k, and in so short a
+# time it plays at random. Most of its rounds are expensive, so it has few
+# rounds. Descent by value moves with the size of the slope. The slope is
+# small, so k stays near its start.
 
 # %% [markdown]
 # ## Communication times
 #
-# k learned by `sign_interval` where sending costs little and where it costs
-# much, for as many rounds each.
+# `sign_interval` learns k at three costs of sending, from low to high, with the
+# same number of rounds.
 
 # %%
 COMM_TIMES = (1, 10, 100)
@@ -270,6 +272,6 @@ settled.minorticks_off()
 finish(figure, loss, elements, settled)
 
 # %% [markdown]
-# The dearer sending is, the fewer elements are worth it: k goes down as
-# $\beta$ goes up. So few rounds do not settle it; with `ROUNDS = 800` the
-# medians lie further apart.
+# If sending costs more, fewer elements are worth it: k goes down as $\beta$
+# goes up. In so few rounds k does not settle. With `ROUNDS = 800` the medians
+# are further apart.

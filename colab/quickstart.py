@@ -40,11 +40,11 @@ ROUNDS = 150  # more rounds: a lower loss, and a k that settles
 # %% [markdown]
 # ## The settings
 #
-# What is not named keeps its default: 5,000 MNIST digits, ten clients of one
-# class each, FAB-top-k, `sign_interval` as the controller of k.
-# `model="mlp"` is a small network of D = 101,770 weights; the paper's is
-# `model="cnn"`, with which a round takes several times as long. `comm_time`
-# is the time to send all D weights up and down, where 1 is the time to compute
+# All other settings have their defaults: 5,000 MNIST digits, ten clients of
+# one class each, FAB-top-k, and `sign_interval` as the controller of k.
+# `model="mlp"` is a small network of D = 101,770 weights. The paper's network
+# is `model="cnn"`; with it a round takes several times as long. `comm_time` is
+# the time to send all D weights up and down. Its unit is the time to compute
 # one round's gradients.
 
 # %%
@@ -76,9 +76,9 @@ run = agsfl.simulate(config, on_row=show)
 
 # %% [markdown]
 # A run has `rows`, a dict per round; `clients`, columns with an entry per
-# client; `summary`; and `params`, the final weights. With
-# `agsfl.simulate(config, workdir=FOLDER)` it also leaves them as files, and
-# goes on where it was stopped.
+# client; `summary`; and `params`, the final weights.
+# `agsfl.simulate(config, workdir=FOLDER)` also writes them to files. If it was
+# stopped, the same call goes on.
 
 # %%
 rounds = [row["round"] for row in run.rows]
@@ -119,9 +119,9 @@ for axes in (loss, elements):
 plt.show()
 
 # %% [markdown]
-# k goes up or down by the sign of the estimated slope of the cost. It begins
-# with long steps; then they get shorter. Every client is heard, though they
-# have different digits:
+# k goes up or down by the sign of the estimated slope of the cost. The first
+# steps are long; later steps are shorter. Every client contributes, although
+# they have different digits:
 
 # %%
 for name, accuracy, count in zip(
@@ -140,4 +140,4 @@ for name, accuracy, count in zip(
 # - `your_own`: a sparsifier and a controller of your own.
 # - `accelerators`: many runs in one program, and clients split over devices.
 #
-# All settings are told in `help(agsfl.Config)`.
+# `python -m experiments.run --helpshort` explains all settings.

@@ -15,9 +15,9 @@
 #
 # [![Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/agsfl/agsfl/blob/main/colab/your_own.ipynb)
 #
-# Everything that settings name can also be an object of yours:
+# Your own objects can replace the parts that settings name:
 # `agsfl.simulate(config, model=..., data=..., sparsifier=..., controller=...)`.
-# Here is one of each. Two minutes on two CPU cores.
+# This notebook has one of each. It takes two minutes on two CPU cores.
 
 # %%
 import importlib.util
@@ -59,11 +59,11 @@ def against_time(axes, run, key, label):
 # ## A network and data of your own
 #
 # A network is anything with `init(key, features)` and
-# `apply(params, features)`: a Flax module as it is; for other libraries write
-# the two functions. Data are arrays: `x` [C, ...] of any shape, `y` [C] labels
-# from 0. `clients` says whose each sample is; without it a `Partition` shares
-# the samples out. Here is a table of 20 columns at 12 clients, each of which
-# measures with an offset of its own.
+# `apply(params, features)`. A Flax module has both; for other libraries write
+# the two functions. Data are arrays: `x` [C, ...] of any shape, and `y` [C], labels
+# from 0. `clients` [C] has the client of each sample; without it a `Partition`
+# gives samples to clients. Here is a table of 20 columns and 12 clients. Each
+# client measures with its own offset.
 
 
 # %%
@@ -93,16 +93,17 @@ for row in run.evaluated:
 # %% [markdown]
 # ## A method whose k is an output
 #
-# Top-k fixes how much is sent, whatever there is to say. Turn it round: each
-# client sends the entries that stand out, those above some times the root mean
-# square of its own accumulated gradient. How many that are is up to the
-# gradient, so a client with much to say says more.
+# Top-k sends a fixed number of entries. Here each client sends its large
+# entries instead: those above some multiple of the root mean square of its own
+# accumulated gradient. Their number depends on the gradient, so some clients
+# send more than others.
 #
-# `agsfl.from_masks` makes a whole sparsifier of one function. It gets
-# `accumulated` [N, D], all clients' accumulated gradients, `weights` [N],
-# C_i / C, and the k asked for. It returns [N, D], True where a client sends.
-# Two rules hold for every method: with k = 0 nothing is sent, and a client of
-# weight 0 sends nothing. What is not sent stays in the client's residual.
+# `agsfl.from_masks` makes a whole sparsifier from one function. The function
+# gets `accumulated` [N, D], the accumulated gradients of all clients;
+# `weights` [N], C_i / C; and k. It returns a mask [N, D], True where a client
+# sends, and the state. Two rules hold for every method: with k = 0 nothing is
+# sent, and a client of weight 0 sends nothing. What is not sent stays in the
+# client's residual.
 
 
 # %%
@@ -119,11 +120,11 @@ def above_rms(factor):
 
 
 # %% [markdown]
-# A sparsifier is three pure functions, `(init, select, split)`; write them
-# yourself for messages of another kind (`agsfl.types` says what they take).
-# These laws hold for every one of them: nothing is lost
-# (sent + residual == accumulated, bit for bit), the server gets the weighted
-# mean of what was sent, and those who must be silent are.
+# A sparsifier is three pure functions, `(init, select, split)`. Write them
+# yourself for messages of another kind; `agsfl.types` documents them. Three
+# laws hold for the sparsifiers here. Nothing is lost: sent + residual ==
+# accumulated, bit for bit. The server gets the weighted mean of what was sent.
+# With k = 0, or with weight 0, a client sends nothing.
 
 
 # %%
@@ -157,8 +158,8 @@ print("above_rms:", check(above_rms(3.0)), "elements by client")
 print("fab_top_k:", check(agsfl.fab_top_k()), "elements by client")
 
 # %% [markdown]
-# It runs, on one device or several: its arrays hold all clients, wherever they
-# lie. `metrics` adds numbers of your own to each row.
+# The method runs on one device or on several, because its arrays contain all
+# clients. `metrics` adds your own numbers to each row.
 
 
 # %%
@@ -207,20 +208,21 @@ for axes in (loss, elements):
 plt.show()
 
 # %% [markdown]
-# No k was asked for: at first many entries stand out, later few, and clients
+# This method has no k. At first many entries are large, later few, and clients
 # differ. Try other factors than 4.
 #
 # ## A controller
 #
-# The package's rules take steps of B / sqrt(2 m), whatever they find. Rprop
-# (Riedmiller and Braun, 1993) adapts its steps: they grow while the sign stays
-# and shrink when it turns. k is multiplied here rather than shifted, because
-# its order of magnitude is what matters.
+# The step lengths of the paper's sign descent, B / sqrt(2 m), do not depend on
+# what it observes. Rprop (Riedmiller and Braun, 1993) adapts its steps: they
+# grow while the sign is the same, and shrink when it changes. Here k is
+# multiplied by a factor, because its order of magnitude matters.
 #
-# - `init(key)` gives a `KProposal` for the first round, and the state.
-#   `k_probe` is tried beside k in each round, and never used.
-# - `update(key, observed, state)` gives the next. `agsfl.cost_slope` has the
-#   sign of the slope of the cost in k; 0 where the losses gave no estimate.
+# - `init(key)` returns a `KProposal` for the first round, and the state. Each
+#   round also tries `k_probe`, but trains with k.
+# - `update(key, observed, state)` returns the next proposal and state.
+#   `agsfl.cost_slope` has the sign of the slope of the cost in k, or 0 if the
+#   losses gave no estimate.
 
 
 # %%
@@ -233,7 +235,7 @@ class Steps(NamedTuple):
 
 
 def rprop(k_init, k_min, k_max):
-  """k moves by a factor that grows while the sign stays."""
+  """k moves by a factor that grows while the sign is the same."""
   propose = lambda k: agsfl.KProposal(k, jnp.maximum(0.7 * k, 1.0))
 
   def init(key):
@@ -252,8 +254,8 @@ def rprop(k_init, k_min, k_max):
 
 
 # %% [markdown]
-# With a name it can be used like the package's own, in `Config` and, if a
-# module of yours registers it, in the flags of every command:
+# With a name you can use it like the package's own controllers: in `Config`,
+# and in the flags of every command if one of your modules registers it:
 # `--plugins=my_module --controller=rprop`.
 
 
@@ -303,4 +305,4 @@ plt.show()
 # One seed and few rounds: this shows that the parts work, not which is better.
 #
 # `agsfl.register_model`, `register_method`, `register_partition` and
-# `register_source` give names to the other kinds of parts.
+# `register_source` give names to other parts.

@@ -1,4 +1,4 @@
-"""Launchers: processes, signals, jobs; with commands that are no runs."""
+"""Launchers: processes, signals, jobs; small commands take the place of runs."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from agsfl.errors import ConfigError, StoppedError
 from experiments.lib import launchers, stopping
 
-# Ends of the first SIGTERM after a moment, of the second at once.
+# The first SIGTERM ends it after a moment, the second one at once.
 PATIENT = """
 import pathlib, signal, sys, time
 def stop(*_):
@@ -126,7 +126,7 @@ class LocalTest(LauncherTest):
     self.assertEqual(log, "well\n" * 2)
 
   def test_why_it_failed(self):
-    """Not what another process wrote, nor what came after an error."""
+    """Its own error line; not lines of other processes, nor later lines."""
     place = self.folder / "run"
     place.mkdir()
     (place / "log.txt").write_text("error: of an earlier start\n")
@@ -209,7 +209,7 @@ class StoppingTest(absltest.TestCase):
       time.sleep(0.01)
 
   def test_the_parent_ends(self):
-    """Its end of the pipe closes: SIGTERM comes, once, where it was asked."""
+    """Its end of the pipe closes: SIGTERM comes once, if it was asked for."""
     reading, writing = os.pipe()
     stopping.end_with_parent()  # not asked: reads nothing
     with (

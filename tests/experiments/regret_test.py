@@ -1,4 +1,4 @@
-"""Regret and Assumption 1: parts worked by hand, both scripts in small."""
+"""Regret and Assumption 1: parts by hand, and both scripts on small data."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ BETA = 10.0
 
 
 def round_of(k):
-  """FAB with a k that stays, on the clients of `linear`."""
+  """FAB with a constant k, on the clients of `linear`."""
   return build_round(
       linear.linear_model(),
       fab_top_k(),
@@ -58,7 +58,7 @@ class RegretTest(parameterized.TestCase):
     np.testing.assert_allclose(regret.bound(8, 3.0)[[1, 7]], [6, 12])
 
   def test_noise(self):
-    """Signs right 3 times of 4 are 3/4 - 1/4 = 1/2 of the exact one."""
+    """Signs that are right 3 times of 4 have the mean 3/4 - 1/4 = 1/2."""
     self.assertEqual(regret.noise_of(1.0), 1)
     self.assertEqual(regret.noise_of(0.75), 2)
     for accuracy in (0.5, 0.0, 1.1, np.nan):
@@ -72,7 +72,7 @@ class RegretTest(parameterized.TestCase):
     self.assertEqual(regret.interpolate(np.float32(k), grid, costs), cost)
 
   def test_slopes_and_convexity(self):
-    """On an uneven grid slopes count, not differences of costs."""
+    """On an uneven grid slopes decide, not differences of costs."""
     grid = np.array([1.0, 2.0, 4.0, 8.0])
     costs = np.array([[9.0, 6.0, 2.0, 0.0], [0.0, 1.0, 2.0, 4.0]])
     np.testing.assert_array_equal(
@@ -83,7 +83,7 @@ class RegretTest(parameterized.TestCase):
     self.assertEqual(recorded_costs.convex_share(grid, costs), 0.75)
 
   def test_costs_of(self):
-    """A k of half the fall needs two of its rounds for the whole."""
+    """A k with half of the fall needs two of its rounds for the whole fall."""
     np.testing.assert_allclose(
         recorded_costs.costs_of(
             np.array([3.0, 2.0]), np.array([0.4, 0.1]), 0.2
@@ -101,7 +101,7 @@ class RegretTest(parameterized.TestCase):
     np.testing.assert_array_equal(averaged.order, [0, 0, 1, 1, 2])
 
   def test_play_recorded(self):
-    """k fixed at 3: costs 2.5 and 3 in turn, the best k is 4, of 1 and 2."""
+    """k = 3 costs 2.5 and 3 in turn; the best k = 4 costs 1 and 2."""
     averaged = recorded_costs.Averaged(
         grid=np.array([2.0, 4.0, 6.0]),
         costs=np.array([[4.0, 1.0, 5.0], [4.0, 2.0, 0.5]]),
@@ -205,12 +205,12 @@ class ScriptsTest(absltest.TestCase):
     self.addCleanup(self.leave_no_cache, jax.config.jax_compilation_cache_dir)
 
   def leave_no_cache(self, folder):
-    """Compiled code of later tests shall not go to a folder that is gone."""
+    """So that later tests do not write compiled code to a deleted folder."""
     jax.config.update("jax_compilation_cache_dir", folder)
     compilation_cache.reset_cache()
 
   def lines(self):
-    """Cells of the table, header and rule left out; and the whole text."""
+    """The table's cells without its header, and the whole text."""
     self.assertGreater((self.folder / "study/figure.png").stat().st_size, 1000)
     text = (self.folder / "study/table.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -277,8 +277,8 @@ class ScriptsTest(absltest.TestCase):
     self.assertEqual([line[0] for line in first], ["40", "400"])
     paths = sorted(study.folder().glob("k*/seed0.json"))
     self.assertLen(paths, 2)
-    held = [json.loads(path.read_text())["made"] for path in paths]
-    for rows in held:
+    of_ks = [json.loads(path.read_text())["made"] for path in paths]
+    for rows in of_ks:
       self.assertEqual([row["since"] for row in rows], [0, 4, 8])
       self.assertLessEqual(rows[0]["train_loss"], 1.05)
       # theta = 1 + beta (2 k + 2 k) / (2 D) with the second k.
@@ -303,9 +303,9 @@ class ScriptsTest(absltest.TestCase):
           for k, rounds in ((40.0, 200), (400.0, 8))
       )
       emptied = independence.switched_run(before, after, 1.05, False)
-      # They matter, but not before a round has used them.
-      self.assertEqual(emptied[0], held[0][0])
-      self.assertNotEqual(emptied[1]["train_loss"], held[0][1]["train_loss"])
+      # Residuals matter, but not before a round has used them.
+      self.assertEqual(emptied[0], of_ks[0][0])
+      self.assertNotEqual(emptied[1]["train_loss"], of_ks[0][1]["train_loss"])
     with self.subTest("a loss that is not reached"):
       before = dataclasses.replace(before, num_rounds=4)
       with self.assertRaisesRegex(ConfigError, "--switch_loss=0.001.*=4 "):

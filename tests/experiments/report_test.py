@@ -211,7 +211,7 @@ class OneRunTest(FolderTest):
     self.assertEqual(results["sent down"], down)
 
   def test_a_method_of_the_user(self):
-    """Its name is shown, and the bytes that its rows have; own metrics too."""
+    """The page shows its name, the bytes of its rows, and its own metrics."""
     write_run(
         self.folder,
         config={"method": "mine", "controller": "my_rule"},
@@ -271,14 +271,14 @@ class OneRunTest(FolderTest):
     )
 
   def charts(self, page):
-    """What each chart says to those who do not see it."""
+    """The text of each chart for screen readers."""
     return [
         value for tag, name, value in page.attributes
         if (tag, name) == ("svg", "aria-label")
     ]
 
   def test_charts(self):
-    """Six, each with words for those who do not see it."""
+    """There are six, each with a text for screen readers."""
     write_run(self.folder)
     page = self.page()
     charts = self.charts(page)
@@ -494,7 +494,7 @@ class SeveralRunsTest(FolderTest):
 
 
 class DamageTest(FolderTest):
-  """See read_test for all that may be damaged."""
+  """read_test has all kinds of damage."""
 
   def test_a_damaged_run_of_a_study(self):
     """It is named, with its file and line."""

@@ -66,8 +66,8 @@ json.dump(results, sys.stdout)
 """
 
 
-# For processes whose numbers are compared with each other alone: they compile
-# in two thirds of the time.
+# For processes whose numbers are compared only with each other: they compile in
+# two thirds of the time.
 QUICKLY = {
     "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"
 }
@@ -181,7 +181,7 @@ class RunTest(parameterized.TestCase):
         for name, arguments in RUNS.items()
     }
     with concurrent.futures.ThreadPoolExecutor() as pool:
-      # In a process of its own: nothing of the others' helps it.
+      # In a process of its own, so that the other runs do not help it.
       again = pool.submit(run_script, *commands.pop("again"))
       cls.results = run_batch(commands) | {"again": again.result()}
 
@@ -342,7 +342,7 @@ class RunTest(parameterized.TestCase):
             "contributed",
         ],
     )
-    # Every test sample is somebody's, so the clients' shares make up the whole.
+    # Every test sample belongs to a client, so the clients' shares add up to 1.
     tested = [int(row["test_samples"]) for row in table]
     self.assertEqual(sum(tested), NUM_TEST)
     for key in ("test_loss", "test_accuracy"):

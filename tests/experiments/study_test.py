@@ -115,7 +115,7 @@ class StudyTest(parameterized.TestCase):
 
   @mock.patch.dict(os.environ)
   def test_a_second_start_does_what_is_missing(self):
-    """Of a study that leaves what the others do."""
+    """One study stands for all; they leave the same files."""
     del os.environ["JAX_COMPILATION_CACHE_DIR"]
     name = "compare_methods"
     arguments, labels = STUDIES[name]
@@ -164,7 +164,7 @@ class NumbersTest(parameterized.TestCase):
 
   @parameterized.parameters("0,0", "1,0,01")
   def test_named_twice(self, texts):
-    """A run counted twice would give a wrong spread."""
+    """A run that is counted twice would give a wrong spread."""
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(seeds=texts.split(",")):

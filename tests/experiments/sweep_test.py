@@ -282,7 +282,7 @@ class LanesTest(absltest.TestCase):
     self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
 
   def test_what_goes_by_itself(self):
-    """Runs of another program, and what is left over; before lanes."""
+    """Runs of another program, and left-over runs; they go before lanes."""
     changes = {
         "a": {}, "b": {"seed": 1}, "c": {"seed": 2}, "d": {"batch_size": 9},
     }
@@ -512,7 +512,7 @@ class SweepTest(parameterized.TestCase):
 class StopTest(absltest.TestCase):
 
   def test_a_signal_while_data_are_loaded(self):
-    """It stops the run after its first rounds, to be taken up."""
+    """It stops the run after its first rounds; the run can go on later."""
 
     def load_late(*arguments):
       signal.raise_signal(signal.SIGTERM)
@@ -528,7 +528,7 @@ class StopTest(absltest.TestCase):
     self.assertIn(f"round {done}: stopped; to go on: ", printed)
 
   def test_ctrl_c(self):
-    """The run that is on keeps its checkpoint, the others do not begin."""
+    """The current run saves a checkpoint, and the others do not begin."""
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
     arguments = (
         *SETTINGS, "--num_rounds=500", "--eval_every=500",
@@ -609,7 +609,7 @@ class GroupsTest(absltest.TestCase):
     self.assertGreater(with_panel, without)
 
   def test_runs_of_an_earlier_version(self):
-    """A setting that was not there yet has its default."""
+    """A setting that did not exist then has its default."""
     runs = [Run([], {}, {}, {"asked": x}) for x in ({}, {"per_layer": False})]
     self.assertEqual(groups.differing(runs), [])
 

@@ -60,10 +60,10 @@ def against_time(axes, run, key, label):
 #
 # A network is anything with `init(key, features)` and
 # `apply(params, features)`. A Flax module has both; for other libraries write
-# the two functions. Data are arrays: `x` [C, ...] of any shape, and `y` [C], labels
-# from 0. `clients` [C] has the client of each sample; without it a `Partition`
-# gives samples to clients. Here is a table of 20 columns and 12 clients. Each
-# client measures with its own offset.
+# the two functions. Data are arrays: `x` [C, ...] of any shape, and `y` [C],
+# labels from 0. `clients` [C] has the client of each sample; without it a
+# `Partition` gives samples to clients. Here is a table of 20 columns and 12
+# clients. Each client measures with its own offset.
 
 
 # %%

@@ -1,4 +1,4 @@
-"""Launchers: processes, signals, jobs; small commands take the place of runs."""
+"""Launchers: processes, signals and jobs, with small commands for runs."""
 
 import os
 import signal

@@ -342,7 +342,7 @@ class RunTest(parameterized.TestCase):
             "contributed",
         ],
     )
-    # Every test sample belongs to a client, so the clients' shares add up to 1.
+    # Every test sample belongs to a client, so clients average to the whole.
     tested = [int(row["test_samples"]) for row in table]
     self.assertEqual(sum(tested), NUM_TEST)
     for key in ("test_loss", "test_accuracy"):

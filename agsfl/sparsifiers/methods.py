@@ -146,7 +146,7 @@ def periodic_k() -> Sparsifier:
     dim = accumulated.shape[1]
     k = jnp.minimum(k, dim)
     # First what the period has left, then the rest, each in random order.
-    order = (jax.random.bits(key, dim) >> 2).astype(jnp.int32)
+    order = (jax.random.bits(key, dim, jnp.uint32) >> 2).astype(jnp.int32)
     order += state.left.astype(jnp.int32) << 30
     mask = topk.at_or_above(
         order, topk.nth_largest(order, topk.count(order), k)

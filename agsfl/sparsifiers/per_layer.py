@@ -96,7 +96,8 @@ def shares(
     k_l, [] i32 each.
   """
   ends = list(itertools.accumulate(sizes, initial=0))
-  offset = jax.random.randint(key, (), 0, ends[-1]).astype(jnp.uint32)  # u D
+  offset = jax.random.randint(key, (), 0, ends[-1], jnp.int32)  # u D
+  offset = offset.astype(jnp.uint32)
   bounds = [share(k, end, ends[-1], offset) for end in ends]
   return [high - low for low, high in itertools.pairwise(bounds)]
 

@@ -6,14 +6,15 @@ A run in three lines:
     run = agsfl.simulate(agsfl.Config(model="mlp", num_rounds=50))
     print(run.summary["test_accuracy"], run.rows[-1]["k"])
 
-`Config` names all settings. Parts of your own go in as objects, as in
-`agsfl.simulate(config, model=..., data=agsfl.from_arrays(x, y))`, or get a name
-by `register_model`, `register_method`, `register_controller`,
-`register_partition` or `register_source`, which every command then knows.
+`Config` has all settings. Hand over your own parts as objects, as in
+`agsfl.simulate(config, model=..., data=agsfl.from_arrays(x, y))`. Or register
+them under a name that every command then knows: `register_model`,
+`register_method`, `register_controller`, `register_partition` and
+`register_source`.
 
-Underneath are pure functions to compose by hand: sparsifiers (`fab_top_k` and
-others), controllers (`sign_interval` and others), and `build_round` of both.
-`types` has the records that pass between them.
+Below are pure functions that you can compose: sparsifiers (`fab_top_k` and
+others), controllers (`sign_interval` and others), and `build_round`, which
+makes a round of them. `types` has the records that pass between them.
 """
 
 from agsfl.config import Config

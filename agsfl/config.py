@@ -20,7 +20,7 @@ _TINY = 1 / settings.LARGEST
 
 
 class KRange(NamedTuple):
-  """Where k begins and may move, in elements.
+  """The first k and the interval of k, in elements.
 
   Attributes:
     k: of the first round.
@@ -185,13 +185,13 @@ class Config(Partition, SourceOptions):
 
   @property
   def used_controller(self) -> str:
-    """The controller, where None is settled."""
+    """The controller; the default if none is set."""
     if self.controller is not None:
       return self.controller
     return "sign_interval" if METHODS[self.method].takes_k else "fixed"
 
   def used_local_steps(self, dim: int) -> int:
-    """tau, where None is settled, for a model of D = `dim` weights."""
+    """tau for a model of D = `dim` weights; the default if it is not set."""
     if self.local_steps is not None:
       return self.local_steps
     if METHODS[self.method].sends_models:
@@ -201,16 +201,16 @@ class Config(Partition, SourceOptions):
   def k_range(self, dim: int) -> KRange:
     """k and its interval for a model of D = `dim` weights.
 
-    A value that is not set gives way to those that are.
+    Defaults are adapted to the values that are set.
 
     Args:
       dim: D.
 
     Returns:
-      The first k, and the interval; where k is not learned, 1 to D.
+      The first k, and the interval; if k is not learned, this is 1 to D.
 
     Raises:
-      ConfigError: values that are set do not fit the model or each other.
+      ConfigError: the set values do not fit the model or each other.
     """
     model = f"the model's {dim:,} weights"
     if not CONTROLLERS[self.used_controller].learns:
@@ -242,11 +242,11 @@ class Config(Partition, SourceOptions):
     return KRange(k, k_min, k_max)
 
   def identity(self) -> dict[str, Any]:
-    """The settings that make this run another one than others.
+    """The settings that make two runs different.
 
-    How long a run goes, and when it is evaluated, does not: it may go on with
-    more rounds. EXP3 and the bandit choose their steps by the number of
-    rounds, so there it does.
+    The extent of a run and its evaluations are not among them, because a run
+    may go on with more rounds. But EXP3 and the bandit choose their steps by
+    the number of rounds, so for them it is included.
     """
     free = {"num_rounds", "time_budget", "eval_every"}
     if CONTROLLERS[self.used_controller].uses_horizon:
@@ -258,9 +258,9 @@ class Config(Partition, SourceOptions):
     }
 
   def structure(self) -> "Config":
-    """The same with its plain numbers at their defaults.
+    """The same settings with all plain numbers at their defaults.
 
-    Runs of equal structure share a compiled program: the numbers lie in the
+    Runs of equal structure share a compiled program: the numbers are in the
     state of the round, or are arguments of the program.
     """
     numbers = {
@@ -268,7 +268,7 @@ class Config(Partition, SourceOptions):
         "num_rounds", "time_budget", "eval_every", "init_from",
     }
     if not METHODS[self.method].sends_models:
-      numbers.add("k")  # elsewhere it decides the number of local steps
+      numbers.add("k")  # with models, k decides the number of local steps
     if CONTROLLERS[self.used_controller].uses_horizon:
       numbers.discard("num_rounds")
     defaults: dict[str, Any] = {

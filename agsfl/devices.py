@@ -1,7 +1,7 @@
-"""Arrays of all clients on several devices: each holds its own clients' rows.
+"""Arrays of all clients on several devices: each has its own clients' rows.
 
-The number of rows is brought to a multiple of the devices by clients without
-samples, who take no part.
+The number of rows must be a multiple of the number of devices. Padding adds
+clients without samples, which take no part.
 """
 
 import dataclasses
@@ -22,11 +22,11 @@ def count_for(asked: int | None, num_clients: int) -> int:
   """How many devices share the clients.
 
   Args:
-    asked: by the user; None: all, but no more than clients.
+    asked: by the user; None for all devices, but no more than clients.
     num_clients: N.
 
   Raises:
-    ConfigError: there are fewer.
+    ConfigError: there are fewer devices.
   """
   available = jax.device_count()
   count = asked or min(available, num_clients)
@@ -66,17 +66,17 @@ def pad_rows(tree: PyTree, multiple: int, axis: int = 0) -> PyTree:
 
 
 def place_clients(clients: ClientData, mesh: Mesh) -> ClientData:
-  """The data on the devices: every device has all samples, and its clients.
+  """The data on the devices: each device has all samples and its own clients.
 
-  The cores of one CPU share the samples, see `aligned`. Data of several
-  simulations have `order`, `starts` and `counts` with a leading axis.
+  The cores of one CPU share the samples, see `aligned`. In data of several runs
+  `order`, `starts` and `counts` have a leading axis.
 
   Args:
     clients: NumPy arrays.
     mesh: the devices.
 
   Returns:
-    The data, with rows of padding.
+    The data, padded.
   """
   per_client = PartitionSpec(*[None] * (clients.counts.ndim - 1), AXIS)
   placed = {}
@@ -116,7 +116,7 @@ def specs_of(init: Any) -> PyTree:
 
 
 def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
-  """A state as it is saved: it does not depend on the number of devices.
+  """A state as it is saved, which does not depend on the number of devices.
 
   Args:
     state: on devices.
@@ -124,7 +124,7 @@ def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
     num_clients: N.
 
   Returns:
-    The state with N clients; keys as numbers.
+    The state with N clients, and with random keys as numbers.
   """
 
   def cut(x, spec):
@@ -138,15 +138,15 @@ def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
 
 
 def with_padding(saved: PyTree, like: PyTree, specs: PyTree) -> PyTree:
-  """Undoes `without_padding`, perhaps for another number of devices.
+  """The inverse of `without_padding`, also for another number of devices.
 
   Args:
     saved: NumPy arrays.
-    like: a state on the devices, whose rows of padding are taken.
+    like: a state on the devices, which gives the rows of padding.
     specs: from `specs_of`.
 
   Returns:
-    The state, placed as `like` is.
+    The state, on the devices of `like`.
   """
 
   def fill(x, y, spec):

@@ -1,4 +1,4 @@
-"""What a user can put right; commands print these as one line."""
+"""Errors that a user can correct; commands print each as one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ class DivergedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-  """A run was asked to stop, and can go on later; the text names the round."""
+  """A run has stopped on request and can go on; the text names the round."""
 
 
 def printable(text: str) -> str:
-  """The text on one line, with escapes for control characters."""
+  """The text on one line, with control characters escaped."""
   line = " ".join(text.split())
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
@@ -29,16 +29,16 @@ def refuse(setting: str, problem: str) -> NoReturn:
 
 
 def require(fits: Any, name: str, value: Any, allowed: str):
-  """Refuses the value of a setting where it does not fit.
+  """Refuses the value of a setting if it does not fit.
 
   Args:
-    fits: whether it does.
+    fits: whether the value fits.
     name: of the setting, a flag without its dashes.
-    value: what was given.
+    value: as the user gave it.
     allowed: the end of the sentence "must be ...".
 
   Raises:
-    ConfigError: it does not fit.
+    ConfigError: the value does not fit.
   """
   if not fits:
     refuse(f"--{name}={value}", f"must be {allowed}")
@@ -50,12 +50,15 @@ def refused(
     problem: str,
     errors: type[Exception] | tuple[type[Exception], ...] = OSError,
 ) -> Iterator[None]:
-  """Turns errors of other libraries into one line that names a setting.
+  """A context that turns other libraries' errors into one line.
 
   Args:
-    setting: such as "--workdir=runs/a".
-    problem: what must be otherwise; the error's own words follow in brackets.
-    errors: which ones.
+    setting: begins the line, such as "--workdir=runs/a".
+    problem: what is wrong; the error's own words follow in brackets.
+    errors: their types.
+
+  Raises:
+    ConfigError: one of these errors was raised inside.
   """
   try:
     yield

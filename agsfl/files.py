@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and folders that take them."""
+"""Files that are written whole or not at all, and errors of their folders."""
 
 import contextlib
 import os
@@ -10,18 +10,19 @@ from agsfl.errors import refused
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-  """A temporary path, which becomes `path` when all went well.
+  """A context with a temporary path, which becomes `path` at the end.
 
   Args:
-    path: replaced if it is there.
+    path: replaced if it exists.
 
   Yields:
-    Where to write; removed if an error or a signal comes between.
+    Where to write. After an error or a signal this file is removed.
   """
   temporary = path.parent / f"{path.name}.{os.getpid()}.tmp"
   try:
     yield temporary
-    # On the disk before it has its name: no crash leaves an empty file.
+    # The content reaches the disk before the file gets its name. So no crash
+    # leaves an empty file.
     with temporary.open("rb") as file:
       os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -31,7 +32,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def usable(workdir: str | Path) -> contextlib.AbstractContextManager[None]:
-  """Refuses a --workdir in one line where an OSError comes within."""
+  """A context that turns an OSError into one line about --workdir."""
   return refused(
       f"--workdir={workdir}", "must be a folder that can be written"
   )

@@ -1,4 +1,4 @@
-"""What tells a user's own object from another one of the same name."""
+"""Fingerprints that distinguish a user's own objects of the same name."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-# What their functions look up changes with their versions alone.
+# The names in functions of these libraries change only with their versions.
 _LIBRARIES = ("jax", "flax", "optax", "numpy", "agsfl.")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
@@ -31,17 +31,17 @@ def name_of(part: Any) -> str:
 
 
 def fingerprint(part: Any) -> str | None:
-  """16 hexadecimal digits made of an object's source code and numbers.
+  """16 hexadecimal digits made from an object's source code and numbers.
 
-  A function counts with its source, its defaults, the values it closes over,
-  and the numbers, arrays and functions of its own module that it names; an
-  object with its class's source and its fields.
+  Of a function they depend on its source, its defaults, the values that it
+  closes over, and the numbers, arrays and functions of its module that it
+  names. Of an object they depend on its class's source and its fields.
 
   Args:
     part: a user's object.
 
   Returns:
-    The digits, or None where some of it can't be looked at.
+    The digits, or None if a part of the object cannot be read.
   """
   digest = hashlib.blake2b(digest_size=8)
   try:
@@ -55,9 +55,9 @@ def _add(digest, part, seen):
   """Feeds one object to the digest.
 
   Args:
-    digest: changes.
+    digest: is changed.
     part: the object.
-    seen: objects by id; it holds them, so that no id is used again.
+    seen: objects by id; while they are here, Python cannot use their ids again.
 
   Raises:
     OSError, TypeError: it has no source.
@@ -126,7 +126,7 @@ def _add_function(digest, function, seen):
 
 
 def _source(kind):
-  """The source code of a class; the name alone of one that is compiled."""
+  """The source code of a class; for a compiled class only its name."""
   try:
     return inspect.getsource(kind)
   except (OSError, TypeError):

@@ -1,4 +1,4 @@
-"""The parts of a run, by name or handed over, and the round made of them."""
+"""The parts of a run, named or given as objects, and the round they make."""
 
 import functools
 import types
@@ -100,14 +100,14 @@ class Parts(NamedTuple):
     return cls(model, sparsifier, controller, loss, tuple(metrics.items()))
 
   def identity(self, config: Config) -> dict[str, Any]:
-    """What config.json says of parts that are the user's own.
+    """Entries of config.json for the user's own parts.
 
     Args:
-      config: the settings; parts that the user registered have names there.
+      config: the settings, which may name parts that the user registered.
 
     Returns:
-      "custom:NAME" in place of a setting for each object handed over, and
-      `fingerprints` of all of the user's parts where they can be had.
+      "custom:NAME" in place of a setting for each object of `Parts`, and the
+      `fingerprints` of all of the user's parts; None for a part without one.
     """
     named: list[tuple[str, str, Registry]] = [
         ("model", config.model, models.MODELS),
@@ -157,7 +157,7 @@ def _is_hashable(part):
 
 
 def numbers_of(config: Config, dim: int) -> Numbers:
-  """The numbers that the settings name."""
+  """The numbers of the settings."""
   rate = config.learning_rate
   server_rate = config.server_learning_rate or rate
   k = config.k_range(dim).k
@@ -174,15 +174,15 @@ def compose(
   """The round that the settings and the user's parts make.
 
   Args:
-    config: the settings, but for the numbers.
+    config: the settings; `numbers` replaces its plain numbers.
     parts: the user's own objects.
     model: the network.
-    numbers: perhaps traced.
-    recorded_ks: what the controller replay plays.
+    numbers: of the run; they may be traced.
+    recorded_ks: k of each round, for the controller replay.
 
   Returns:
-    The round. Its step depends on nothing but `config.structure()`, the parts
-    and the model; all else lies in the state that its init gives.
+    The round. Its step depends only on `config.structure()`, the parts and the
+    model. All else is in the state that its init gives.
 
   Raises:
     ConfigError: k or its interval does not fit the model.

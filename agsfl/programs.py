@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 
 from agsfl import devices, platforms
 from agsfl.config import Config
+from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.errors import refused, require
 from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
 from agsfl.records.read import read_run
 from agsfl.rounds import Metric, Round, rounds_in_a_row
 from agsfl.settings import LARGEST
+from agsfl.sparsifiers import METHODS
 from agsfl.training.evaluation import Evaluation, build_evaluate
 from agsfl.training.models import sample_losses
 from agsfl.types import (
@@ -35,15 +37,15 @@ class Simulation(NamedTuple):
 
   Attributes:
     model: the network.
-    state: the RoundState before round 1; of several runs with a leading axis.
+    state: the RoundState before round 1; for several runs with a leading axis.
     advance: (state, num_rounds) -> (state, for each run the RoundInfo of each
-      round done, NumPy). It consumes the state given.
-    rounds_per_call: num_rounds at most.
-    evaluate: for each run [D] weights -> Evaluation.
-    lane: (state, index of a run) -> the RoundState of this run alone.
-    pack: the RoundState of one run -> what is saved of it, which does not
-      depend on the number of devices.
-    unpack: a list of these, NumPy, one for each run -> state.
+      round that ran, NumPy). It consumes the given state.
+    rounds_per_call: the largest num_rounds.
+    evaluate: for each run, [D] weights -> Evaluation.
+    lane: (state, index of a run) -> the RoundState of this run only.
+    pack: the RoundState of one run -> what is saved of it. This does not depend
+      on the number of devices.
+    unpack: a list of saved states, NumPy, one for each run -> state.
   """
 
   model: Model
@@ -90,7 +92,7 @@ def build(
 def build_from(
     config: Config, data: FederatedData, parts: Parts
 ) -> Simulation:
-  """The same for parts that are put together already."""
+  """`build` with all parts as one argument."""
   num_clients = len(data.client_names)
   network = build_model(config, parts, data)
   programs = Programs(config, parts, network, num_clients)
@@ -121,23 +123,23 @@ def build_from(
 
 
 def budget_of(config: Config) -> jax.Array:
-  """The time budget, [] f32; a time that no run reaches if there is none."""
+  """The time budget, [] f32; without one, a time that no run reaches."""
   return jnp.float32(config.time_budget or LARGEST)
 
 
 def rows_of(infos: RoundInfo, done: int) -> list[RoundInfo]:
-  """The rounds done of infos with a leading axis."""
+  """The infos of the rounds that ran, one by one."""
   return [jax.tree.map(lambda x, i=i: x[i], infos) for i in range(done)]
 
 
 class Programs:
-  """The compiled programs of a run; equal structures share them.
+  """The compiled programs of a run; runs of equal structure share them.
 
   Attributes:
     mesh: the devices.
-    length: rounds per call at most.
+    length: the most rounds per call.
     specs: how each array of the state is split over the mesh.
-    run: see `rounds.rounds_in_a_row`; it consumes the state given.
+    run: see `rounds.rounds_in_a_row`; it consumes the given state.
     step: one round, not compiled.
     loss: of samples.
   """
@@ -145,21 +147,23 @@ class Programs:
   def __init__(
       self, config: Config, parts: Parts, model: Model, num_clients: int
   ):
-    """Finds the programs, or traces them when they are first called."""
+    """Finds the programs; new ones are traced when they are first called."""
     self._numbers = numbers_of(config, model.dim)
     self._num_clients = num_clients
     self._model = model
-    self._recorded = recorded_ks(config, model.dim)
-    self._key = (config.structure(), parts._replace(model=None), model)
     self.mesh = devices.client_mesh(
         devices.count_for(config.num_devices, num_clients)
     )
     length = config.rounds_per_call or platforms.rounds_per_call()
     self.length = int(min(length, config.eval_every, config.num_rounds))
-    self._init, self.specs = _init(*self._key, self._recorded, self.mesh)
-    self.run = _run(*self._key, self.mesh, self.length, len(self._recorded))
-    self.step = _round(*self._key, len(self._recorded)).step
     self.loss: Loss = parts.loss or sample_losses
+
+    # What the programs depend on.
+    key = (config.structure(), parts._replace(model=None), model)
+    ks = recorded_ks(config, model.dim)
+    self._init, self.specs = _init(*key, ks, self.mesh)
+    self.run = _run(*key, self.mesh, self.length, len(ks))
+    self.step = _round(*key, len(ks)).step
 
   def init(self, config: Config) -> RoundState:
     """The state before round 1, on the devices."""
@@ -181,16 +185,17 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _round(config, parts, model, num_recorded) -> Round:
-  """The round of a structure, whatever its numbers."""
+def _round(config, parts, model, entries, num_recorded) -> Round:
+  """The round of a structure; its step does not depend on the numbers."""
+  del entries
   return compose(config, parts, model, _any_numbers(), (1.0,) * num_recorded)
 
 
 @functools.lru_cache(maxsize=16)
-def _run(config, parts, model, mesh: Mesh, length, num_recorded):
-  """The compiled rounds of a structure; the newest ones are kept."""
-  step = _round(config, parts, model, num_recorded).step
-  specs = _init(config, parts, model, (1.0,) * num_recorded, mesh)[1]
+def _run(config, parts, model, entries, mesh: Mesh, length, num_recorded):
+  """The compiled rounds of a structure."""
+  step = _round(config, parts, model, entries, num_recorded).step
+  specs = _init(config, parts, model, entries, (1.0,) * num_recorded, mesh)[1]
   return jax.jit(
       rounds_in_a_row(step, length),
       donate_argnums=1,
@@ -199,8 +204,9 @@ def _run(config, parts, model, mesh: Mesh, length, num_recorded):
 
 
 @functools.lru_cache(maxsize=16)
-def _init(config, parts, model, recorded, mesh: Mesh):
-  """The compiled init: (root key, Numbers, N); and how its arrays are split."""
+def _init(config, parts, model, entries, recorded, mesh: Mesh):
+  """The compiled init, (root key, Numbers, N) -> state, and its specs."""
+  del entries
 
   def init(key, numbers, num_clients):
     one = compose(config, parts, model, numbers, recorded)
@@ -216,15 +222,15 @@ def _init(config, parts, model, recorded, mesh: Mesh):
 
 
 def _any_numbers():
-  """Numbers for what does not depend on them."""
+  """Numbers for results that do not depend on them."""
   return Numbers(*[jnp.float32(1.0)] * len(Numbers._fields))
 
 
 def recorded_ks(config: Config, dim: int) -> tuple[float, ...]:
-  """k of each round of the run that is played again; else one number.
+  """k of each round of the run to replay; without such a run, one number.
 
   Raises:
-    ConfigError: `config.replay` holds no run, or a k beyond D = `dim`.
+    ConfigError: `config.replay` has no run, or a k outside 1..D, D = `dim`.
   """
   if config.replay is None:
     return (1.0,)
@@ -249,7 +255,7 @@ def initial_weights(place: str, dim: int) -> np.ndarray:
     [D] f32.
 
   Raises:
-    ConfigError: there are none, or they do not fit the model.
+    ConfigError: there are no weights, or they do not fit the model.
   """
   path = Path(place).expanduser()
   with refused(

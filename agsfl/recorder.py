@@ -1,4 +1,4 @@
-"""One run as it goes: rounds become rows, and in the end a `Run`."""
+"""Records a run: rounds become rows, and at the end a `Run`."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ _Arguments = ParamSpec("_Arguments")
 def _ends_the_run(
     method: Callable[Concatenate["Recorder", _Arguments], None],
 ) -> Callable[Concatenate["Recorder", _Arguments], None]:
-  """The method of a Recorder, with what a disk refuses as its outcome."""
+  """A method of Recorder; a ConfigError in it becomes the outcome."""
 
   @functools.wraps(method)
   def checked(self, *args, **kwargs):
@@ -42,12 +42,12 @@ def _ends_the_run(
 
 
 class Recorder:
-  """Records one run, in memory and, where there is one, in a folder.
+  """Records one run in memory and, if it has one, in its folder.
 
   Attributes:
     config: the settings.
     rows: of all rounds so far.
-    outcome: the Run, or the error that ended it; None while it goes on.
+    outcome: the Run, or the error that ended it; None until then.
   """
 
   def __init__(
@@ -69,10 +69,10 @@ class Recorder:
       config: the settings.
       data: what is trained on.
       evaluate: [D] weights -> Evaluation.
-      description: what config.json says.
-      folder: begun before the first row; None for none.
-      states: in the folder, entered before the first row.
-      every: rounds between saved states; 0 for none on the way.
+      description: the content of config.json.
+      folder: begun before the first row; None for a run in memory.
+      states: of the folder, entered before the first row.
+      every: rounds between saved states; 0 for none before the end.
       keeps_state: whether the last state stays after the end.
       on_row: called with each new row.
     """
@@ -98,10 +98,10 @@ class Recorder:
       like: a saved state's structure, shapes and types.
 
     Returns:
-      The state as it was saved; None where the run begins anew.
+      The state as it was saved; None if the run starts from the beginning.
 
     Raises:
-      ConfigError: what is there can't be read, or has more rounds than are
+      ConfigError: a file cannot be read, or there are more rounds than are
         asked for.
     """
     found = None
@@ -116,7 +116,7 @@ class Recorder:
 
   @property
   def rounds_ahead(self) -> int:
-    """Rounds as far as the next evaluation, saved state or end."""
+    """Rounds until the next evaluation, saved state or end."""
     done = len(self.rows)
     periods = [self.config.eval_every]
     if self._every and self._states is not None:
@@ -130,16 +130,18 @@ class Recorder:
   def add(
       self, infos: Sequence[RoundInfo], state: RoundState, seconds: float
   ):
-    """Records rounds; sets the outcome if the run ends with them.
+    """Records rounds, and sets the outcome if the run ends with them.
 
     Args:
-      infos: of the rounds, NumPy; all clients, those of padding last.
-      state: after them.
-      seconds: that they took.
+      infos: of the rounds, NumPy; clients of padding come last.
+      state: after these rounds.
+      seconds: wall time of these rounds.
     """
     for place, info in enumerate(infos, 1):
       self._seconds.append(seconds / len(infos))
       done = len(self.rows) + 1
+
+      # A round whose numbers are not finite ends the run without a row.
       if not info.finite:
         self._diverge(done, "a gradient")
         return
@@ -148,10 +150,12 @@ class Recorder:
             f"round {done}: the controller's k is not finite"
         )
         return
+
+      # The row, with an evaluation if one is due.
       last = self.extent.is_reached(done, float(info.elapsed))
       due = last or done % self.config.eval_every == 0
       evaluation = None
-      # Only the last of these rounds can be due: calls end at evaluations.
+      # A call never goes beyond an evaluation, so only its last round has one.
       if due and place == len(infos):
         evaluation = self._evaluate_at(done, state)
         if evaluation is None:
@@ -161,7 +165,7 @@ class Recorder:
         self._finish(state, evaluation)
 
   def _evaluate_at(self, done, state):
-    """The Evaluation; None if the run has diverged."""
+    """The Evaluation; None if the loss is not finite, which ends the run."""
     evaluation = self._evaluate(state.params)
     if math.isfinite(evaluation.train_loss):
       return evaluation
@@ -195,9 +199,10 @@ class Recorder:
 
   @_ends_the_run
   def end_if_reached(self, state: RoundState):
-    """Ends a run whose last round is done, but not what follows it.
+    """Ends a run that was restored after its last round.
 
-    It was killed there, or stopped and then asked for no more rounds.
+    It was killed before its end was recorded. Or it was stopped, and now no
+    more rounds are asked for.
     """
     done = len(self.rows)
     if not done or not self.extent.is_reached(done, self.rows[-1]["time"]):
@@ -210,7 +215,7 @@ class Recorder:
       self._finish(state, evaluation)
 
   def is_save_due(self, stopping: bool) -> bool:
-    """Whether the state after these rows is to be saved.
+    """Whether to save the state after these rows.
 
     Args:
       stopping: whether the run stops here.
@@ -226,7 +231,7 @@ class Recorder:
     """Saves a state of the run, while the caller goes on.
 
     Args:
-      state: after the last row, as `restore` gives it back.
+      state: after the last row, in the form that `restore` returns.
     """
     assert self._states is not None
     if self._folder is not None:
@@ -235,7 +240,7 @@ class Recorder:
 
   @_ends_the_run
   def settle(self):
-    """Waits for what is being written; of a finished run one state stays."""
+    """Waits for writes; of a finished run the last state stays, or none."""
     if self._states is None or isinstance(self.outcome, Exception):
       return
     if self.outcome is None:
@@ -247,7 +252,7 @@ class Recorder:
 
 
 def diverged(round_index: int, what: str, config: Config) -> str:
-  """Says that numbers are not finite, and which flag may help."""
+  """The message that numbers are not finite, with a flag that may help."""
   flag, value = "learning_rate", config.learning_rate
   if config.server_learning_rate is not None:
     flag, value = "server_learning_rate", config.server_learning_rate
@@ -260,15 +265,15 @@ def diverged(round_index: int, what: str, config: Config) -> str:
 def as_row(
     info: RoundInfo, evaluation: Evaluation | None = None
 ) -> dict[str, Any]:
-  """A round as one flat JSON object; what is per client is left out.
+  """A round as one flat JSON object, without numbers by client.
 
   Args:
     info: NumPy.
     evaluation: of the weights after the round, if there was one.
 
   Returns:
-    The row. `sign` is None where there was no estimate. `bytes_up` is the
-    message of one client, `bytes_down` that of the server.
+    The row. `sign` is None if there was no estimate. `bytes_up` is the size of
+    one client's message, `bytes_down` that of the server's.
 
   Raises:
     ConfigError: a metric is not a single number.
@@ -293,7 +298,7 @@ def as_row(
 
 
 def _evaluated(evaluation):
-  """The numbers of an evaluation that are not per client."""
+  """The numbers of an evaluation, without those by client."""
   return {
       name: _number(value)
       for name, value in evaluation._asdict().items()

@@ -1,7 +1,7 @@
 """Parts by name: models, methods, controllers, partitions, data sources.
 
-A part that is registered is known at once wherever its name may stand: in
-`Config`, in the flags of every command, in reports.
+A registered part is known everywhere at once: in `Config`, in the flags of
+every command, and in reports.
 """
 
 import re
@@ -21,25 +21,25 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
   """
 
   def __init__(self, kind: str, built_in: Mapping[str, Entry]):
-    """Begins with the parts that the package brings.
+    """Begins with the package's own parts.
 
     Args:
       kind: see the class.
-      built_in: their names are never given to others.
+      built_in: the package's parts, which `add` never replaces.
     """
     self.kind = kind
     self._built_in = dict(built_in)
     self._added: dict[str, Entry] = {}
 
   def add(self, name: str, entry: Entry):
-    """Adds a part, or replaces one that was added under this name.
+    """Adds a part, or replaces an added part of the same name.
 
     Args:
       name: letters, digits and underscores.
       entry: the part.
 
     Raises:
-      ConfigError: no name, or one of the package's own.
+      ConfigError: the name cannot be used, or is one of the package's.
     """
     allowed = f"letters, digits and _, and not a {self.kind} of the package"
     fits = isinstance(name, str) and re.fullmatch(r"\w+", name)

@@ -1,8 +1,8 @@
-"""A setting is said once: type, default, help, bounds and choices.
+"""Every setting is defined once: type, default, help, bounds and choices.
 
 `Config` and `Partition` are frozen dataclasses whose fields come from
 `setting`. Their checks, the flags of all commands and the table of flags are
-made of these fields.
+made from these fields.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ LARGEST = 1e30
 # k may be a number of elements, or text such as "1%": a share of D.
 Amount = float | str
 
-# By a field's type: what may stand for it, and that in words.
+# By a field's type: the types of values that it takes, and these in words.
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool, np.bool_), "True or False"),
     int: ((numbers.Integral,), "a whole number"),
@@ -34,7 +34,7 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What is said of a setting beside its name, type and default.
+  """The properties of a setting beside its name, type and default.
 
   Attributes:
     help: one or two sentences.
@@ -62,12 +62,12 @@ def setting(
 
 
 def said_of(field: dataclasses.Field) -> Setting:
-  """What is said of a field."""
+  """The `Setting` of a field."""
   return field.metadata["setting"]
 
 
 def kinds_of(field: dataclasses.Field) -> tuple[type, ...]:
-  """The types of a field's value: (float, str) of a k, None left out."""
+  """The types of a field's value without None, such as (float, str) for k."""
   kinds = typing.get_args(field.type) or (field.type,)
   return tuple(kind for kind in kinds if kind is not type(None))
 
@@ -84,7 +84,7 @@ def check(settings: Any):
     settings: an instance of a frozen dataclass; called in `__post_init__`.
 
   Raises:
-    ConfigError: a value is of another type, out of bounds or no choice.
+    ConfigError: a value has another type, is out of bounds or not a choice.
   """
   for field in dataclasses.fields(settings):
     value = _checked(field, getattr(settings, field.name))
@@ -109,7 +109,7 @@ def _checked(field, value):
 
 
 def _typed(name, kind, value):
-  """The value in its own type, NumPy's numbers as Python's."""
+  """The value in the field's type; NumPy's numbers become Python's."""
   kinds, allowed = _KINDS[kind]
   # A bool is an integer to Python.
   fits = isinstance(value, kinds) and (
@@ -138,7 +138,7 @@ def _amount(name, value):
 
 
 def elements(amount: Amount, dim: int) -> float:
-  """A number of elements that an `Amount` stands for.
+  """The number of elements that an `Amount` means.
 
   Args:
     amount: as checked.

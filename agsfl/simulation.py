@@ -1,4 +1,4 @@
-"""A run: from settings and data to its records."""
+"""A run, from settings and data to its records."""
 
 import contextlib
 import dataclasses
@@ -34,15 +34,15 @@ def is_finished(
     workdir: str | Path,
     fingerprint_of: Callable[[Config], str] | None = None,
 ) -> bool:
-  """Whether a folder holds this run, as far as it is asked for.
+  """Whether a folder has this run, and the run has reached its end.
 
   Args:
     config: the settings.
-    workdir: the folder, which need not be there.
-    fingerprint_of: from `data_fingerprints`, where several runs are looked at.
+    workdir: the folder, which may not exist.
+    fingerprint_of: from `data_fingerprints`; share it between several runs.
 
   Raises:
-    ConfigError: it holds a run of other settings, or of other data.
+    ConfigError: the folder has a run of other settings, or of other data.
   """
   folder = RunFolder(workdir, identity_of(config, Parts()), extent_of(config))
   if not folder.finished:
@@ -56,7 +56,7 @@ def data_fingerprints() -> Callable[[Config], str]:
   """Fingerprints of the data that settings name, as they are now.
 
   Returns:
-    A function that loads each data set once, however many runs use it.
+    A function that loads each data set once, even if several runs use it.
   """
 
   @functools.cache
@@ -78,7 +78,7 @@ def extent_of(config: Config) -> Extent:
 
 
 def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
-  """What makes this run another one than others, for config.json."""
+  """Settings and parts that make two runs different, for config.json."""
   identity = config.identity() | parts.identity(config)
   if config.init_from is not None:
     path = Path(config.init_from).expanduser()
@@ -94,7 +94,7 @@ def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
 def describe(
     config: Config, identity: dict[str, Any], data: FederatedData, dim: int
 ) -> dict[str, Any]:
-  """config.json: the settings with what None stands for, and where it ran."""
+  """config.json: settings, the values that None stands for, environment."""
   counts = data.clients.counts
   asked = asked_of(identity, extent_of(config), config.eval_every)
   return {
@@ -121,35 +121,43 @@ def play(
 
   Args:
     simulation: one run or several side by side; its state is consumed.
-    recorders: of each run, with the rows before its state; those that have
-      an outcome are left alone.
-    should_stop: asked after each call of the compiled rounds.
+    recorders: one for each run, with the rows before its state. Those with an
+      outcome do not change.
+    should_stop: called after each call of the compiled rounds.
 
   Raises:
     StoppedError: `should_stop` said so; the states are saved.
   """
   state, stop = simulation.state, False
-  unfinished = lambda: [
-      (index, one)
-      for index, one in enumerate(recorders)
-      if one.outcome is None
-  ]
+
+  def unfinished():
+    return [
+        (index, one)
+        for index, one in enumerate(recorders)
+        if one.outcome is None
+    ]
+
+  # Runs that were restored after their last round end at once.
   begun = unfinished()
   for index, one in begun:
     one.end_if_reached(simulation.lane(state, index))
   while (running := unfinished()) and not stop:
-    # As far as the first of them has something to do beside rounds.
+    # Rounds until a run has something else to do.
     length = min(one.rounds_ahead for _, one in running)
     length = min(length, simulation.rounds_per_call)
     start = time.perf_counter()
     state, infos = simulation.advance(state, length)
     seconds = (time.perf_counter() - start) / len(recorders)
+
+    # Their rows, then the states that are due.
     for index, one in running:
       one.add(infos[index], simulation.lane(state, index), seconds)
     stop = should_stop()
     for index, one in running:
       if one.is_save_due(stop):
         one.save(simulation.pack(simulation.lane(state, index)))
+
+  # Wait until all files are written.
   for _, one in begun:
     one.settle()
   if stopped := unfinished():
@@ -175,29 +183,31 @@ def simulate(
 ) -> Run:
   """Runs `config`; with a folder, goes on where a run there was stopped.
 
-  What a run that was stopped and went on leaves is bit for bit what it leaves
-  in one go, but for the wall times of its summary. A finished run is read, not
-  repeated; asked for more rounds or time, it goes on from its last state.
+  A run that was stopped and went on has bit for bit the same results as one
+  without a stop, except for the wall times of its summary. A finished run is
+  read, not repeated. If more rounds or time are asked for, it goes on from its
+  last state.
 
   Args:
     config: the settings.
-    data: what to train on, from `load` or `from_arrays`; None means what the
-      settings name.
+    data: from `load` or `from_arrays`; None means the data that the settings
+      name.
     model: a network of your own: an `agsfl.Model`, or anything with
       init(key, features) and apply(params, features), such as a Flax module.
-    sparsifier: in place of the method that settings name.
-    controller: in place of the controller that settings name.
+    sparsifier: in place of the method that the settings name.
+    controller: in place of the controller that the settings name.
     loss: (logits [B, L], labels [B]) -> [B]; None means cross entropy.
     metrics: by name (RoundState after a round, RoundInfo) -> a number [], for
       each row; compiled into the round.
-    workdir: for the files of `records.folder.RunFolder`; None means none.
-    checkpoint_every: rounds between saved states, 0 for none on the way.
-    checkpoints_kept: the newest so many stay until the run ends.
+    workdir: the folder of the files, see `records.folder.RunFolder`; None for a
+      run in memory.
+    checkpoint_every: rounds between saved states, 0 for none before the end.
+    checkpoints_kept: how many states stay until the run ends, the newest ones.
     keep_state: whether the last state stays after the end, so that the run can
       go on with more rounds; at most about 4 (N + 1) D bytes, and what the
       sparsifier, the server and the controller add.
     on_row: called with each new row.
-    should_stop: asked after each call of the compiled rounds.
+    should_stop: called after each call of the compiled rounds.
 
   Returns:
     The run.
@@ -208,6 +218,7 @@ def simulate(
     DivergedError: a gradient or the loss was not finite.
     StoppedError: `should_stop` said so; a state is saved in the folder.
   """
+  # Check settings, parts and folder before loading data.
   for name, value, least in (
       ("checkpoint_every", checkpoint_every, 0),
       ("checkpoints_kept", checkpoints_kept, 1),
@@ -226,6 +237,8 @@ def simulate(
   if folder is not None and folder.finished:
     folder.refuse_other_data(fingerprint(data))
     return read_run(folder.workdir)
+
+  # The compiled rounds and the recorder; a stopped run gets its last state.
   simulation = build_from(config, data, parts)
   description = describe(config, identity, data, simulation.model.dim)
   with contextlib.ExitStack() as stack:

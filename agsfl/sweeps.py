@@ -1,7 +1,7 @@
-"""Runs that differ in plain numbers alone, side by side in one program.
+"""Runs that differ only in plain numbers, side by side in one program.
 
-The state of several runs is their states with a leading axis, so their step is
-`jax.vmap` of the step of one; each run is a lane.
+Each run is a lane. The state of all lanes has a leading axis, and the step of
+one run is mapped over it, as `jax.vmap` does.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ Label = TypeVar("Label", bound=Hashable)
 def group_by_program(
     configs: dict[Label, Config], most: int
 ) -> list[list[Label]]:
-  """Splits runs into groups that can be one program.
+  """Splits runs into groups, each of which can be one program.
 
   Args:
     configs: by label.
-    most: lanes of a group.
+    most: the most lanes of a group.
 
   Returns:
-    Labels by group, in order.
+    The labels of each group, in order.
   """
   groups: dict[Hashable, list[Label]] = {}
   for label, config in configs.items():
@@ -59,11 +59,11 @@ def group_by_program(
 def build_lanes(
     configs: list[Config], data: list[FederatedData]
 ) -> Simulation:
-  """Makes several runs ready to go side by side.
+  """Makes several runs ready, side by side.
 
   Args:
-    configs: of one group of `group_by_program`.
-    data: of each run. They share the samples of the first.
+    configs: one group of `group_by_program`.
+    data: of each run. All use the samples of the first.
 
   Returns:
     The simulation; its state has a leading axis of lanes.
@@ -77,8 +77,8 @@ def build_lanes(
   if len(shapes) > 1:
     refuse(
         f"--partition={first.partition}",
-        "must give all lanes of a sweep as many clients and samples; run them "
-        "one by one",
+        "must give all lanes of a sweep the same numbers of clients and "
+        "samples; run them one by one",
     )
   model = build_model(first, Parts(), data[0])
   programs = [
@@ -87,12 +87,14 @@ def build_lanes(
   ]
   one, mesh = programs[0], programs[0].mesh
 
-  # The samples lie in memory once, the rows of each lane beside each other.
+  # The samples are in memory once; the rows of the lanes get a leading axis.
   rows = ("order", "starts", "counts")
   together = dataclasses.replace(data[0].clients, **{
       name: np.stack([getattr(d.clients, name) for d in data]) for name in rows
   })
   placed = devices.place_clients(together, mesh)
+
+  # The rounds of one lane, then of all lanes.
   run = rounds_in_a_row(one.step, one.length)
 
   def run_lane(features, labels, rows, state, budget, num_rounds):
@@ -135,7 +137,7 @@ def build_lanes(
     ])
 
   def evaluate_of(own):
-    # An evaluation looks up rows of samples, which lie on the devices already.
+    # An evaluation looks up rows of the samples that are on the devices.
     samples = dataclasses.replace(placed, order=own.clients.order)
     return build_evaluate(model, own, samples, mesh, one.loss)
 
@@ -161,37 +163,41 @@ def simulate_lanes(
 ) -> dict[Path, Run | Exception]:
   """Runs a group of `group_by_program` side by side, each into its folder.
 
-  Runs that were stopped go on from their last saved states, each from its own.
+  A run that was stopped goes on from its last saved state.
 
   Args:
     configs: by folder.
-    checkpoint_every: rounds between saved states, 0 for none on the way.
+    checkpoint_every: rounds between saved states, 0 for none before the end.
     keep_state: whether each run's last state stays, see `simulate`.
     on_row: called with each folder's new row.
     should_stop: asked after each call of the compiled rounds.
 
   Returns:
-    By folder the finished run, or the ConfigError or DivergedError that ended
-    it; the others go on without it.
+    By folder, the finished run, or the ConfigError or DivergedError that ended
+    it. One such run does not stop the others.
 
   Raises:
-    ConfigError: what all have in common cannot be used.
+    ConfigError: the runs cannot go side by side.
     StoppedError: `should_stop` said so.
   """
+  # The runs whose settings, folder and data can be used.
   outcomes: dict[Path, Run | Exception] = {}
-  lanes: dict[Path, tuple[RunFolder, FederatedData]] = {}
+  lanes: dict[Path, tuple[dict[str, Any], RunFolder, FederatedData]] = {}
   for workdir, config in configs.items():
     try:
       identity = identity_of(config, Parts())
       folder = RunFolder(workdir, identity, extent_of(config))
-      lanes[workdir] = folder, load(config.dataset, config, config)
+      data = load(config.dataset, config, config)
+      lanes[workdir] = identity, folder, data
     except ConfigError as error:
       outcomes[workdir] = error
   if not lanes:
     return outcomes
+
+  # All of them as one simulation.
   simulation = build_lanes(
       [configs[workdir] for workdir in lanes],
-      [data for _, data in lanes.values()],
+      [data for *_, data in lanes.values()],
   )
   like = jax.eval_shape(
       lambda state: simulation.pack(simulation.lane(state, 0)),
@@ -199,14 +205,13 @@ def simulate_lanes(
   )
   saved: list[Any] = [None] * len(lanes)
   with contextlib.ExitStack() as stack:
+    # Each run's recorder, and its saved state if it has one.
     recorders = {}
-    for index, (workdir, (folder, data)) in enumerate(lanes.items()):
-      config = configs[workdir]
+    for index, (workdir, lane) in enumerate(lanes.items()):
+      config, (identity, folder, data) = configs[workdir], lane
       stack.enter_context(folder)
       states = States(folder.checkpoints, 1)
-      description = describe(
-          config, identity_of(config, Parts()), data, simulation.model.dim
-      )
+      description = describe(config, identity, data, simulation.model.dim)
       recorder = recorders[workdir] = Recorder(
           config,
           data,
@@ -227,6 +232,8 @@ def simulate_lanes(
           saved[index] = recorder.restore(like)
       except ConfigError as error:
         recorder.outcome = error
+
+    # Go on from these states, until every run has its outcome.
     if any(one is not None for one in saved):
       simulation = simulation._replace(state=simulation.unpack(saved))
     play(simulation, list(recorders.values()), should_stop)

@@ -158,8 +158,9 @@ class Programs:
     self.length = int(min(length, config.eval_every, config.num_rounds))
     self.loss: Loss = parts.loss or sample_losses
 
-    # What the programs depend on.
-    key = (config.structure(), parts._replace(model=None), model)
+    # What the programs depend on; a name may be registered again.
+    entries = METHODS[config.method], CONTROLLERS[config.used_controller]
+    key = (config.structure(), parts._replace(model=None), model, entries)
     ks = recorded_ks(config, model.dim)
     self._init, self.specs = _init(*key, ks, self.mesh)
     self.run = _run(*key, self.mesh, self.length, len(ks))

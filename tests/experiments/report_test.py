@@ -109,17 +109,17 @@ class Page(html.parser.HTMLParser):
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
     self.attributes += [(tag, *pair) for pair in attrs]
-    held = dict(attrs)
+    given = dict(attrs)
     if tag not in ("meta", "path", "circle"):
       self._open.append(tag)
-    if held.get("role") == "region":
-      self._cells = self.tables.setdefault(held["aria-label"], [])
+    if given.get("role") == "region":
+      self._cells = self.tables.setdefault(given["aria-label"], [])
     if tag == "tr":
       self._cells.append([])
     if tag in ("th", "td"):
       self._cells[-1].append("")
     if tag == "data":
-      self._cells[-1][-1] = float(held["value"])
+      self._cells[-1][-1] = float(given["value"])
     if tag in ("h1", "h2", "h3"):
       self.headings.append("")
 

@@ -7,13 +7,6 @@ Matplotlib is set up here, for files. Other modules import it from here:
 import os
 from pathlib import Path
 
-# If this names a backend that is missing, Matplotlib cannot be imported.
-os.environ["MPLBACKEND"] = "agg"
-
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from absl import logging
 
@@ -22,6 +15,26 @@ from agsfl.records.read import Run
 from experiments.lib import groups
 
 ENDINGS = (".png", ".pdf", ".svg")
+
+
+def _pyplot():
+  """Matplotlib's pyplot, which draws to files whatever MPLBACKEND says.
+
+  If that names a backend that is missing, Matplotlib cannot be imported.
+  Processes that start from here get the variable back.
+  """
+  asked = os.environ.pop("MPLBACKEND", None)
+  import matplotlib
+
+  matplotlib.use("agg")
+  import matplotlib.pyplot
+
+  if asked is not None:
+    os.environ["MPLBACKEND"] = asked
+  return matplotlib.pyplot
+
+
+plt = _pyplot()
 
 
 def save(figure, path: Path, kind: str = "png"):

@@ -330,7 +330,8 @@ class AttackTest(FolderTest):
       if row["round"] == 7:
         place.rename(self.folder / "away")
         if how == "replaced":
-          place.mkdir()
+          # A checkpoint that is being written may have made the folder anew.
+          place.mkdir(exist_ok=True)
           (place / "metrics.jsonl").write_text("mine")
 
     self.refused(

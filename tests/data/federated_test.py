@@ -259,7 +259,7 @@ class RegisteredSourceTest(parameterized.TestCase):
     self.assertIn(problem, error)
 
   def test_names_of_the_package_are_taken(self):
-    with self.assertRaisesRegex(ConfigError, "--data source=npz: must be"):
+    with self.assertRaisesRegex(ConfigError, "--dataset=npz: must be"):
       register_source("npz")(lambda place: {})
 
 

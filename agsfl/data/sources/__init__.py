@@ -33,7 +33,7 @@ __all__ = [
 OwnReader = Callable[[str], Mapping[str, Any]]
 
 SOURCES = Registry(
-    "data source",
+    "dataset",
     {
         "mnist_5k": Source(embedded.mnist_5k),
         "digits": Source(embedded.digits),

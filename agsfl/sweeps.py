@@ -47,7 +47,10 @@ def group_by_program(
   """
   groups: dict[Hashable, list[Label]] = {}
   for label, config in configs.items():
-    alike = (config.structure(), config.num_rounds, config.eval_every)
+    # States with replayed k of different lengths cannot be stacked.
+    alike = (
+        config.structure(), config.num_rounds, config.eval_every, config.replay
+    )
     groups.setdefault(alike, []).append(label)
   return [
       labels[start : start + most]

@@ -49,6 +49,8 @@ class GroupTest(parameterized.TestCase):
       # Steps of the bandit and local steps of FedAvg follow from these.
       ({"controller": "bandit"}, {"num_rounds": 9}),
       ({"method": "fedavg"}, {"k": 50.0}),
+      # Sequences of k may have different lengths.
+      ({"controller": "replay", "replay": "a"}, {"replay": "b"}),
   )
   def test_numbers_that_make_another_program(self, settings, change):
     one = config(**{**PLAIN, **settings})

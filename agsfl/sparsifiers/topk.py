@@ -7,20 +7,17 @@ entries `at_or_above` the q-th one. The rank q is always a traced number. No
 shape depends on it, so a change of q never recompiles.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# A float32 magnitude has 31 bits; two radix digits cover them.
-_LOW_BITS = 16
-_LOW_BINS = 1 << _LOW_BITS
-
-# There are many exact zeros, ordered by index. So a bin of zeros is a stretch
-# of coordinates. These bins lie below those of the high digits.
-_ZERO_BINS = 1024
-NUM_BINS = _ZERO_BINS + (1 << (31 - _LOW_BITS))
+# A float32 magnitude has 31 bits. A radix search takes a first digit of 5 to 15
+# of them, by `_high_bits`, and then digits of at most 16 bits.
+_BITS = 31
+_MOST_BITS = 16
 _ROWS = 256
 
 # Values in a block; `top` first looks at the largest value of each block.
@@ -67,6 +64,33 @@ def at_or_above(keys: jax.Array, entry: Entry) -> jax.Array:
   return (keys > entry.key) | ((keys == entry.key) & no_later)
 
 
+def _high_bits(dim):
+  """Bits of the first digit: about one bin for 4 to 8 entries, if D allows."""
+  return min(max(dim.bit_length() - 3, 5), 15)
+
+
+def _low_bits(dim):
+  """Bits of a magnitude beyond its first digit."""
+  return _BITS - _high_bits(dim)
+
+
+def _zero_bins(dim):
+  """Bins of zeros, one for 32 others.
+
+  There are many exact zeros, ordered by index. So a bin of zeros is a stretch
+  of coordinates. These bins lie below those of the first digit.
+  """
+  return 1 << (_high_bits(dim) - 5)
+
+
+def num_bins(dim: int) -> int:
+  """How many `bins` there are for D entries: fewer than D / 3, but for D < 99.
+
+  So the counts of all clients take less than the third part of their gradients.
+  """
+  return _zero_bins(dim) + (1 << _high_bits(dim))
+
+
 def bins(keys: jax.Array) -> jax.Array:
   """A coarse order of one vector's entries: no later entry has a higher bin.
 
@@ -74,15 +98,16 @@ def bins(keys: jax.Array) -> jax.Array:
     keys: [D] i32 from `magnitude_key`.
 
   Returns:
-    [D] i32, 0..NUM_BINS - 1.
+    [D] i32, 0..num_bins(D) - 1.
   """
-  stretch = _stretch(keys.size)
-  of_zero = _ZERO_BINS - 1 - lax.iota(jnp.int32, keys.size) // stretch
-  return jnp.where(keys > 0, _ZERO_BINS + (keys >> _LOW_BITS), of_zero)
+  dim = keys.size
+  zero_bins = _zero_bins(dim)
+  of_zero = zero_bins - 1 - lax.iota(jnp.int32, dim) // _stretch(dim)
+  return jnp.where(keys > 0, zero_bins + (keys >> _low_bits(dim)), of_zero)
 
 
 def _stretch(dim):
-  return -(-dim // _ZERO_BINS)
+  return -(-dim // _zero_bins(dim))
 
 
 def bin_start(bin_index: jax.Array, dim: int) -> Entry:
@@ -95,10 +120,11 @@ def bin_start(bin_index: jax.Array, dim: int) -> Entry:
   Returns:
     The [] place; there may be no entry in it.
   """
-  digit = bin_index - _ZERO_BINS
+  digit = bin_index - _zero_bins(dim)
   before = -(digit + 1) * _stretch(dim) - 1
   return Entry(
-      jnp.maximum(digit + 1, 0) << _LOW_BITS, jnp.where(digit < 0, before, -1)
+      jnp.maximum(digit + 1, 0) << _low_bits(dim),
+      jnp.where(digit < 0, before, -1),
   )
 
 
@@ -109,9 +135,9 @@ def count(keys: jax.Array) -> jax.Array:
     keys: [D] i32 from `magnitude_key`.
 
   Returns:
-    [NUM_BINS] i32.
+    [num_bins(D)] i32.
   """
-  return jnp.zeros(NUM_BINS, jnp.int32).at[bins(keys)].add(1)
+  return jnp.zeros(num_bins(keys.size), jnp.int32).at[bins(keys)].add(1)
 
 
 def bin_at(
@@ -123,13 +149,13 @@ def bin_at(
   searches cost a tenth of one long search.
 
   Args:
-    counts: [B] i32, entries by bin; 256 divides B.
+    counts: [B] i32, entries by bin; B is a power of 2, or 33 of them.
     rank: [] i32 from 1, highest bin first.
 
   Returns:
     The bin, and the rank among its entries; [] i32.
   """
-  rows = counts.reshape(_ROWS, -1)
+  rows = counts.reshape(math.gcd(_ROWS, counts.size), -1)
   row, rank = _short_bin(jnp.sum(rows, axis=1, dtype=jnp.int32), rank)
   column, rank = _short_bin(rows[row], rank)
   return row * rows.shape[1] + column, rank
@@ -147,7 +173,7 @@ def _short_bin(counts, rank):
 
 
 def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
-  """The q-th entry of one vector, by a radix search of two digits.
+  """The q-th entry of one vector, by a radix search.
 
   Args:
     keys: [D] i32 from `magnitude_key`.
@@ -160,7 +186,7 @@ def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
   """
   q = jnp.minimum(q, keys.size)
   high, q_high = bin_at(counts, q)
-  is_zero = high < _ZERO_BINS
+  is_zero = high < _zero_bins(keys.size)
   found = lax.cond(is_zero, _nth_zero, _nth_of_digit, keys, high, q_high)
   return jax.tree.map(
       lambda some, none: jnp.where(q > 0, some, none), found, above_all()
@@ -170,33 +196,33 @@ def nth_largest(keys: jax.Array, counts: jax.Array, q: jax.Array) -> Entry:
 def _nth_zero(keys, high, n):
   """The n-th zero of a stretch."""
   stretch = _stretch(keys.size)
-  start = (_ZERO_BINS - 1 - high) * stretch
+  start = (_zero_bins(keys.size) - 1 - high) * stretch
   index = start + lax.iota(jnp.int32, stretch)
   zeros = keys.at[index].get(mode="fill", fill_value=1) == 0
   return Entry(jnp.int32(0), start + _nth_true(zeros, n))
 
 
 def _nth_of_digit(keys, high, n):
-  """The n-th entry among those, not zero, that share a high digit."""
-  high = high - _ZERO_BINS
-  low_digits = jnp.where(
-      (keys > 0) & (keys >> _LOW_BITS == high),
-      keys & (_LOW_BINS - 1),
-      _LOW_BINS,
-  )
-  low_counts = jnp.zeros(_LOW_BINS, jnp.int32).at[low_digits].add(
-      1, mode="drop"
-  )
-  low, n_low = bin_at(low_counts, n)
-  key = (high << _LOW_BITS) | low
-  ties = keys == key
+  """The n-th entry among those, not zero, that share a first digit."""
+  found, unknown = high - _zero_bins(keys.size), _low_bits(keys.size)
+  while unknown:
+    # The next digit: the entries that share all digits so far, by its value.
+    bits = -(-unknown // -(-unknown // _MOST_BITS))
+    shares = (keys > 0) & (keys >> unknown == found)
+    unknown -= bits
+    size = 1 << bits
+    digits = jnp.where(shares, (keys >> unknown) & (size - 1), size)
+    counts = jnp.zeros(size, jnp.int32).at[digits].add(1, mode="drop")
+    digit, n = bin_at(counts, n)
+    found = (found << bits) | digit
+  ties = keys == found
   # Mostly the n-th is the last entry with its key; then no scan is needed.
   index = lax.cond(
-      n_low == low_counts[low],
+      n == counts[digit],
       lambda: jnp.max(jnp.where(ties, lax.iota(jnp.int32, keys.size), -1)),
-      lambda: _nth_true(ties, n_low),
+      lambda: _nth_true(ties, n),
   )
-  return Entry(key, index)
+  return Entry(found, index)
 
 
 def _nth_true(mask, n):

@@ -79,10 +79,13 @@ class FastTest(parameterized.TestCase):
     case = accumulated.astype(np.float32), np.array([1, 1, 2]), k
     self._check(cases.quickly(name, 16), name, case)
 
-  @parameterized.parameters("fab", "fub", "unidirectional")
-  def test_little_memory(self, name):
+  # Few clients with a large network, and many with a small one.
+  @parameterized.product(
+      [dict(num_clients=24, dim=444_062), dict(num_clients=10_000, dim=9610)],
+      name=("fab", "fub", "unidirectional"),
+  )
+  def test_little_memory(self, name, num_clients, dim):
     """Law: no array of [N, D] beside the gradients, one client at a time."""
-    num_clients, dim = 24, 444_062
     compiled = jax.jit(getattr(fast, name)).lower(
         jax.ShapeDtypeStruct((num_clients, dim), jnp.float32),
         jax.ShapeDtypeStruct((num_clients,), jnp.float32),

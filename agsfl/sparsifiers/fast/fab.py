@@ -49,7 +49,7 @@ def _choose(clients, ks, width):
       jnp.any(deep),
       count_and_guess,
       lambda: (
-          jnp.zeros((num_clients, topk.NUM_BINS), jnp.int32),
+          jnp.zeros((num_clients, topk.num_bins(dim)), jnp.int32),
           jnp.zeros(dim + 1, jnp.int32),
       ),
   )

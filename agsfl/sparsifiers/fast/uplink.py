@@ -26,7 +26,7 @@ def first_entries(clients: Clients, width: int) -> jax.Array:
 
 
 def count(clients: Clients) -> jax.Array:
-  """Each client's `topk.count`, [N, NUM_BINS] i32."""
+  """Each client's `topk.count`, [N, B] i32 for the B bins of D entries."""
   return clients.map(lambda a: topk.count(topk.magnitude_key(a)))
 
 
@@ -37,7 +37,7 @@ def nth_largest(
 
   Args:
     clients: this device's.
-    counts: [N, NUM_BINS] i32, their `count`.
+    counts: [N, B] i32, their `count`.
     q: [] i32, see `topk.nth_largest`.
 
   Returns:
@@ -55,7 +55,7 @@ class Uplink(NamedTuple):
   Attributes:
     clients: this device's.
     order: [N, W] i32 from `first_entries`, for k < W.
-    counts: [N, NUM_BINS] i32 from `count`, for W <= k < D.
+    counts: [N, B] i32 from `count`, for W <= k < D.
   """
 
   clients: Clients
@@ -181,7 +181,7 @@ def open_uplink(clients: Clients, ks: jax.Array, width: int) -> Uplink:
   counts = lax.cond(
       jnp.any((ks >= width) & (ks < dim)),
       lambda: count(clients),
-      lambda: jnp.zeros((num_clients, topk.NUM_BINS), jnp.int32),
+      lambda: jnp.zeros((num_clients, topk.num_bins(dim)), jnp.int32),
   )
   return Uplink(clients, order, counts)
 

@@ -122,15 +122,16 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
 
   Args:
     clients: this device's.
-    counts: [N, NUM_BINS] i32, their `uplink.count`.
+    counts: [N, B] i32, their `uplink.count`.
 
   Returns:
     [D + 1] i32.
   """
   dim = clients.accumulated.shape[1]
-  at_least = jnp.cumsum(counts[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
 
-  def ranks(accumulated, middle, active):
+  def ranks(accumulated, counts, active):
+    at_least = jnp.cumsum(counts[::-1], dtype=jnp.int32)[::-1]
+    middle = at_least - counts // 2
     in_bin = topk.bins(topk.magnitude_key(accumulated))
     rank = middle.at[in_bin].get(mode="promise_in_bounds")
     return jnp.where(active, rank, dim), None
@@ -139,7 +140,7 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
       ranks,
       jnp.minimum,
       jnp.full(dim, dim, jnp.int32),
-      at_least - counts // 2,
+      counts,
       clients.active,
   )
   counts = jnp.zeros(dim + 1, jnp.int32).at[best].add(1)
@@ -167,7 +168,7 @@ def search(
 
   Args:
     clients: this device's.
-    counts: [N, NUM_BINS] i32, their `uplink.count`.
+    counts: [N, B] i32, their `uplink.count`.
     guessed: [D + 1] i32 from `guess_sizes`.
     k: [] i32 below D.
     first: the window at depth 0, or `Window.nowhere`.

@@ -1,9 +1,12 @@
 """Saved states of a run, from which it goes on after a stop."""
 
 import contextlib
+import os
+import re
 import shutil
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +20,9 @@ from agsfl.types import PyTree
 
 # Orbax numbers its writes by process, so two runs in threads would mix them.
 _ONE_AT_A_TIME = threading.Lock()
+
+_NAME = "state"  # of the one array in a saved state
+_CHECKSUM_BYTES = 4
 
 
 class States:
@@ -59,14 +65,14 @@ class States:
     with contextlib.suppress(OSError, ValueError), _ONE_AT_A_TIME:
       self._manager.close()
 
-  def _usable(self):
+  @contextlib.contextmanager
+  def _usable(self) -> Iterator[None]:
     """A context that turns errors of the disk into one line."""
-    # Orbax reports a full disk by a ValueError.
-    return refused(
-        str(self._folder),
-        "must be a folder that can be written",
-        (OSError, ValueError),
-    )
+    with refused(str(self._folder), "must be a folder that can be written"):
+      try:
+        yield
+      except ValueError as error:
+        raise _disk_error(error) from error
 
   def save(self, step: int, tree: PyTree):
     """Writes a tree of arrays while the caller goes on.
@@ -78,10 +84,9 @@ class States:
     Raises:
       ConfigError: this tree or the previous one cannot be written.
     """
-    leaves = [np.array(leaf, order="C") for leaf in jax.tree.leaves(tree)]
-    numbered = _numbered(leaves, _checksum(leaves))
+    content = _packed([np.asarray(leaf) for leaf in jax.tree.leaves(tree)])
     with self._usable(), _ONE_AT_A_TIME:
-      self._manager.save(step, args=ocp.args.StandardSave(numbered))
+      self._manager.save(step, args=ocp.args.StandardSave({_NAME: content}))
 
   def wait(self):
     """Waits until all saved states are written; raises as `save` does."""
@@ -134,28 +139,59 @@ class States:
 
   def _read(self, step, like):
     likes, structure = jax.tree.flatten(like)
-    empty = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
-    wanted = _numbered(empty, _checksum([]))
+    leaves = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
+    size = sum(leaf.nbytes for leaf in leaves) + _CHECKSUM_BYTES
+    wanted = {_NAME: np.empty(size, np.uint8)}
     with _ONE_AT_A_TIME:
       read = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
-    leaves = [read.get(str(i), leaf) for i, leaf in enumerate(empty)]
-    form = lambda arrays: [(x.shape, x.dtype) for x in arrays]
-    if form(leaves) != form(empty):
-      raise ValueError("its arrays have other shapes or types")
-    if read["checksum"] != _checksum(leaves):
-      raise ValueError("its numbers are not those that were saved")
+    _unpack(read[_NAME], leaves)
     return jax.tree.unflatten(structure, leaves)
 
 
-def _numbered(leaves, checksum):
-  """What Orbax writes; it refuses arrays without elements."""
-  full = {str(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
-  return {**full, "checksum": checksum}
+def _disk_error(error: ValueError) -> OSError:
+  """What TensorStore says of the disk, such as that it is full, in short."""
+  found = re.search(r"os_error_code='(\d+)'", str(error))
+  if not found:
+    return OSError(str(error))
+  code = int(found[1])
+  return OSError(code, os.strerror(code))
 
 
-def _checksum(leaves):
-  """[] u32, the CRC-32 of all bytes, because the files have no checksum."""
-  crc = 0
-  for leaf in leaves:
-    crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
-  return np.array(crc, np.uint32)
+def _packed(leaves: list[np.ndarray]) -> np.ndarray:
+  """[bytes] u8: the bytes of all arrays in a row, then those of a checksum.
+
+  It is one array, because TensorStore reads and writes arrays at the same time:
+  when one of several fails, it prints a traceback for each of the others.
+  """
+  content = np.concatenate(
+      [*map(_bytes_of, leaves), np.zeros(_CHECKSUM_BYTES, np.uint8)]
+  )
+  numbers, checksum = np.split(content, [-_CHECKSUM_BYTES])
+  checksum[:] = _bytes_of(_checksum(leaves, numbers))
+  return content
+
+
+def _unpack(content: np.ndarray, leaves: list[np.ndarray]):
+  """Fills the arrays with what `_packed` made of such arrays.
+
+  Raises:
+    ValueError: it was made of arrays of other shapes or types, or is damaged.
+  """
+  ends = np.cumsum([leaf.nbytes for leaf in leaves])
+  *pieces, checksum = np.split(content, ends)
+  expected = _bytes_of(_checksum(leaves, content[: ends[-1]]))
+  if checksum.tobytes() != expected.tobytes():
+    raise ValueError("its numbers or shapes are not those that were saved")
+  for leaf, piece in zip(leaves, pieces, strict=True):
+    _bytes_of(leaf)[:] = piece
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+  """[bytes] u8, of one array; a view of it where it is contiguous."""
+  return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _checksum(leaves: list[np.ndarray], content: np.ndarray) -> np.ndarray:
+  """[] u32, the CRC-32 of shapes, types and bytes; the files have none."""
+  form = repr([(leaf.shape, leaf.dtype.str) for leaf in leaves])
+  return np.array(zlib.crc32(content, zlib.crc32(form.encode())), "<u4")

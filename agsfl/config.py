@@ -190,6 +190,19 @@ class Config(Partition, SourceOptions):
       return self.controller
     return "sign_interval" if METHODS[self.method].takes_k else "fixed"
 
+  def data_settings(self) -> tuple[str, Partition, SourceOptions]:
+    """The arguments of `data.load`; equal for runs that share their data."""
+    partition, options = (
+        kind(**{
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(kind)
+        })
+        for kind in (Partition, SourceOptions)
+    )
+    seed = self.used_data_seed
+    partition = dataclasses.replace(partition, seed=seed, data_seed=None)
+    return self.dataset, partition, options
+
   def used_local_steps(self, dim: int) -> int:
     """tau for a model of D = `dim` weights; the default if it is not set."""
     if self.local_steps is not None:
@@ -264,8 +277,8 @@ class Config(Partition, SourceOptions):
     state of the round, or are arguments of the program.
     """
     numbers = {
-        "seed", "learning_rate", "server_learning_rate", "comm_time",
-        "num_rounds", "time_budget", "eval_every", "init_from",
+        "seed", "data_seed", "learning_rate", "server_learning_rate",
+        "comm_time", "num_rounds", "time_budget", "eval_every", "init_from",
     }
     if not METHODS[self.method].sends_models:
       numbers.add("k")  # with models, k decides the number of local steps

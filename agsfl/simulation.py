@@ -1,7 +1,6 @@
 """A run, from settings and data to its records."""
 
 import contextlib
-import dataclasses
 import functools
 import time
 import zlib
@@ -13,8 +12,6 @@ import jax
 
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
-from agsfl.data.partitions import Partition
-from agsfl.data.sources import SourceOptions
 from agsfl.errors import StoppedError, refused, require
 from agsfl.parts import Parts
 from agsfl.programs import Simulation, build_from
@@ -59,17 +56,8 @@ def data_fingerprints() -> Callable[[Config], str]:
     A function that loads each data set once, even if several runs use it.
   """
 
-  @functools.cache
-  def of(dataset, partition, options):
-    return fingerprint(load(dataset, partition, options))
-
-  def part(config, kind):
-    names = [field.name for field in dataclasses.fields(kind)]
-    return kind(**{name: getattr(config, name) for name in names})
-
-  return lambda config: of(
-      config.dataset, part(config, Partition), part(config, SourceOptions)
-  )
+  of = functools.cache(lambda *settings: fingerprint(load(*settings)))
+  return lambda config: of(*config.data_settings())
 
 
 def extent_of(config: Config) -> Extent:
@@ -233,7 +221,7 @@ def simulate(
   if workdir is not None:
     folder = RunFolder(workdir, identity, extent_of(config))
   if data is None:
-    data = load(config.dataset, config, config)
+    data = load(*config.data_settings())
   if folder is not None and folder.finished:
     folder.refuse_other_data(fingerprint(data))
     return read_run(folder.workdir)

@@ -185,12 +185,13 @@ def simulate_lanes(
   """
   # The runs whose settings, folder and data can be used.
   outcomes: dict[Path, Run | Exception] = {}
+  loaded = functools.cache(load)  # runs of one data seed share their data
   lanes: dict[Path, tuple[dict[str, Any], RunFolder, FederatedData]] = {}
   for workdir, config in configs.items():
     try:
       identity = identity_of(config, Parts())
       folder = RunFolder(workdir, identity, extent_of(config))
-      data = load(config.dataset, config, config)
+      data = loaded(*config.data_settings())
       lanes[workdir] = identity, folder, data
     except ConfigError as error:
       outcomes[workdir] = error

@@ -273,8 +273,8 @@ def other(name):
 # which other runs of the same compiled program may have.
 SAME_RUN = {"num_rounds", "time_budget", "eval_every"}
 SAME_PROGRAM = {
-    "seed", "learning_rate", "server_learning_rate", "comm_time", "k",
-    "init_from", *SAME_RUN,
+    "seed", "data_seed", "learning_rate", "server_learning_rate", "comm_time",
+    "k", "init_from", *SAME_RUN,
 }
 BASES = (
     ({}, SAME_RUN, SAME_PROGRAM),
@@ -329,6 +329,26 @@ class IdentityTest(parameterized.TestCase):
     config, changed = Config(), Config(**change)
     self.assertNotEqual(changed.identity(), config.identity())
     self.assertNotEqual(changed.structure(), config.structure())
+
+  def test_settings_of_the_data(self):
+    """Law: those of `load`; equal if the data are, whatever trains on them."""
+    base = Config(seed=3)
+    same = {
+        name for name in FIELDS
+        if name not in ("controller", "method", "replay")
+        and dataclasses.replace(base, **{name: other(name)}).data_settings()
+        == base.data_settings()
+    }
+    of_data = {
+        field.name
+        for kind in (Partition, SourceOptions)
+        for field in dataclasses.fields(kind)
+    } | {"dataset"}
+    self.assertTrue(same.isdisjoint(of_data))
+    self.assertLen(same | of_data, len(FIELDS) - 3)
+    self.assertEqual(
+        Config(seed=1, data_seed=3).data_settings(), base.data_settings()
+    )
 
   def test_structure_is_its_own(self):
     """Law: nothing is left to take out."""

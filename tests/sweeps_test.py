@@ -132,6 +132,23 @@ class LanesTest(parameterized.TestCase):
       self.assert_as_alone(lane, change)
     self.assertNotEqual(*(lane.config["data"] for lane in lanes))
 
+  def test_one_data_seed(self):
+    """Lanes of several seeds share data that are loaded once."""
+    changes = [
+        {"partition": "iid", "seed": seed, "data_seed": 5} for seed in (3, 4)
+    ]
+    with mock.patch.object(sweeps, "load", side_effect=sweeps.load) as load:
+      lanes = self.lanes(*changes)
+    self.assertEqual(load.call_count, 1)
+    self.assertEqual([lane.config["data_seed"] for lane in lanes], [5, 5])
+    for lane, change in zip(lanes, changes, strict=True):
+      self.assert_as_alone(lane, change)
+    one, other = lanes
+    self.assertEqual(one.config["data"], other.config["data"])
+    self.assertNotEqual(
+        *([row["minibatch_loss"] for row in lane.rows] for lane in lanes)
+    )
+
   def test_divergence(self):
     """It ends its own lane alone."""
     wild = {"learning_rate": 1e30}

@@ -91,7 +91,8 @@ class FederatedData(NamedTuple):
 
   Attributes:
     clients: all samples, and the clients' training samples; NumPy arrays.
-    test_rows: [T] i32, the test samples among them.
+    test_rows: [T] i32, the test samples among them; see
+      `partitions.ClientRows`.
     test_clients: [T] i32, the client of each test sample by the partition's
       rule, or -1.
     client_names: [N] str.
@@ -129,7 +130,8 @@ def load(
   """
   partition = partition or Partition()
   options = options or SourceOptions()
-  return _assigned(sources.read(dataset, options, partition.seed), partition)
+  samples = sources.read(dataset, options, partition.used_data_seed)
+  return _assigned(samples, partition)
 
 
 def from_arrays(
@@ -153,7 +155,7 @@ def from_arrays(
     y: [C] labels, whole numbers from 0.
     clients: [C] ids of the samples' clients, integers or strings.
     is_train: [C] bool. None: a fifth is held out for testing, by the
-      partition's seed.
+      partition's data seed.
     partition: None means natural if `clients` are given, and otherwise the
       default one.
 
@@ -166,7 +168,7 @@ def from_arrays(
   if partition is None:
     partition = Partition("one_class" if clients is None else "natural")
   samples = arrays.samples_of(
-      "from_arrays", x, y, clients, is_train, seed=partition.seed
+      "from_arrays", x, y, clients, is_train, seed=partition.used_data_seed
   )
   return _assigned(samples, partition)
 
@@ -177,7 +179,8 @@ def _assigned(samples: Samples, partition: Partition) -> FederatedData:
   client = np.full(len(samples.labels), -1, np.int32)
   for number, own in enumerate(rows.test):
     client[own] = number
-  test_rows = np.flatnonzero(~samples.is_train).astype(np.int32)
+  test_rows = np.sort(np.concatenate([*rows.test, rows.others]))
+  test_rows = test_rows.astype(np.int32)
   return FederatedData(
       clients=ClientData.of(samples.features, samples.labels, rows.train),
       test_rows=test_rows,

@@ -27,30 +27,21 @@ class ClientRows(NamedTuple):
       samples. Otherwise the test samples of a label go to clients in proportion
       to their training samples of that label. If no client trains on a label,
       its test samples have no client.
+    others: [.] rows of test samples that have no client but count in the test
+      set: those of such labels, and with `natural` those of clients that have
+      only test samples. Samples of clients that `natural` leaves out do not
+      count, so losses in training and in testing are of the same clients.
     names: [N] str.
   """
 
   train: list[np.ndarray]
   test: list[np.ndarray]
+  others: np.ndarray
   names: np.ndarray
 
 
 def _natural(samples, settings):
   """The data's own clients, those with the first ids."""
-  owners = _large_owners(samples, settings)
-  rows = (np.flatnonzero(samples.is_train), np.flatnonzero(~samples.is_train))
-  mine, tested = (
-      _rows_of_owners(samples.owners[own], owners) for own in rows
-  )
-  return ClientRows(
-      [rows[0][own] for own in mine],
-      [rows[1][own] for own in tested],
-      np.array(samples.owner_names[owners], str),
-  )
-
-
-def _large_owners(samples, settings):
-  """Indices of the first `num_clients` owners with enough samples."""
   if samples.owners is None:
     refuse(
         "--partition=natural",
@@ -60,6 +51,28 @@ def _large_owners(samples, settings):
   sizes = np.bincount(
       samples.owners[samples.is_train], minlength=len(samples.owner_names)
   )
+  owners = _large_owners(sizes, settings)
+  train, test = (
+      np.flatnonzero(samples.is_train), np.flatnonzero(~samples.is_train)
+  )
+  mine, tested = (
+      [rows[own] for own in _rows_of_owners(samples.owners[rows], owners)]
+      for rows in (train, test)
+  )
+  others = test[sizes[samples.owners[test]] == 0]
+  if not others.size and not any(map(len, tested)):
+    refuse(
+        "--partition=natural",
+        f"its {len(owners)} clients have no test samples; the other clients, "
+        "which num_clients and min_samples leave out, have all of them",
+    )
+  return ClientRows(
+      mine, tested, others, np.array(samples.owner_names[owners], str)
+  )
+
+
+def _large_owners(sizes, settings):
+  """Indices of the first `num_clients` owners with enough samples."""
   # An owner that has only test samples is no client.
   large = np.flatnonzero(sizes >= max(1, settings.min_samples))
   require(
@@ -97,12 +110,14 @@ def _by_labels(rule):
     train = np.flatnonzero(samples.is_train)
     test = np.flatnonzero(~samples.is_train)
     labels, name = samples.labels[train], settings.partition
-    mine = rule(labels, settings, generator(settings.seed, name))
-    rng = generator(settings.seed, f"{name}/test")
+    seed = settings.used_data_seed
+    mine = rule(labels, settings, generator(seed, name))
+    rng = generator(seed, f"{name}/test")
     tested = _like_training(labels, mine, samples.labels[test], rng)
     return ClientRows(
         [train[own] for own in mine],
         [test[own] for own in tested],
+        np.delete(test, np.concatenate(tested)),
         np.array(range(len(mine)), str),
     )
 
@@ -187,9 +202,21 @@ class Partition:
   seed: int = setting(
       0, "Seed of every random draw.", least=0, most=2**32 - 1
   )
+  data_seed: int | None = setting(
+      None,
+      "Seed of the draws about data: which samples are for testing, and which "
+      "client has which. Default: seed.",
+      least=0,
+      most=2**32 - 1,
+  )
 
   def __post_init__(self):
     check(self)
+
+  @property
+  def used_data_seed(self) -> int:
+    """The seed of the draws about data; the default if none is set."""
+    return self.seed if self.data_seed is None else self.data_seed
 
 
 def assign(samples: Samples, settings: Partition) -> ClientRows:
@@ -226,7 +253,7 @@ def register_partition(name: str) -> Callable[[Rule], Rule]:
   Returns:
     A decorator for functions (labels [M] i32 of the training samples,
     settings, rng) -> for each client an array of positions in `labels`.
-    `settings` is the `Partition`, `rng` a NumPy generator of its seed.
+    `settings` is the `Partition`, `rng` a NumPy generator of its data seed.
 
   Raises:
     ConfigError: the name cannot be used, or is one of the package's.

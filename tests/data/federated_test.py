@@ -74,14 +74,14 @@ class ClientDataTest(parameterized.TestCase):
     self.assertLen(pointers, 1)
     self.assertEqual(start % 64 == 0, pointers == {moved.ctypes.data})
 
-  def test_test_samples_have_clients(self):
-    """By the partition's rule; -1 where their client is left out."""
-    owners = [3, 1, 2, 3, 1, 3, 2, 1, 3]
+  def test_test_samples_of_natural_clients(self):
+    """Of clients that train, or only test; not of those that are left out."""
+    owners = [3, 1, 2, 3, 1, 3, 2, 1, 0]
     files = arrays_of(np.zeros(9, int), 4, owners)
     federated = load(files, partition="natural", num_clients=2)
     self.assertEqual(federated.client_names.tolist(), ["1", "2"])
-    self.assertEqual(federated.test_rows.tolist(), [5, 6, 7, 8])
-    self.assertEqual(federated.test_clients.tolist(), [-1, 1, 0, -1])
+    self.assertEqual(federated.test_rows.tolist(), [6, 7, 8])
+    self.assertEqual(federated.test_clients.tolist(), [1, 0, -1])
 
   def test_default_is_one_class(self):
     self.assertLen(data.load("digits").client_names, 10)
@@ -163,8 +163,10 @@ class FromArraysTest(parameterized.TestCase):
 
   def test_a_fifth_is_held_out_by_the_seed(self):
     one, again, other = (
-        data.from_arrays(X, Y, partition=Partition("iid", 2, seed=seed))
-        for seed in (1, 1, 2)
+        data.from_arrays(
+            X, Y, partition=Partition("iid", 2, seed=seed, data_seed=own)
+        )
+        for seed, own in ((1, None), (2, 1), (2, None))
     )
     self.assertLen(one.test_rows, 2)
     np.testing.assert_array_equal(one.test_rows, again.test_rows)
@@ -379,8 +381,10 @@ class EmbeddedTest(parameterized.TestCase):
   def test_laws(self, name):
     """Each sample once; one class per client; the seed decides the split."""
     one, again, other = (
-        data.load(name, Partition(partition, seed=seed))
-        for partition, seed in (("one_class", 1), ("iid", 1), ("iid", 2))
+        data.load(name, Partition(partition, seed=seed, data_seed=own))
+        for partition, seed, own in (
+            ("one_class", 1, None), ("iid", 2, 1), ("iid", 2, None)
+        )
     )
     rows = rows_of(one.clients)
     self.assertEqual(

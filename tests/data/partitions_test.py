@@ -1,5 +1,6 @@
 """The partitions, by their laws."""
 
+import dataclasses
 import doctest
 import itertools
 import re
@@ -133,7 +134,9 @@ class LawsTest(parameterized.TestCase):
         min(map(len, assigned.train)), settings.min_samples
     )
     # Law: of the tests only those are left whose label no training sample has.
+    # They count in the test set.
     left = np.setdiff1d(np.flatnonzero(~samples.is_train), test)
+    np.testing.assert_array_equal(assigned.others, left)
     known = set(samples.labels[samples.is_train])
     if settings.partition == "natural":
       self.assertEmpty(left)
@@ -148,12 +151,14 @@ class LawsTest(parameterized.TestCase):
       want = mine / whole.clip(1) * all_tests
       self.assertLess(np.abs(tested - want).max(), 1 + 1e-9)
       self.assertFalse(tested[mine == 0].any())
-    # Law: the seed decides.
-    again = assign(samples, settings)
-    for part in ("train", "test"):
-      pairs = zip(getattr(assigned, part), getattr(again, part), strict=True)
-      for one, other in pairs:
-        np.testing.assert_array_equal(one, other)
+    # Law: the data's seed decides, which is the seed if it is not set.
+    seed = settings.seed
+    for change in {}, {"seed": seed ^ 1, "data_seed": seed}:
+      again = assign(samples, dataclasses.replace(settings, **change))
+      for part in ("train", "test"):
+        pairs = zip(getattr(assigned, part), getattr(again, part), strict=True)
+        for one, other in pairs:
+          np.testing.assert_array_equal(one, other)
 
   @parameterized.parameters(sorted(set(PARTITIONS) - {"natural"}))
   def test_another_seed_gives_other_rows(self, name):
@@ -212,10 +217,11 @@ class NaturalTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 5, 10)
   def test_takes_the_first_ids(self, count):
-    """In order of the numbers; test samples of others have no client."""
+    """In order of the numbers; test samples of others do not count."""
     owners = [9, 10, 2, 33, 7, 4, 5, 81, 6, 8, 9, 10, 2, 33, 2]
     samples = samples_of(np.zeros(15), np.arange(15) < 13, owners)
     assigned = assign(samples, Partition("natural", count))
+    self.assertEmpty(assigned.others)
     first = [2, 4, 5, 6, 7, 8, 9, 10, 33, 81][:count]
     self.assertEqual(assigned.names.tolist(), [str(n) for n in first])
     for client, name in enumerate(first):
@@ -241,6 +247,17 @@ class NaturalTest(parameterized.TestCase):
     assigned = assign(samples, Partition("natural", min_samples=least))
     self.assertEqual(assigned.names.tolist(), ["a", "b"])
     self.assertEqual(list(map(list, assigned.test)), [[2], []])
+    self.assertEqual(assigned.others.tolist(), [3, 4])
+
+  @parameterized.parameters({"num_clients": 1}, {"min_samples": 2})
+  def test_clients_without_test_samples(self, **settings):
+    """The test samples are those of a client that is left out."""
+    samples = samples_of(np.zeros(5), [1, 1, 1, 0, 0], [1, 1, 2, 2, 2])
+    self.assertLen(assign(samples, Partition("natural")).names, 2)
+    with self.assertRaisesRegex(
+        ConfigError, "--partition=natural: its 1 clients have no test samples"
+    ):
+      assign(samples, Partition("natural", **settings))
 
 
 class RegisteredTest(parameterized.TestCase):

@@ -126,6 +126,16 @@ class StoppedTest(FolderTest):
       np.testing.assert_array_equal(other.params, done.params)
     self.assertEqual(again.summary, done.summary)
 
+  def test_a_run_of_before_data_seed_is_read(self):
+    done = self.simulate()
+    path = self.folder / "run" / "config.json"
+    content = json.loads(path.read_text())
+    for settings in (content, content["asked"]):
+      self.assertIsNone(settings.pop("data_seed"))
+    path.write_text(json.dumps(content))
+    self.assertEqual(self.simulate().rows, done.rows)
+    self.refused({**PLAIN, "data_seed": 5}, "data_seed=None, asked for 5")
+
   @parameterized.parameters((0, 1), (1, 8), (5, 6), (100, 1))
   def test_rows_since_the_checkpoint_are_repeated(self, every, first):
     """A run that was killed goes on from its newest saved state."""

@@ -294,8 +294,9 @@ def _described(array):
 def standardized(features: jax.Array) -> jax.Array:
   """Each sample with mean 0 and deviation 1 over all its numbers.
 
-  If the deviation of its n numbers is below 1 / sqrt(n), a sample is divided by
-  1 / sqrt(n) instead.
+  If the deviation of its n numbers is below 1 / (255 sqrt(n)), a sample is
+  divided by this number instead. So bytes v / 255 give what the authors' code
+  gives for v, where the least deviation is 1 / sqrt(n).
 
   Args:
     features: [B, ...] f32.
@@ -308,7 +309,7 @@ def standardized(features: jax.Array) -> jax.Array:
   axes = tuple(range(1, features.ndim))
   centred = features - jnp.mean(features, axes, keepdims=True)
   deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axes, keepdims=True))
-  least = math.prod(features.shape[1:]) ** -0.5
+  least = math.prod(features.shape[1:]) ** -0.5 / 255
   return centred / jnp.maximum(deviation, least)
 
 

@@ -1,0 +1,10 @@
+"""How many cases hypothesis tries: few by default, many on request.
+
+  python -m pytest tests/data --hypothesis-profile=long -k test_any
+"""
+
+import hypothesis
+
+hypothesis.settings.register_profile("short", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("short")

@@ -13,6 +13,7 @@ from agsfl import fingerprints
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
+from agsfl.data.samples import warn_of_range
 from agsfl.errors import require
 from agsfl.records import read, summary
 from agsfl.registry import Registry
@@ -132,6 +133,8 @@ class Parts(NamedTuple):
 
 def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
   """The network, for the shape of these features and this many classes."""
+  if not config.standardize:
+    warn_of_range(data.clients.features)
   shape = tuple(data.clients.features.shape[1:])
   if parts.model is not None:
     if isinstance(parts.model, nn.Module) and _is_hashable(parts.model):

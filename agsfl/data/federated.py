@@ -12,10 +12,11 @@ from agsfl.data import sources
 from agsfl.data.partitions import Partition, assign
 from agsfl.data.samples import (
     Samples,
-    are_whole,
+    as_whole,
     checked_features,
     checked_labels,
     form,
+    is_text,
     most_classes,
 )
 from agsfl.data.sources import SourceOptions, arrays
@@ -61,20 +62,23 @@ class ClientData:
     Raises:
       ConfigError: rows are not whole numbers, or beyond the labels.
     """
-    rows = [np.asarray(own) for own in rows]
+    setting, whole = "ClientData.of", []
     for client, own in enumerate(rows):
-      if not are_whole(own, 1):
+      given = _array(setting, f"rows of client {client}", own)
+      of_client = as_whole(given, 1)
+      if of_client is None:
         refuse(
-            "ClientData.of",
+            setting,
             f"rows of client {client} must be a list of whole numbers, not "
-            f"{form(own)}",
+            f"{form(given)}",
         )
-    counts = np.array([len(own) for own in rows], np.int32)
-    order = np.concatenate([np.zeros(0, np.int64), *rows])
+      whole.append(of_client)
+    counts = np.array([len(own) for own in whole], np.int32)
+    order = np.concatenate([np.zeros(0, np.int64), *whole])
     outside = order[(order < 0) | (order >= len(labels))]
     if outside.size:
       refuse(
-          "ClientData.of",
+          setting,
           f"rows must lie in 0 to {len(labels) - 1}, found {outside[0]:.0f}",
       )
     return cls(
@@ -205,19 +209,19 @@ def validated(data: FederatedData) -> FederatedData:
   # Each array by itself.
   clients, setting = data.clients, "data"
   features = checked_features(
-      setting, "features", _array("features", clients.features)
+      setting, "features", _array(setting, "features", clients.features)
   )
   count = len(features)
   most = most_classes(count)
   num_classes = _whole("num_classes", data.num_classes, 1, most + 1)
   labels = checked_labels(
-      setting, "labels", _array("labels", clients.labels), count,
+      setting, "labels", _array(setting, "labels", clients.labels), count,
       int(num_classes),
   )
   order = _whole("order", clients.order, 0, count, axes=1)
   counts = _whole("counts", clients.counts, 0, len(order) + 1, axes=1)
   starts = _whole("starts", clients.starts, 0, len(order) + 1, axes=1)
-  names = _array("client_names", data.client_names).astype(str)
+  names = _names(setting, data.client_names)
   test_rows = _whole("test_rows", data.test_rows, 0, count, axes=1)
   test_clients = _whole(
       "test_clients", data.test_clients, -1, len(counts), axes=1
@@ -247,18 +251,30 @@ def validated(data: FederatedData) -> FederatedData:
   )
 
 
-def _array(name, values):
-  with refused("data", f"{name} must be one array", (ValueError, TypeError)):
+def _array(setting, name, values):
+  errors = (ValueError, TypeError, OverflowError)
+  with refused(setting, f"{name} must be one array", errors):
     return np.asarray(values)
+
+
+def _names(setting, values):
+  """Names of clients, as text that can be written."""
+  problem = "client_names must be text that can be written as UTF-8"
+  with refused(setting, problem, ValueError):
+    names = _array(setting, "client_names", values).astype(str)
+  if not is_text(names):
+    refuse(setting, problem)
+  return names
 
 
 def _whole(name, values, least, end, axes=0):
   """Whole numbers from `least` to below `end`, as int32."""
-  array = _array(name, values)
-  if not are_whole(array, axes):
+  given = _array("data", name, values)
+  array = as_whole(given, axes)
+  if array is None:
     refuse(
         "data",
-        f"{name} must be whole numbers with {axes} axes, not {form(array)}",
+        f"{name} must be whole numbers with {axes} axes, not {form(given)}",
     )
   outside = array[(array < least) | (array >= end)]
   if outside.size:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agsfl.data import rules
-from agsfl.data.samples import Samples, are_whole, form, generator
+from agsfl.data.samples import Samples, as_whole, form, generator
 from agsfl.errors import refuse, require
 from agsfl.registry import Registry
 from agsfl.settings import check, setting
@@ -282,7 +282,7 @@ def _require_rows(given, count, settings):
   # As many clients as are wanted.
   try:
     mine = [np.asarray(own) for own in given]
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     fail(f"its result is no list of arrays ({error})")
   if not mine:
     fail("it gives no client")
@@ -291,9 +291,10 @@ def _require_rows(given, count, settings):
 
   # Positions in range, each given once, and enough for each client.
   taken = np.zeros(count, bool)
-  for client, own in enumerate(mine):
-    if not are_whole(own, 1):
-      fail(f"those of client {client} are {form(own)}")
+  for client, given in enumerate(mine):
+    own = as_whole(given, 1)
+    if own is None:
+      fail(f"those of client {client} are {form(given)}")
     outside = own[(own < 0) | (own >= count)]
     if outside.size:
       fail(f"client {client} has {outside[0]}")

@@ -19,6 +19,9 @@ _BLOCK = 1024
 _ID_BLOCK = 1 << 16
 # If the last axis of images is longer, it is no axis of channels.
 _MOST_CHANNELS = 4
+# Features above it are warned of; for images without negative numbers the
+# second one.
+_LARGE, _LARGE_PIXEL = 100, 2
 
 
 class Names(NamedTuple):
@@ -174,7 +177,7 @@ def checked(samples: Samples) -> Samples:
       refuse(
           setting, f"{names.owners} must be among {len(owner_names)} clients"
       )
-    if not _is_text(owner_names):
+    if not is_text(owner_names):
       refuse(
           setting, f"{names.owners} must be text that can be written as UTF-8"
       )
@@ -184,7 +187,7 @@ def checked(samples: Samples) -> Samples:
 def checked_features(
     setting: str, name: str, features: np.ndarray
 ) -> np.ndarray:
-  """Checks features, and warns of images that should have been divided.
+  """Checks features.
 
   Args:
     setting: see `Samples`.
@@ -227,16 +230,24 @@ def checked_features(
     return features
   if features.dtype != np.float32:
     features = _as_float32(features)
-  low, high = _range(features)
-  if not np.isfinite([low, high]).all():
+  if not np.isfinite(_range(features)).all():
     refuse(setting, f"{name} hold values that are not finite")
-  if features.ndim > 2 and low >= 0 and 2 < high <= 255:
-    logging.warning(
-        "%s: %s range from %g to %g; networks train better on 0 to 1. Divide "
-        "them, or give uint8, which is read as v / 255.",
-        setting, name, low, high,
-    )
   return features
+
+
+def warn_of_range(features: np.ndarray):
+  """Warns of features that should be divided before a network gets them."""
+  if features.dtype == np.uint8:  # read as v / 255
+    return
+  low, high = _range(features)
+  are_pixels = features.ndim > 2 and low >= 0
+  if max(-low, high) > (_LARGE_PIXEL if are_pixels else _LARGE):
+    logging.warning(
+        "The features range from %g to %g; networks train better on 0 to 1. "
+        "Divide them. For images --standardize does it, and images of uint8 "
+        "are read as v / 255.",
+        low, high,
+    )
 
 
 def checked_labels(
@@ -276,10 +287,11 @@ def checked_labels(
   return labels.astype(np.int32)
 
 
-def are_whole(array: np.ndarray, axes: int) -> bool:
-  """Whether an array has so many axes and holds integers, or nothing."""
-  is_empty = not array.size  # an empty list has the type float
-  return array.ndim == axes and (is_empty or array.dtype.kind in "iu")
+def as_whole(array: np.ndarray, axes: int) -> np.ndarray | None:
+  """The array if it has so many axes and holds integers or nothing."""
+  if array.ndim == axes and not array.size:
+    return np.zeros(array.shape, np.int64)  # an empty list has the type float
+  return array if array.ndim == axes and array.dtype.kind in "iu" else None
 
 
 def form(array: np.ndarray) -> str:
@@ -313,10 +325,11 @@ def _range(features):
   )
 
 
-def _is_text(names):
+def is_text(names: np.ndarray) -> bool:
   """Whether strings have only valid characters; NumPy accepts any 32 bits."""
   if names.dtype.kind != "U":
     return True
-  points = names.astype(names.dtype.newbyteorder("=")).view(np.uint32)
+  native = names.astype(names.dtype.newbyteorder("="))
+  points = native.reshape(-1).view(np.uint32)
   surrogate = (points >= 0xD800) & (points <= 0xDFFF)
   return not (surrogate | (points > 0x10FFFF)).any()

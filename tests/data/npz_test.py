@@ -12,7 +12,6 @@ from unittest import mock
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
-from absl import logging
 from absl.testing import absltest, parameterized
 
 from agsfl.data import federated as data
@@ -82,20 +81,6 @@ class FormTest(parameterized.TestCase):
     if len(shape) == 2:
       values = values[..., None]
     np.testing.assert_array_equal(features, values.astype(np.float32))
-
-  @parameterized.parameters(
-      (np.float32(255), True), (np.float32(1), False), (np.uint8(255), False)
-  )
-  def test_warns_of_floats_to_255(self, top, warns):
-    images = np.zeros((20, 2, 3), top.dtype)
-    images[3] = top
-    with self.assertLogs("absl", "WARNING") as logs:
-      logging.warning("first")
-      load({**good(), "images": images}, num_clients=2)
-    self.assertEqual(
-        [("range from 0 to 255" in line) for line in logs.output],
-        [False, True][: 1 + warns],
-    )
 
   def test_home_folder(self):
     """~ in a path is the user's home."""

@@ -66,7 +66,7 @@ def read(
       f"--dataset={dataset}",
       place,
       seed,
-      unprepared="TensorFlow prepares it: pip install 'agsfl[tfds]', and start "
+      unprepared="TensorFlow prepares it: pip install tensorflow, and start "
       "again",
       preparable=importlib.util.find_spec("tensorflow") is not None,
   )

@@ -117,7 +117,19 @@ def _typed(name, kind, value):
   )
   require(fits, name, repr(value), allowed)
   with refused(f"--{name}={value}", f"must be {allowed}", OverflowError):
-    return kind(value)
+    value = kind(value)
+  if isinstance(value, str):
+    require_utf8(name, value)
+  return value
+
+
+def require_utf8(name: str, text: str):
+  """Refuses text with surrogates, which no file and no output can hold.
+
+  Python has them in place of bytes of a path that are not UTF-8.
+  """
+  is_text = text.encode("utf-8", "ignore").decode("utf-8") == text
+  require(is_text, name, text, "text in UTF-8")
 
 
 def _amount(name, value):

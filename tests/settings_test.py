@@ -64,6 +64,7 @@ REFUSED = (
     ("share", None, "--share=None: must be a number"),
     ("text", 3, "--text=3: must be text"),
     ("text", b"a", "--text=b'a': must be text"),
+    ("text", "a\udcff", "--text=a\\udcff: must be text in UTF-8"),
     ("choice", "c", "--choice=c: must be one of a, b"),
     ("choice", "a\nb", "--choice=a b: must be one of a, b"),
     ("switch", "false", "--switch='false': must be True or False"),

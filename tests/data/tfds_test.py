@@ -105,7 +105,7 @@ class PreparedTest(parameterized.TestCase):
       (self.leaf / split / "all.json").write_text(text)
 
   @parameterized.parameters(
-      ("tfds:mnist", "pip install 'agsfl[tfds]'"),
+      ("tfds:mnist", "pip install tensorflow"),
       ("tfds:cifar10", "TensorFlow"),
       ("femnist", "python -m experiments.prepare_femnist --leaf_dir=DIR"),
   )
@@ -178,6 +178,13 @@ class PreparedTest(parameterized.TestCase):
     self.assertStartsWith(problem, f"--leaf_dir={self.leaf}: {path}: ")
     self.assertIn("num_samples says 2", problem)
     self.assertNotIn("\n", problem)
+
+  @parameterized.parameters("leaf_dir", "data_dir")
+  def test_paths_that_are_no_text(self, name):
+    paths = {"leaf_dir": self.leaf, "data_dir": self.place, name: "a\udcff"}
+    self.write_leaf(f0=0)
+    with self.assertRaisesRegex(ConfigError, f"--{name}=.* text in UTF-8"):
+      femnist.prepare(**paths)
 
   @parameterized.parameters("cut", "short", "gone")
   def test_damaged(self, how):

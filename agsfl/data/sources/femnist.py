@@ -18,6 +18,7 @@ from PIL import Image
 
 from agsfl.data.sources import leaf
 from agsfl.errors import refuse, refused
+from agsfl.settings import require_utf8
 
 CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
 _SIDE = 28
@@ -116,6 +117,8 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
       that was made from other files.
   """
   leaf_dir = os.path.expanduser(leaf_dir)
+  for name, path in (("leaf_dir", leaf_dir), ("data_dir", data_dir or "")):
+    require_utf8(name, str(path))
   setting = _setting(leaf_dir)
   stamp = leaf.stamp_of(setting, leaf.files_of(setting, Path(leaf_dir)))
   with refused(

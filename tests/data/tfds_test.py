@@ -256,7 +256,10 @@ class HoldOutTest(absltest.TestCase):
       if split != "train":
         raise ValueError(f"Unknown split {split!r}")
       return [
-          {"image": np.full((2, 2, 1), i, np.uint8), "label": np.int64(i % 3)}
+          {
+              "image": np.full((2, 2, 1), i, np.uint8),
+              "label": np.float32(i % 3),  # whole floats are labels, too
+          }
           for i in range(50)
       ]
 
@@ -272,6 +275,7 @@ class HoldOutTest(absltest.TestCase):
           data.load("tfds:mnist", Partition("iid", 4, seed=seed))
           for seed in (1, 1, 2)
       )
+    self.assertEqual(one.clients.labels.tolist(), [i % 3 for i in range(50)])
     self.assertLen(one.test_rows, 10)
     np.testing.assert_array_equal(one.test_rows, again.test_rows)
     self.assertFalse(np.array_equal(one.test_rows, other.test_rows))

@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def read(
   features = next((key for key in _FEATURES if key in arrays), _FEATURES[0])
   for key in (features, "labels", "is_train"):
     if key not in arrays:
-      refuse(setting, f"lacks the key {key!r}, has {_names(path)}")
+      refuse_missing(setting, path, key)
   key = next((key for key in _OWNERS if key in arrays), _OWNERS[0])
   owners = owner_names = None
   if key in arrays:
@@ -59,12 +60,13 @@ def read(
   )
 
 
-def _names(path):
-  """What a file has, for messages."""
+def refuse_missing(setting: str, path: Path, key: str) -> NoReturn:
+  """Refuses a file without an array, and says which arrays it has."""
   with zipfile.ZipFile(path) as file:
     names = [name.removesuffix(".npy") for name in file.namelist()]
   more = ["..."] if len(names) > _MOST_NAMES else []
-  return ", ".join([*names[:_MOST_NAMES], *more]) or "none"
+  has = ", ".join([*names[:_MOST_NAMES], *more]) or "none"
+  refuse(setting, f"lacks the key {key!r}, has {has}")
 
 
 def read_arrays(

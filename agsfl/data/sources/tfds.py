@@ -134,7 +134,7 @@ def _splits(setting, builder):
 def _gather(setting, splits, seed):
   """The records of the splits, one after another, in arrays."""
   total = sum(map(len, splits))
-  images, labels = None, np.zeros(total, np.int64)
+  images, labels = None, np.zeros(total)  # floats, as some sets have labels
   key, owners = None, np.zeros(total, np.int32)
   numbers: dict[str | int, int] = {}
   for row, record in enumerate(itertools.chain.from_iterable(splits)):
@@ -156,7 +156,7 @@ def _gather(setting, splits, seed):
 
     # Its label and its client.
     label = np.asarray(record["label"])
-    if label.ndim or label.dtype.kind not in "iu":
+    if label.ndim or label.dtype.kind not in "iuf":
       refuse(setting, "label must be one whole number for each image")
     labels[row] = label
     if key is not None:

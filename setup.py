@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (ROOT / "agsfl" / "__init__.py").read_text()
+    r'__version__ = "(.+)"',
+    (ROOT / "agsfl" / "__init__.py").read_text(encoding="utf-8"),
 ).group(1)
 
 setup(
@@ -23,6 +24,9 @@ setup(
     packages=find_packages(
         include=["agsfl", "agsfl.*", "experiments", "experiments.*"]
     ),
+    # With this line pip's -e puts the clone on the module path. Without it,
+    # `import agsfl` beside a clone would find the clone's folder itself.
+    package_dir={"": "."},
     package_data={"agsfl": ["py.typed"], "experiments": ["*/*.flags"]},
     entry_points={"console_scripts": ["agsfl=experiments.main:main"]},
     python_requires=">=3.11",

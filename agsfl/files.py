@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and errors of their folders."""
+"""Paths of users, files that are written whole, errors of their folders."""
 
 import contextlib
 import os
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agsfl.errors import refused
+
+
+def expanded(path: str | Path) -> Path:
+  """A path as the user gave it; ~ is the home folder."""
+  return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.errors import refused, require
+from agsfl.files import expanded
 from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
 from agsfl.records.read import read_run
 from agsfl.rounds import Metric, Round, rounds_in_a_row
@@ -258,7 +258,7 @@ def initial_weights(place: str, dim: int) -> np.ndarray:
   Raises:
     ConfigError: there are no weights, or they do not fit the model.
   """
-  path = Path(place).expanduser()
+  path = expanded(place)
   with refused(
       f"--init_from={place}",
       "must be the folder of a finished run, or a file of NumPy",

@@ -13,6 +13,7 @@ import jax
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
 from agsfl.errors import StoppedError, refused, require
+from agsfl.files import expanded
 from agsfl.parts import Parts
 from agsfl.programs import Simulation, build_from
 from agsfl.recorder import OnRow, Recorder
@@ -69,7 +70,7 @@ def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
   """Settings and parts that make two runs different, for config.json."""
   identity = config.identity() | parts.identity(config)
   if config.init_from is not None:
-    path = Path(config.init_from).expanduser()
+    path = expanded(config.init_from)
     file = path / "params.npy" if path.is_dir() else path
     problem = "must be the folder of a finished run, or a file of NumPy"
     with refused(f"--init_from={config.init_from}", problem):

@@ -9,7 +9,7 @@ runs are written as far as they went.
 import csv
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from agsfl.records.read import Run, read_runs
 from agsfl.records.tables import as_cell
@@ -37,7 +37,7 @@ def export(runs: list[Run], path: Path):
     # A setting and a number of the row may have one name, as k has.
     names = ["workdir", *(f"asked_{name}" for name in fields), *keys]
     rows = csv.writer(file)
-    rows.writerow(names)
+    rows.writerow(map(as_cell, names))
     for run in runs:
       asked = [groups.value_of(run.asked, name) for name in fields]
       for row in run.rows:
@@ -55,4 +55,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -6,9 +6,7 @@ A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
 runs are left out.
 """
 
-import datetime
-
-from absl import app, flags
+from absl import flags
 
 from experiments.lib import drawing, groups, out, plugins, scripts
 
@@ -24,10 +22,9 @@ flags.adopt_module_key_flags(plugins)
 
 def main(argv):
   scripts.start(argv[:1])
-  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
   with scripts.one_line_errors():
     plugins.load()
-    path = out.path(f"runs/plot-{stamp}.png", drawing.ENDINGS)
+    path = out.path(f"runs/plot-{out.new_name()}.png", drawing.ENDINGS)
     runs = groups.read_finished(argv[1:])
     fields = _GROUP_BY.value or groups.differing(runs)
     with out.written(path) as temporary:
@@ -36,4 +33,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -1,6 +1,6 @@
 """Makes the data set `femnist` from LEAF's folder, for TensorFlow Datasets."""
 
-from absl import app, flags
+from absl import flags
 
 from experiments.lib import out, scripts
 
@@ -33,4 +33,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -11,12 +11,10 @@ Exit codes:
     143  SIGTERM came twice, or before the flags were read.
 """
 
-import datetime
-
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments.lib import columns, plugins, runner, scripts, stopping
+from experiments.lib import columns, out, plugins, runner, scripts, stopping
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(runner)
@@ -53,8 +51,7 @@ def _table(rows):
 def main(argv):
   stopping.end_with_parent()
   scripts.start(argv)
-  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  workdir = runner.workdir(f"runs/{stamp}")
+  workdir = runner.workdir(f"runs/{out.new_name()}")
   with (
       scripts.one_line_errors(),
       stopping.continue_hint(workdir),
@@ -69,4 +66,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -11,12 +11,13 @@ jobs of Slurm.
 import csv
 import dataclasses
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from agsfl import errors, files, simulation, sweeps
@@ -60,8 +61,8 @@ _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "local",
     ["local", "slurm"],
-    "Where runs go. slurm needs pip install 'agsfl[slurm]', and a --workdir "
-    "that all nodes see.",
+    "Where runs go. slurm needs pip install submitit, and a --workdir that all "
+    "nodes see.",
 )
 _SLURM = flags.DEFINE_list(
     "slurm",
@@ -71,6 +72,7 @@ _SLURM = flags.DEFINE_list(
 
 _COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
 _LONGEST = 255  # bytes of a folder's name, on all common file systems
+_MOST = 10_000  # runs of a sweep; they take some seconds to prepare
 
 
 def values_of(text: str) -> tuple[str, list[str]]:
@@ -88,6 +90,7 @@ def values_of(text: str) -> tuple[str, list[str]]:
     refuse(flag, "must begin with a setting and =")
   if re.fullmatch(r"-?\d{1,18}\.\.-?\d{1,18}", listed):
     first, last = map(int, listed.split(".."))
+    _require_few(flag, last + 1 - first)
     values = [str(value) for value in range(first, last + 1)]
   else:
     with errors.refused(flag, "must close each quote", csv.Error):
@@ -97,6 +100,11 @@ def values_of(text: str) -> tuple[str, list[str]]:
   if len(set(values)) < len(values):
     refuse(flag, "must name each value once")
   return name, values
+
+
+def _require_few(flag, count):
+  if count > _MOST:
+    refuse(flag, f"must be at most {_MOST:,} runs, but is {count:,}")
 
 
 def configs_of(
@@ -110,12 +118,14 @@ def configs_of(
 
   Raises:
     ConfigError: a value is out of range; a setting is named twice; two
-      combinations are the same settings, or have the same folder; or the name
-      of a folder is too long.
+      combinations are the same settings, or have the same folder; the name of
+      a folder is too long; or there are too many combinations.
   """
   names = [name for name, _ in sweeps]
   for name in names:
     require(names.count(name) == 1, "sweep", name, "named once")
+  count = math.prod(len(values) for _, values in sweeps)
+  _require_few(f"--sweep={','.join(names)}", count)
   configs: dict[str, Config] = {}
   labels: dict[Config, str] = {}
   for values in itertools.product(*[listed for _, listed in sweeps]):
@@ -170,13 +180,10 @@ def _bar(**kwargs):
   return tqdm(disable=hidden, **kwargs)
 
 
-def _side_by_side(group):
+def _side_by_side(group, signals):
   """The outcomes of a group of lanes, by folder."""
   rounds = sum(config.num_rounds for config in group.values())
-  with (
-      stopping.Signals(runner.say_stopping) as signals,
-      _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar,
-  ):
+  with _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar:
     return sweeps.simulate_lanes(
         group,
         checkpoint_every=runner.CHECKPOINT_EVERY.value,
@@ -186,11 +193,14 @@ def _side_by_side(group):
     )
 
 
-def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
+def run_lanes(
+    group: dict[Path, Config], signals: stopping.Signals
+) -> dict[str, str]:
   """Runs a group of `sweeps.group_by_program` in this process.
 
   Args:
     group: configs by folder.
+    signals: already entered.
 
   Returns:
     By folder name, the error of each run that failed.
@@ -200,17 +210,16 @@ def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
   """
   failed = {}
   try:
-    outcomes = _side_by_side(group)
+    outcomes = _side_by_side(group, signals)
   except ConfigError:
     # These runs cannot be one program, so they go one by one. They stay in
     # this process, which may have taken the GPU's memory already.
     outcomes = {}
-    with stopping.Signals(runner.say_stopping) as signals:
-      for place, config in group.items():
-        try:
-          runner.run(config, place, signals)
-        except (ConfigError, errors.DivergedError) as error:
-          outcomes[place] = error
+    for place, config in group.items():
+      try:
+        runner.run(config, place, signals)
+      except (ConfigError, errors.DivergedError) as error:
+        outcomes[place] = error
   for place, outcome in outcomes.items():
     if isinstance(outcome, Exception):
       failed[place.name] = str(outcome)
@@ -220,7 +229,10 @@ def run_lanes(group: dict[Path, Config]) -> dict[str, str]:
 
 
 def run_all(
-    missing: dict[Path, Config], launch: Callable, bar: tqdm
+    missing: dict[Path, Config],
+    launch: Callable,
+    bar: tqdm,
+    signals: stopping.Signals,
 ) -> dict[str, str]:
   """Runs all of these, side by side where they can be lanes.
 
@@ -228,6 +240,7 @@ def run_all(
     missing: configs by folder.
     launch: see `launchers`.
     bar: moves on with each run that ended.
+    signals: already entered.
 
   Returns:
     By folder name, the error of each run that failed.
@@ -253,7 +266,8 @@ def run_all(
       failed[place.name] = why
     bar.update()
   for group in lanes:
-    failed |= run_lanes({place: missing[place] for place in group})
+    signals.check()
+    failed |= run_lanes({place: missing[place] for place in group}, signals)
     bar.update(len(group))
   return failed
 
@@ -293,7 +307,7 @@ def write_csv(runs: list[Run], names: list[str], folder: Path):
       ) as file,
   ):
     rows = csv.writer(file)
-    rows.writerow([*names, *columns, "workdir"])
+    rows.writerow(map(as_cell, [*names, *columns, "workdir"]))
     for run in runs:
       values = [
           *(groups.value_of(run.asked, name) for name in names),
@@ -315,10 +329,11 @@ def _write_all(runs, names, folder):
   return text
 
 
-def _missing(configs):
+def _missing(configs, signals):
   """The runs to start. Folders of other settings are refused before any run."""
   fingerprint_of, missing = simulation.data_fingerprints(), {}
   for place, config in configs.items():
+    signals.check()
     try:
       if (place / "config.json").exists():
         read_run(place)
@@ -329,13 +344,16 @@ def _missing(configs):
   return missing
 
 
-def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
+def sweep(
+    base: Config, folder: Path, launch: Callable, signals: stopping.Signals
+) -> dict[str, str]:
   """Runs what is not finished yet, then draws and tables all.
 
   Args:
     base: the settings that are common.
     folder: of the sweep, absolute.
     launch: see `launchers`.
+    signals: already entered.
 
   Returns:
     By folder name, the error of each run that failed.
@@ -352,11 +370,11 @@ def sweep(base: Config, folder: Path, launch: Callable) -> dict[str, str]:
   with files.usable(folder):
     folder.mkdir(parents=True, exist_ok=True)
   # Data that several runs share are read once.
-  missing = _missing(configs)
+  missing = _missing(configs, signals)
   done = len(configs) - len(missing)
   with _bar(total=len(configs), initial=done, unit="run") as bar:
     try:
-      failed = run_all(missing, launch, bar)
+      failed = run_all(missing, launch, bar, signals)
     except (errors.StoppedError, KeyboardInterrupt) as error:
       why = "stopped" if isinstance(error, KeyboardInterrupt) else error
       done = sum((place / "summary.json").exists() for place in configs)
@@ -381,20 +399,29 @@ def _check_flags():
   require(_SWEEP.value, "sweep", "", "given, such as seed=0..4")
   if _LANES.value == 1:
     return
-  for name in ("launcher", "jobs", "tensorboard", "wandb"):
+  for name in (
+      "launcher", "jobs", "tensorboard", "wandb", "checkpoints_kept",
+      "log_every",
+  ):
     flag = flags.FLAGS[name]
     require(
         flag.value == flag.default,
         name,
         flag.value,
-        f"unset with --lanes={_LANES.value}, which run in this one process",
+        f"unset with --lanes={_LANES.value}: lanes share one process, each "
+        "keeps one checkpoint, and a bar shows all rounds",
     )
 
 
 def main(argv):
   scripts.start(argv)
   folder = runner.workdir("runs/sweep").absolute()
-  with scripts.one_line_errors(), stopping.continue_hint(folder):
+  with (
+      scripts.one_line_errors(),
+      stopping.continue_hint(folder),
+      # Preparing many runs takes seconds, and their data more.
+      stopping.Signals(runner.say_stopping) as signals,
+  ):
     _check_flags()
     plugins.load()
     base = run_flags.config_from_flags()
@@ -402,10 +429,10 @@ def main(argv):
       launch = launchers.slurm(folder, _SLURM.value)
     else:
       launch = launchers.local(_JOBS.value, runner.say_stopping)
-    failed = sweep(base, folder, launch)
+    failed = sweep(base, folder, launch, signals)
   if failed:
     scripts.fail([f"failed: {name}: {why}" for name, why in failed.items()])
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -36,9 +36,7 @@ def _numbers(row):
 
 
 def _needed(flag, package):
-  return ConfigError(
-      f"--{flag}: needs {package}: pip install 'agsfl[dashboards]'"
-  )
+  return ConfigError(f"--{flag}: needs {package}: pip install {package}")
 
 
 @contextlib.contextmanager
@@ -108,9 +106,9 @@ def _wandb_id(workdir, is_first_round):
   """The id of a run: a new one in round 1, later the one of its folder."""
   path = workdir / "wandb_id.txt"
   if not is_first_round and path.exists():
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
   new = secrets.token_hex(8)
-  path.write_text(f"{new}\n")
+  path.write_text(f"{new}\n", encoding="utf-8")
   return new
 
 

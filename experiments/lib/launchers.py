@@ -8,6 +8,7 @@ SIGHUP comes it starts nothing new and raises StoppedError.
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -21,6 +22,7 @@ from experiments.lib import scripts, stopping
 # slow disk.
 _LOCAL_SECONDS = 0.1
 _SLURM_SECONDS = 1.0
+_TRACEBACK = "Traceback (most recent call last):"
 
 
 @contextlib.contextmanager
@@ -54,7 +56,10 @@ def _python_path():
 def _start(arguments, workdir, cores=None):
   """A process, and where in workdir/log.txt its output begins."""
   workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "log.txt").open("a") as log, _bound_to(cores):
+  with (
+      (workdir / "log.txt").open("a", encoding="utf-8") as log,
+      _bound_to(cores),
+  ):
     begin = log.tell()
     process = subprocess.Popen(
         arguments,
@@ -94,17 +99,34 @@ def execute(arguments: list[str], workdir: Path) -> str | None:
 
 
 def _why(process, workdir, begin):
-  """The error line of a process that failed, or its last line; else None."""
+  """Why a process failed, in one line; None if it did not."""
   process.stdin.close()
-  if not process.returncode:
+  code = process.returncode
+  if not code:
     return None
-  with (workdir / "log.txt").open(errors="replace") as log:
+  if code < 0:
+    # The last lines of its log have nothing to do with this.
+    memory = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{memory}"
+  with (workdir / "log.txt").open(encoding="utf-8", errors="replace") as log:
     log.seek(begin)
-    lines = log.read().splitlines()
-  # Another process may still write there, and dashboards write after an error.
-  errors = [line for line in lines if line.startswith("error:")]
-  return " ".join([f"({process.returncode})", *(errors or lines)[-1:]])
+    return " ".join([f"({code})", *_error_in(log.read().splitlines())])
 
+
+def _error_in(lines: list[str]) -> list[str]:
+  """The line of a log that names the error, if the log has any lines.
+
+  It is the last line that begins with "error:". Without one it is the line
+  that ends the last stack of a traceback: the text of an exception may have
+  further lines, and JAX adds a remark. Else it is the last line.
+  """
+  # Other processes may write to the log, and dashboards write after an error.
+  if own := [line for line in lines if line.startswith("error:")]:
+    return own[-1:]
+  if _TRACEBACK in lines:
+    last = len(lines) - lines[::-1].index(_TRACEBACK)
+    return [line for line in lines[last:] if line and line[0] != " "][:1]
+  return lines[-1:]
 
 
 @contextlib.contextmanager
@@ -199,7 +221,7 @@ def slurm(folder: Path, options: list[str]) -> Callable:
     import submitit
   except ImportError as error:
     raise ConfigError(
-        "--launcher=slurm: needs submitit: pip install 'agsfl[slurm]'"
+        "--launcher=slurm: needs submitit: pip install submitit"
     ) from error
   parsed = {}
   for option in options:
@@ -214,8 +236,13 @@ def slurm(folder: Path, options: list[str]) -> Callable:
     raise ConfigError(
         "--launcher=slurm: must be started where Slurm's srun is"
     ) from error
+  # A folder `experiments` of the user must not replace this one in a job.
+  setup = [
+      "export PYTHONSAFEPATH=1",
+      f"export PYTHONPATH={shlex.quote(_python_path())}",
+  ]
   try:
-    executor.update_parameters(**parsed)
+    executor.update_parameters(slurm_setup=setup, **parsed)
   except (AssertionError, NameError, TypeError, ValueError) as error:
     raise ConfigError(
         f"--slurm={','.join(options)}: must be options of submitit "
@@ -226,13 +253,14 @@ def slurm(folder: Path, options: list[str]) -> Callable:
     """The run's live job, or a new one."""
     note = workdir / "job.txt"
     if note.exists():
-      job = submitit.SlurmJob(jobs_folder, note.read_text().strip())
+      job_id = note.read_text(encoding="utf-8").strip()
+      job = submitit.SlurmJob(jobs_folder, job_id)
       # Slurm forgets old jobs; one that it does not know is not alive.
       if not job.done(force_check=True) and job.state != "UNKNOWN":
         return job
     workdir.mkdir(parents=True, exist_ok=True)
     job = executor.submit(execute, arguments, workdir)
-    note.write_text(f"{job.job_id}\n")
+    note.write_text(f"{job.job_id}\n", encoding="utf-8")
     return job
 
   def launch(commands):

@@ -1,6 +1,7 @@
-"""The flag --out of commands that write one file, and paths in flags."""
+"""The flag --out of commands that write one file, and default names."""
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +10,14 @@ from absl import flags
 
 from agsfl import files
 from agsfl.errors import refuse, refused
+from agsfl.files import expanded
 
 _OUT = flags.DEFINE_string("out", None, "The file to write.")
 
 
-def expanded(path: str) -> Path:
-  """The path that a flag names; ~ is the home folder."""
-  return Path(os.path.expanduser(path))
+def new_name() -> str:
+  """A name that no other process gives: the time and this process."""
+  return f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
 
 
 def path(default: str = "", endings: tuple[str, ...] = ()) -> Path:

@@ -9,8 +9,9 @@ from tqdm import tqdm
 
 from agsfl import simulation
 from agsfl.config import Config
+from agsfl.files import expanded
 from agsfl.records.read import Run
-from experiments.lib import dashboards, drawing, out, plugins, stopping
+from experiments.lib import dashboards, drawing, plugins, stopping
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
@@ -53,7 +54,7 @@ QUIET = flags.DEFINE_boolean("quiet", False, "Print only errors.")
 
 def workdir(default: str) -> Path:
   """The folder that --workdir names, or else the default."""
-  return out.expanded(_WORKDIR.value or default)
+  return expanded(_WORKDIR.value or default)
 
 
 class _Progress:

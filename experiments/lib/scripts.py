@@ -1,19 +1,57 @@
 """How every command begins, and how errors end it: with one line."""
 
 import contextlib
+import io
 import logging as python_logging
 import os
+import re
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 
 from agsfl import errors
 from experiments.lib import stopping
 
 _LONGEST = 300  # characters of a line of an error
+
+# The project's own files of flags, by their names in its folder.
+_PROJECT = Path(__file__).resolve().parents[2]
+_FLAGFILE = re.compile(r"(--?flagfile=)?(experiments/\w+/\w+\.flags)")
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None):
+  """Parses the flags and runs a command.
+
+  Args:
+    main: of the command; gets the words that are no flags.
+    argv: the program's name and its arguments; None for those of the process.
+  """
+  app.run(main, argv, flags_parser=_parsed)
+
+
+def _parsed(argv):
+  """The words that are no flags; one line about a flag that is wrong."""
+  try:
+    return flags.FLAGS([_located(word) for word in argv])
+  except (flags.Error, UnicodeDecodeError) as error:
+    why = str(error)
+  except RecursionError:  # while absl looks for flags of a similar name
+    why = "Unknown command line flag with a very long name"
+  fail([f"error: {why}; --helpshort lists all flags"])
+
+
+def _located(word):
+  """An argument; a flagfile of the project is found from every folder."""
+  match = _FLAGFILE.fullmatch(word)
+  if match is None or Path(match[2]).exists():
+    return word
+  place = _PROJECT / match[2]
+  return f"{match[1] or ''}{place}" if place.exists() else word
 
 
 def start(argv: list[str]):
@@ -26,6 +64,9 @@ def start(argv: list[str]):
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
   if len(argv) > 1:
     fail([f"error: unknown argument {argv[1]!r}; settings are --flags"])
+  # Names of files and clients may have characters that the terminal has not.
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.INFO)
   # Orbax logs every step, and also errors that are raised; JAX names every

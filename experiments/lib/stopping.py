@@ -52,7 +52,11 @@ def end_with_parent():
 
 
 class Signals:
-  """Notes Ctrl-C, SIGTERM and SIGHUP.
+  """Notes Ctrl-C, SIGTERM and SIGHUP; loops ask `seen`.
+
+  An exception that a handler raises is lost if it comes during a callback, such
+  as JAX's at garbage collection. So the handler of the first signal raises
+  none.
 
   After the first of them Ctrl-C and SIGTERM act as before, so a second one ends
   the program at once. SIGHUP does not do this: a terminal that closes sends it
@@ -85,8 +89,14 @@ class Signals:
     if number != signal.SIGHUP:
       signal.signal(number, self._before[number])
     if first:
-      with contextlib.suppress(OSError):  # the terminal may be gone
+      # The terminal may be gone, or this signal came during a write to it.
+      with contextlib.suppress(OSError, RuntimeError):
         self._on_first()
+
+  def check(self):
+    """Raises StoppedError if a signal came."""
+    if self.seen:
+      raise errors.StoppedError("stopped")
 
 
 @contextlib.contextmanager

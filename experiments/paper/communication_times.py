@@ -5,7 +5,7 @@ Source: Han, Wang, Leung, ICDCS 2020, the comparison of communication times.
 
 import dataclasses
 
-from absl import app, flags
+from absl import flags
 
 from agsfl.config import Config
 from experiments.lib import groups
@@ -75,4 +75,4 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  app.run(study.main(compare))
+  study.run(compare)

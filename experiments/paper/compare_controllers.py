@@ -9,7 +9,7 @@ Source: Han, Wang, Leung, ICDCS 2020, the comparison of online learning methods.
 import dataclasses
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
@@ -92,4 +92,4 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  app.run(study.main(compare))
+  study.run(compare)

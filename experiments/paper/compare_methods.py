@@ -6,7 +6,7 @@ Source: Han, Wang, Leung, ICDCS 2020, the comparison of sparsifiers.
 import dataclasses
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl.config import Config
 from agsfl.errors import require
@@ -86,4 +86,4 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  app.run(study.main(compare))
+  study.run(compare)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl.config import Config
 from experiments.lib import groups
@@ -91,4 +91,4 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  app.run(study.main(compare))
+  study.run(compare)

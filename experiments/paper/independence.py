@@ -17,7 +17,7 @@ Source: Han, Wang, Leung, ICDCS 2020, the experiment on Assumption 1.
 import dataclasses
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl import programs, recorder
 from agsfl.config import Config
@@ -210,4 +210,4 @@ def compare(base: Config):
 
 
 if __name__ == "__main__":
-  app.run(study.main(compare))
+  study.run(compare)

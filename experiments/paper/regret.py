@@ -29,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax import lax
 
 from agsfl import controllers
@@ -169,15 +169,15 @@ def play(
 def _seen(proposal, time, time_probe):
   """A round whose loss falls by 1 for both k, so its times are the costs."""
   time, time_probe = jnp.float32(time), jnp.float32(time_probe)
-  one, zero = jnp.float32(1), jnp.float32(0)
+  one = jnp.float32(1)
   return Observation(
       k=proposal.k,
       k_probe=proposal.k_probe,
       time=time,
       time_probe=time_probe,
-      loss_before=one,
-      loss_after=zero,
-      loss_probe=zero,
+      loss=one,
+      fall=one,
+      fall_probe=one,
   )
 
 
@@ -401,4 +401,4 @@ def compare(base: Config):
 if __name__ == "__main__":
   # Each round tries many k, which would be slow with the CNN.
   flags.FLAGS.set_default("model", "mlp")
-  app.run(study.main(compare))
+  study.run(compare)

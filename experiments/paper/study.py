@@ -40,9 +40,16 @@ def say(text: str):
 
 
 def progress(steps: Iterable, total: int | None = None) -> Iterable:
-  """The steps, with a bar on a terminal, unless --quiet is given."""
+  """The steps, with a bar on a terminal, unless --quiet is given.
+
+  Raises:
+    StoppedError: a signal came.
+  """
   hidden = runner.QUIET.value or None  # None: without a terminal
-  return tqdm(steps, total=total, unit="round", disable=hidden)
+  with stopping.Signals(runner.say_stopping) as signals:
+    for step in tqdm(steps, total=total, unit="round", disable=hidden):
+      yield step
+      signals.check()
 
 
 def seeds() -> list[int]:
@@ -111,15 +118,16 @@ def run_all(
   study = folder()
   share_compiled_code()
   done, fingerprint_of = {}, simulation.data_fingerprints()
-  for label, config_of in settings.items():
-    done[label] = []
-    for seed in seeds():
-      workdir, config = study / label / f"seed{seed}", config_of(seed)
-      if not simulation.is_finished(config, workdir, fingerprint_of):
-        say(f"{label}, seed {seed}")
-        with stopping.Signals(runner.say_stopping) as signals:
+  with stopping.Signals(runner.say_stopping) as signals:
+    for label, config_of in settings.items():
+      done[label] = []
+      for seed in seeds():
+        signals.check()
+        workdir, config = study / label / f"seed{seed}", config_of(seed)
+        if not simulation.is_finished(config, workdir, fingerprint_of):
+          say(f"{label}, seed {seed}")
           runner.run(config, workdir, signals)
-      done[label].append(read_run(workdir))
+        done[label].append(read_run(workdir))
   return done
 
 
@@ -152,7 +160,7 @@ def cached(
   with files.usable(folder()):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written_whole(path) as temporary:
-      text = json.dumps({"asked": asked, "made": made})
+      text = json.dumps({"asked": asked, "made": made}, allow_nan=False)
       temporary.write_text(text + "\n", encoding="utf-8")
   return made
 
@@ -178,13 +186,13 @@ def finish(figure, text: str):
   say(f"figure and table: {study}")
 
 
-def main(script: Callable[[Config], None]) -> Callable[[list[str]], None]:
-  """Makes the `main` of a script that takes the Config of the flags."""
+def run(script: Callable[[Config], None]):
+  """Runs a script that takes the Config of the flags, as a command."""
 
-  def checked(argv):
+  def main(argv):
     scripts.start(argv)
     with scripts.one_line_errors(), stopping.continue_hint(folder()):
       plugins.load()
       script(run_flags.config_from_flags())
 
-  return checked
+  scripts.run(main)

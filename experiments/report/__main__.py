@@ -9,7 +9,7 @@ loads nothing else. Unfinished runs are shown as far as they went.
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.lib import out, plugins, scripts
 from experiments.lib.groups import in_words
@@ -109,4 +109,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -1,5 +1,6 @@
 """Launchers: processes, signals and jobs, with small commands for runs."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,6 +27,22 @@ signal.signal(signal.SIGINT, lambda *_: print("ctrl-c", flush=True))
 pathlib.Path("READY").touch()
 for _ in range(600):
   time.sleep(0.1)
+"""
+
+# Ends as an error within a compiled function does: JAX's remark comes last.
+OF_JAX = """
+import jax
+def fails(x):
+  try:
+    raise KeyError("first")
+  except KeyError as error:
+    raise ValueError("two\\nlines") from error
+jax.jit(fails)(1.0)
+"""
+KILLED = """
+import os, signal
+print("round 7", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 # What submitit needs of Slurm: a job is a process of its own, its id counts.
@@ -126,7 +143,10 @@ class LocalTest(LauncherTest):
     self.assertEqual(log, "well\n" * 2)
 
   def test_why_it_failed(self):
-    """Its own error line; not lines of other processes, nor later lines."""
+    """Its own error line; not lines of other processes, nor later lines.
+
+    Of a traceback the line with the error, and not what follows.
+    """
     place = self.folder / "run"
     place.mkdir()
     (place / "log.txt").write_text("error: of an earlier start\n")
@@ -134,6 +154,10 @@ class LocalTest(LauncherTest):
         ("print('error: mine'); exit('later')", "(1) error: mine"),
         ("exit('last')", "(1) last"),
         ("import sys; sys.exit(3)", "(3)"),
+        (OF_JAX, "(1) ValueError: two"),
+        (KILLED, "killed by SIGKILL, perhaps for want of memory"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)",
+         "killed by SIGABRT"),
     ):
       ((_, reason),) = launchers.local(1)({place: python(code)})
       self.assertEqual(reason, why)
@@ -253,8 +277,11 @@ class SlurmTest(LauncherTest):
     self.enterContext(mock.patch.dict(os.environ, {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "SLURM_STATE": str(self.folder),
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }))
+    # A folder of the user's with the name of ours, where the jobs start.
+    (self.folder / "experiments").mkdir()
+    (self.folder / "experiments" / "__init__.py").write_text("raise 1\n")
+    self.enterContext(contextlib.chdir(self.folder))
 
   def test_jobs_go_on_and_are_waited_for(self):
     """Law: a run has one live job, however often the sweep is started."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,8 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
-from agsfl.errors import ConfigError
+from agsfl.config import Config
+from agsfl.errors import ConfigError, StoppedError
 from agsfl.records.read import Run, read_run
 from experiments.lib import groups
 from experiments.lib.drawing import plt
@@ -170,6 +172,40 @@ class NumbersTest(parameterized.TestCase):
     with flagsaver.flagsaver(seeds=texts.split(",")):
       with self.assertRaisesRegex(ConfigError, f"^--seeds={texts}: .* once$"):
         study.seeds()
+
+
+class StopTest(absltest.TestCase):
+  """A signal is noted, and the loops of a study ask for it."""
+
+  def setUp(self):
+    super().setUp()
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    folder = self.enterContext(tempfile.TemporaryDirectory())
+    self.enterContext(
+        flagsaver.flagsaver(workdir=folder, seeds=["0", "1"], quiet=True)
+    )
+
+  def test_between_runs(self):
+    signal_in = lambda *_: begun.append(signal.raise_signal(signal.SIGTERM))
+    begun = []
+    with (
+        mock.patch.object(study.runner, "run", signal_in),
+        mock.patch.object(study, "read_run"),
+        mock.patch.object(study, "share_compiled_code"),
+        self.assertRaises(StoppedError),
+    ):
+      study.run_all({"a": study.seeded(Config())})
+    self.assertLen(begun, 1)
+
+  def test_between_rounds(self):
+    done = []
+    with self.assertRaises(StoppedError):
+      for step in study.progress(range(5)):
+        done.append(step)
+        if step == 2:
+          signal.raise_signal(signal.SIGTERM)
+    self.assertEqual(done, [0, 1, 2])
 
 
 class OverSeedsTest(absltest.TestCase):

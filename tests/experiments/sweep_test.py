@@ -24,13 +24,15 @@ from absl.testing import absltest, flagsaver, parameterized
 from matplotlib import image
 from tensorboardX.proto import event_pb2
 
-from agsfl import simulation
+from agsfl import programs, simulation
 from agsfl.config import Config
 from agsfl.data.federated import load
 from agsfl.errors import ConfigError
+from agsfl.parts import Parts
 from agsfl.records.read import Run, read_run
 from experiments import export, plot, run, sweep
-from experiments.lib import dashboards, drawing, groups, scripts
+from experiments.lib import dashboards, drawing, groups, scripts, stopping
+from experiments.report import __main__ as report
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -171,6 +173,15 @@ class CombinationsTest(parameterized.TestCase):
     self.assertIn(word, str(caught.exception))
     self.assertLen(str(caught.exception).splitlines(), 1)
 
+  def test_too_many(self):
+    """A million runs are refused at once; their settings are not made."""
+    seeds = sweep.values_of("seed=0..999")
+    ks = sweep.values_of("k=" + ",".join(map(str, range(1, 1001))))
+    with mock.patch.object(sweep.run_flags, "parse") as parse:
+      with self.assertRaisesRegex(ConfigError, "10,000 .* is 1,000,000"):
+        sweep.configs_of(Config(), [seeds, ks])
+    parse.assert_not_called()
+
   def test_command_says_it_all(self):
     """Law: the flags of a command make the same Config."""
     config = Config(k=33.5, per_layer=True, num_clients=7, time_budget=9.5)
@@ -207,6 +218,10 @@ class MistakesTest(parameterized.TestCase):
       ("--jobs=2", ["--lanes=2"]),
       ("--tensorboard=True", ["--lanes=2"]),
       ("--wandb=project", ["--lanes=2"]),
+      ("--checkpoints_kept=3", ["--lanes=2"]),
+      ("--log_every=5", ["--lanes=2"]),
+      # Refused before they are listed.
+      ("--sweep=batch_size=0..999999999999", []),
       ("--workdir=/dev/null/x", []),
       (f"--workdir={ROOT / 'setup.py'}", []),
       ("--batch_size=0", []),
@@ -297,10 +312,10 @@ class LanesTest(absltest.TestCase):
     in_lanes = lambda group: started.append([place.name for place in group])
     with (
         given("--lanes=2"),
-        mock.patch.object(sweep, "run_lanes", lambda x: in_lanes(x) or {}),
+        mock.patch.object(sweep, "run_lanes", lambda x, _: in_lanes(x) or {}),
         sweep.tqdm(disable=True) as bar,
     ):
-      sweep.run_all(configs, launch, bar)
+      sweep.run_all(configs, launch, bar, stopping.Signals())
     self.assertEqual(started, ["c", "d", ["a", "b"]])
 
 
@@ -424,7 +439,8 @@ class SweepTest(parameterized.TestCase):
     place = self.folder / "sweep"
     before = (place / "k=50,seed=0" / "metrics.jsonl").stat().st_mtime_ns
     again = lambda: sweep.sweep(
-        sweep.run_flags.config_from_flags(), place, launch
+        sweep.run_flags.config_from_flags(), place, launch,
+        stopping.Signals(),
     )
     more = (
         *SETTINGS, "--sweep=k=50,20000", "--sweep=seed=0..1", "--quiet",
@@ -449,7 +465,8 @@ class SweepTest(parameterized.TestCase):
         f"--workdir={place}",
     ):
       sweep.sweep(
-          sweep.run_flags.config_from_flags(), place, lambda commands: ()
+          sweep.run_flags.config_from_flags(), place, lambda commands: (),
+          stopping.Signals(),
       )
     with (place / "results.csv").open(newline="") as file:
       self.assertEqual(
@@ -464,7 +481,8 @@ class SweepTest(parameterized.TestCase):
     path.write_text(path.read_text()[:20])
     with given(*self.arguments, "--quiet", f"--workdir={place}"):
       failed = sweep.sweep(
-          sweep.run_flags.config_from_flags(), place, lambda commands: ()
+          sweep.run_flags.config_from_flags(), place, lambda commands: (),
+          stopping.Signals(),
       )
     self.assertEqual(list(failed), ["k=50,seed=1"])
     self.assertIn("summary.json is damaged: ", failed["k=50,seed=1"])
@@ -489,6 +507,27 @@ class SweepTest(parameterized.TestCase):
     error, _ = main(sweep, *self.arguments, f"--workdir={place}")
     self.assertStartsWith(error, f"error: --workdir={place}: must be ")
 
+  def test_the_home_folder(self):
+    """Law: ~ is the home folder wherever a path is taken."""
+    self.enterContext(mock.patch.dict(os.environ, HOME=str(self.folder)))
+    one = "~/sweep/k=50,seed=0"
+    for script, *arguments in (
+        (export, "~/sweep", "--out=~/home.csv"),
+        (plot, "~/sweep", "--out=~/home.png"),
+        (report, "~/sweep", "--out=~/home.html"),
+        (run, *SETTINGS, "--k=50", f"--workdir={one}"),
+    ):
+      code, printed = main(script, *arguments)
+      self.assertEqual(code, 0, printed)
+    for name in ("home.csv", "home.png", "home.html"):
+      self.assertTrue((self.folder / name).exists(), name)
+    config = Config(controller="replay", replay=one, init_from=one)
+    dim = read_run(one).config["num_weights"]
+    self.assertEqual(programs.recorded_ks(config, dim), (50.0,) * 6)
+    self.assertLen(programs.initial_weights(one, dim), dim)
+    simulation.identity_of(config, Parts())  # reads the weights too
+    self.assertFalse(Path("~").exists())
+
   def test_plot_of_folders(self):
     """Any folders of runs, grouped by any setting."""
     out = self.folder / "plot.png"
@@ -510,6 +549,24 @@ class SweepTest(parameterized.TestCase):
 
 
 class StopTest(absltest.TestCase):
+
+  def test_a_signal_while_a_sweep_is_prepared(self):
+    """It is noted, no run begins, and the sweep can go on."""
+    asked = []
+
+    def is_finished(config, *_):
+      asked.append(config.seed)
+      if config.seed == 3:
+        signal.raise_signal(signal.SIGTERM)
+      return False
+
+    place = Path(self.enterContext(tempfile.TemporaryDirectory())) / "sweep"
+    with mock.patch.object(simulation, "is_finished", is_finished):
+      code, printed = main(sweep, "--sweep=seed=0..9", f"--workdir={place}")
+    self.assertEqual(code, 130)
+    self.assertEqual(asked, [0, 1, 2, 3])
+    self.assertIn("stopped; to go on: ", printed)
+    self.assertEmpty(list(place.iterdir()))
 
   def test_a_signal_while_data_are_loaded(self):
     """It stops the run after its first rounds; the run can go on later."""

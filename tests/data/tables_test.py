@@ -56,6 +56,7 @@ class TablesTest(parameterized.TestCase):
       TABLE.replace("\n", "\r\n"),
       TABLE.replace("\n", "\n\n"),
       TABLE.replace(",", " , "),
+      TABLE.replace("2,2,0", "2,2.0,0").replace("4,0,", "4,0.0,"),
       TABLE.replace("age", '"age"').replace("\n1,", '\n"1",').rstrip(),
   )
   def test_columns(self, content):

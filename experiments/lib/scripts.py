@@ -39,7 +39,7 @@ def _parsed(argv):
   try:
     return flags.FLAGS([_located(word) for word in argv])
   except (flags.Error, UnicodeDecodeError) as error:
-    why = str(error)
+    why = str(error).removeprefix("ERROR:: ")
   except RecursionError:  # while absl looks for flags of a similar name
     why = "Unknown command line flag with a very long name"
   fail([f"error: {why}; --helpshort lists all flags"])

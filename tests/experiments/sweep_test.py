@@ -457,9 +457,12 @@ class SweepTest(parameterized.TestCase):
         again()
 
   def test_results_of_all_runs_below(self):
-    """A second sweep of other values in the same folder is tabled too."""
+    """Those of an earlier sweep too, and of links, each once."""
     place = self.folder / "twice"
-    shutil.copytree(self.folder / "sweep", place)
+    first = "k=50,seed=0"
+    shutil.copytree(self.folder / "sweep" / first, place / first)
+    for link in ("disk", "again"):
+      (place / link).symlink_to(self.folder / "sweep" / "k=50,seed=1")
     with given(
         *SETTINGS, "--sweep=k=50", "--sweep=seed=0", "--quiet",
         f"--workdir={place}",
@@ -469,8 +472,9 @@ class SweepTest(parameterized.TestCase):
           stopping.Signals(),
       )
     with (place / "results.csv").open(newline="") as file:
-      self.assertEqual(
-          [row["seed"] for row in csv.DictReader(file)], ["0", "1"]
+      self.assertCountEqual(
+          [(row["seed"], row["workdir"]) for row in csv.DictReader(file)],
+          [("0", "k=50,seed=0"), ("1", "again")],
       )
 
   def test_a_damaged_run(self):

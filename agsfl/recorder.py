@@ -15,7 +15,9 @@ from agsfl.errors import ConfigError, DivergedError, require
 from agsfl.records import checkpoints
 from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.read import Run
+from agsfl.records.strict_json import finite
 from agsfl.records.summary import by_client, summarize
+from agsfl.sparsifiers import METHODS
 from agsfl.training.evaluation import Evaluation
 from agsfl.types import PyTree, RoundInfo, RoundState
 
@@ -243,6 +245,8 @@ class Recorder:
     """Waits for writes; of a finished run the last state stays, or none."""
     if self._states is None or isinstance(self.outcome, Exception):
       return
+    if self._folder is not None:
+      self._folder.sync()  # the states to remove are those of this run
     if self.outcome is None:
       self._states.wait()
     elif self._keeps_state:
@@ -252,14 +256,24 @@ class Recorder:
 
 
 def diverged(round_index: int, what: str, config: Config) -> str:
-  """The message that numbers are not finite, with a flag that may help."""
-  flag, value = "learning_rate", config.learning_rate
-  if config.server_learning_rate is not None:
-    flag, value = "server_learning_rate", config.server_learning_rate
-  return (
-      f"round {round_index}: {what} is not finite; a smaller --{flag} than "
-      f"{value:g} may help"
+  """The message that numbers are not finite, with the flags that may help."""
+  rates = {
+      "learning_rate": config.learning_rate,
+      "server_learning_rate": config.server_learning_rate,
+  }
+  if rates["server_learning_rate"] is None:
+    del rates["server_learning_rate"]  # the server uses learning_rate
+  elif (
+      config.local_steps in (None, 1)
+      and config.local_optimizer == "sgd"
+      and not METHODS[config.method].sends_models
+  ):
+    del rates["learning_rate"]  # the clients send plain gradients
+  flags = " or a smaller ".join(
+      f"--{flag} than {rate:g}" for flag, rate in rates.items()
   )
+  problem = f"round {round_index}: {what} is not finite"
+  return f"{problem}; a smaller {flags} may help"
 
 
 def as_row(
@@ -289,24 +303,18 @@ def as_row(
       "k_down": int(info.k_down),
       "bytes_up": _BYTES_PER_NUMBER * int(info.volume_up),
       "bytes_down": _BYTES_PER_NUMBER * int(info.volume_down),
-      "minibatch_loss": _number(info.minibatch_loss),
+      "minibatch_loss": finite(float(info.minibatch_loss)),
       "sign": int(info.sign) if info.has_sign else None,
   }
   if evaluation is not None:
     row |= _evaluated(evaluation)
-  return row | {name: _number(x) for name, x in info.metrics.items()}
+  return row | {name: finite(float(x)) for name, x in info.metrics.items()}
 
 
 def _evaluated(evaluation):
   """The numbers of an evaluation, without those by client."""
   return {
-      name: _number(value)
+      name: finite(float(value))
       for name, value in evaluation._asdict().items()
       if np.ndim(value) == 0
   }
-
-
-def _number(value):
-  """A number for JSON, which has neither NaN nor infinity."""
-  value = float(value)
-  return value if math.isfinite(value) else None

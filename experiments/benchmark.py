@@ -357,7 +357,7 @@ def main(argv):
     for num_clients in map(int, _NUM_CLIENTS.value):
       for case in _BUILDERS[name](num_clients):
         results.append(measure(case, _REPEATS.value))
-        print(json.dumps(results[-1]), flush=True)
+        print(json.dumps(results[-1], allow_nan=False), flush=True)
   device = jax.devices()[0]
   print(
       f"\n{_DEVICES.value or jax.device_count()} x {device.device_kind}, "

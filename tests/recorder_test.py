@@ -13,6 +13,7 @@ import agsfl
 from agsfl import recorder
 from agsfl.config import Config
 from agsfl.errors import ConfigError, DivergedError
+from agsfl.records.checkpoints import States
 from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.summary import summarize
 from agsfl.training.evaluation import Evaluation
@@ -28,6 +29,9 @@ def data():
       np.arange(12.0).reshape(6, 2), [0, 1, 0, 1, 0, 1],
       clients=list("ababab"), is_train=[True] * 4 + [False] * 2,
   )
+
+
+EVALUATION = Evaluation(1.0, 0.75, 0.5, np.ones(2), np.ones(2))
 
 
 def info(number, **others):
@@ -169,6 +173,32 @@ class RecorderTest(parameterized.TestCase):
     self.assertRegex(str(one.outcome), words)
     self.assertLen(one.rows, rounds - 1)
 
+  @parameterized.parameters(
+      # The server has the clients' rate unless it has its own.
+      ({"learning_rate": 3.0}, "--learning_rate than 3"),
+      ({"server_optimizer": "adam", "learning_rate": 3.0},
+       "--learning_rate than 3"),
+      ({"server_learning_rate": 1e30}, "--server_learning_rate than 1e+30"),
+      # Clients that train by themselves have a rate of their own.
+      *(
+          (
+              {"server_learning_rate": 0.5, "learning_rate": 3.0, **own},
+              "--learning_rate than 3 or a smaller --server_learning_rate "
+              "than 0.5",
+          )
+          for own in (
+              {"local_steps": 2}, {"local_optimizer": "momentum"},
+              {"method": "fedavg"},
+          )
+      ),
+  )
+  def test_divergence_names_the_flag(self, settings, flags):
+    """Law: those rates that the weights depend on, and no others."""
+    self.assertEqual(
+        recorder.diverged(7, "the loss", Config(**settings)),
+        f"round 7: the loss is not finite; a smaller {flags} may help",
+    )
+
   @parameterized.parameters("row", "finish")
   def test_a_disk_that_refuses_ends_the_run(self, step):
     """Its outcome is the refusal; nothing is raised at other lanes."""
@@ -179,6 +209,24 @@ class RecorderTest(parameterized.TestCase):
     one = self.recorder(folder=files, num_rounds=1)
     one.add([info(1)], state(), 1.0)
     self.assertIs(one.outcome, full)
+
+  @parameterized.parameters(True, False)
+  def test_states_of_another_run_stay(self, keeps_state):
+    """A run whose folder is another run's by now removes nothing there."""
+    gone = ConfigError("--workdir=a: another program removed this folder")
+    files = mock.create_autospec(RunFolder, instance=True)
+    files.workdir = Path("a")
+    states = mock.create_autospec(States, instance=True)
+    one = recorder.Recorder(
+        Config(num_rounds=1), data(), lambda params: EVALUATION,
+        description={}, folder=files, states=states, keeps_state=keeps_state,
+    )
+    one.add([info(1)], state(), 1.0)
+    files.sync.side_effect = gone
+    one.settle()
+    self.assertIs(one.outcome, gone)
+    states.remove.assert_not_called()
+    states.keep_only.assert_not_called()
 
   def test_wall_times(self):
     """Of rounds; the first, with compilation, stands apart."""

@@ -1,12 +1,16 @@
 """Small runs, and what of their files must be the same."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import orbax.checkpoint as ocp
 
 from agsfl.config import Config
+
+# Tests that attack records do so at more places, which takes many minutes.
+LONG = "AGSFL_LONG_TESTS" in os.environ
 
 
 class Killed(Exception):

@@ -298,7 +298,7 @@ class LanesTest(parameterized.TestCase):
     self.enter_context(mock.patch.object(RunFolder, "sync", sync_of))
     ended, done = self.lanes({}, {"seed": 1}, on_row=on_row)
     self.assertIsInstance(ended, ConfigError)
-    problem = "was removed or replaced" if how == "removed" else "No space left"
+    problem = "removed or replaced" if how == "removed" else "No space left"
     self.assertIn(problem, str(ended))
     self.assert_as_alone(done, {"seed": 1})
 

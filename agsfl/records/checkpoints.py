@@ -132,8 +132,8 @@ class States:
     if steps:
       refuse(
           str(self._folder),
-          "must hold a checkpoint that can be read; without this folder the "
-          "run begins anew",
+          "no checkpoint in it can be read; if you remove it, a run that is "
+          "not finished starts again from round 1",
       )
     return None
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from agsfl import files
 from agsfl.errors import refuse, require
-from agsfl.records import read, tables
+from agsfl.records import read, strict_json, tables
 
 # Files of a run. Without a config.json they belong to another program.
 _FILES = (
@@ -79,13 +79,9 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, content: Any):
   """Writes a JSON file to the disk, whole or not at all."""
   with files.written_whole(path) as temporary:
-    text = json.dumps(content, indent=2, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-
-
-def _line(row):
-  """A row as a line of metrics.jsonl."""
-  return json.dumps(row, allow_nan=False) + "\n"
+    temporary.write_text(
+        strict_json.written(content, indent=2), encoding="utf-8"
+    )
 
 
 def refuse_other(on_disk: dict[str, Any], asked: dict[str, Any], setting: str):
@@ -153,7 +149,7 @@ class RunFolder:
     Raises:
       ConfigError: the folder holds a run of other settings, or other files.
     """
-    self.workdir = Path(workdir).expanduser().absolute()
+    self.workdir = files.expanded(workdir).absolute()
     self.setting = f"--workdir={workdir}"
     self._asked_for = workdir
     self._identity = identity
@@ -177,7 +173,8 @@ class RunFolder:
         if path.exists() and not empty:
           refuse(
               self.setting,
-              f"must hold no other program's files; it has {name}",
+              f"has {name} but no config.json, so it is not the folder of a "
+              "run; use another folder",
           )
       return None
     on_disk = read.read_config(self.workdir)
@@ -267,7 +264,11 @@ class RunFolder:
       try:
         fcntl.flock(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        refuse(self.setting, "must not be in use; a run is on there")
+        refuse(
+            self.setting,
+            "another run is writing to this folder now; wait until it ends, or "
+            "use another folder",
+        )
       # Since the first look another process may have begun a run, or ended it.
       on_disk = self._look()
       if on_disk is not None:
@@ -318,22 +319,18 @@ class RunFolder:
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       # The rows before the checkpoint.
       lines = [file.readline() for _ in range(count)]
-      require(
-          all(line.endswith(b"\n") for line in lines),
-          "workdir",
-          self.workdir,
-          f"a folder with the {count} rows before its checkpoint; "
-          "metrics.jsonl has lost some",
-      )
-      rows = [
-          read.parse_row(self.workdir, number, line)
-          for number, line in enumerate(lines, 1)
-      ]
+      if not all(line.endswith(b"\n") for line in lines):
+        refuse(
+            self.setting,
+            f"metrics.jsonl has lost some of the {count} rows before its "
+            "checkpoint; use another folder, or remove this one",
+        )
+      on_disk = read.read_config(self.workdir)
+      rows = read.parse_rows(self.workdir, lines, on_disk["num_weights"])
       self._require_ahead(rows)
 
       # The run is unfinished, its extent may be new, and later rows go.
       self._summary.unlink(missing_ok=True)
-      on_disk = read.read_config(self.workdir)
       if on_disk["asked"] != self._content["asked"]:
         write_json(self._config, self._content)
       file.truncate(sum(map(len, lines)))
@@ -349,12 +346,12 @@ class RunFolder:
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       *before, _ = file.readlines()
       file.seek(sum(map(len, before)))
-      file.write(_line(row).encode())
+      file.write(strict_json.written(row).encode())
 
   @_refuses_in_one_line
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
-    self._metrics.write(_line(row))
+    self._metrics.write(strict_json.written(row))
 
   @_refuses_in_one_line
   def sync(self):
@@ -371,7 +368,10 @@ class RunFolder:
     except FileNotFoundError:
       there = None
     if there is None or not os.path.samestat(ours, there):
-      refuse(self.setting, "was removed or replaced while its run was on")
+      refuse(
+          self.setting,
+          "another program removed or replaced this folder during the run",
+      )
 
   @_refuses_in_one_line
   def finish(

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import functools
 import itertools
-import json
 import math
 import os
 import re
@@ -17,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from agsfl.errors import ConfigError, printable, refuse
-from agsfl.records import tables
+from agsfl.files import expanded
+from agsfl.records import strict_json, tables
 
 # Columns of the rows: whole numbers, real numbers, numbers that may be null,
 # and columns of some rows only. All other columns are the user's own metrics.
@@ -28,6 +28,9 @@ _EVALUATION = ("train_loss", "test_loss", "test_accuracy")
 # Runs of version 0.1 have neither of these two.
 _BYTES = ("bytes_up", "bytes_down")
 COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
+
+# Files that a run writes at its end.
+_LAST_FILES = ("clients.csv", "params.npy", "summary.json")
 
 _CLIENT_COUNTS = ("samples", "test_samples", "contributed")
 _CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
@@ -82,7 +85,10 @@ class Run:
       ConfigError: there are no weights, or the file is damaged.
     """
     if self.workdir is None or not self.finished:
-      refuse(str(self.workdir), "has no params; only a finished run has")
+      refuse(
+          str(self.workdir),
+          "has no final weights (params.npy), because its run is not finished",
+      )
     with _file(self.workdir, "params.npy") as path:
       return _read_params(path, self.config["num_weights"])
 
@@ -153,10 +159,12 @@ def find_runs(folder: str | Path) -> list[Path]:
   Raises:
     ConfigError: the folder is not there, cannot be read, or holds no run.
   """
-  root = Path(os.path.expanduser(folder))
+  root = expanded(folder)
 
   def cannot_be_read(error):
-    refuse(str(error.filename), f"cannot be read ({error.strerror})")
+    # Another process may remove a folder during the search.
+    if not isinstance(error, FileNotFoundError):
+      refuse(str(error.filename), f"cannot be read ({error.strerror})")
 
   if not root.is_dir():
     problem = "is no folder" if root.exists() else "there is no such folder"
@@ -175,7 +183,7 @@ def find_runs(folder: str | Path) -> list[Path]:
       found.append(Path(place))
       below.clear()
   if not found:
-    refuse(str(root), "holds no run, here or below (config.json)")
+    refuse(str(root), "holds no run: there is no config.json in it or below it")
   return sorted(found, key=natural_order)
 
 
@@ -223,7 +231,7 @@ def read_run(workdir: str | Path) -> Run:
   Raises:
     ConfigError: a file is missing or damaged; the text names it and the line.
   """
-  workdir = Path(workdir)
+  workdir = expanded(workdir)
   config = read_config(workdir)
   finished = (workdir / "summary.json").exists()
   rows = _read_rows(workdir, config["num_weights"], finished)
@@ -241,7 +249,7 @@ def read_run(workdir: str | Path) -> Run:
 def read_config(workdir: Path) -> dict[str, Any]:
   """config.json of a run; raises ConfigError."""
   with _file(workdir, "config.json") as path:
-    config = _object(path.read_bytes())
+    config = strict_json.parsed(path.read_bytes())
     _check_config(config)
   return config
 
@@ -249,27 +257,37 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def read_summary(workdir: Path) -> dict[str, Any]:
   """summary.json of a finished run; raises ConfigError."""
   with _file(workdir, "summary.json") as path:
-    summary = _object(path.read_bytes())
+    summary = strict_json.parsed(path.read_bytes())
     _check_row(summary)
   return summary
 
 
-def parse_row(workdir: Path, number: int, line: bytes) -> dict[str, Any]:
-  """A row of metrics.jsonl.
+def parse_rows(
+    workdir: Path, lines: list[bytes], num_weights: int
+) -> list[dict[str, Any]]:
+  """The first rows of metrics.jsonl.
 
   Args:
     workdir: of the run, for messages.
-    number: of the line, from 1.
-    line: of the file.
+    lines: of the file, from its first one.
+    num_weights: D.
 
   Raises:
-    ConfigError: the line is no row of this round.
+    ConfigError: a line is no row of its round, or does not follow the row
+      before it.
   """
-  with _file(workdir, f"metrics.jsonl, line {number}"):
-    row = _object(line)
-    _require(row.get("round") == number, "round", row.get("round"))
-    _check_row(row)
-  return row
+  rows: list[dict[str, Any]] = []
+  for number, line in enumerate(lines, 1):
+    with _file(workdir, f"metrics.jsonl, line {number}"):
+      row = strict_json.parsed(line)
+      _require(row.get("round") == number, "round", row.get("round"))
+      _check_row(row)
+      for name in ("k_up", "k_down"):
+        _require(row[name] <= num_weights, name, row[name])
+      if rows and row["time"] < rows[-1]["time"]:
+        raise ValueError(f"time is {row['time']}, less than one line before")
+    rows.append(row)
+  return rows
 
 
 def _read_rows(workdir, num_weights, finished):
@@ -279,16 +297,7 @@ def _read_rows(workdir, num_weights, finished):
     *lines, rest = content.split(b"\n")
     if rest and finished:
       raise ValueError("its last line is not whole")
-  rows: list[dict[str, Any]] = []
-  for number, line in enumerate(lines, 1):
-    row = parse_row(workdir, number, line)
-    with _file(workdir, f"metrics.jsonl, line {number}"):
-      for name in ("k_up", "k_down"):
-        _require(row[name] <= num_weights, name, row[name])
-      if rows and row["time"] < rows[-1]["time"]:
-        raise ValueError(f"time is {row['time']}, less than one line before")
-    rows.append(row)
-  return rows
+  return parse_rows(workdir, lines, num_weights)
 
 
 @contextlib.contextmanager
@@ -296,23 +305,16 @@ def _file(workdir: Path, name: str) -> Iterator[Path]:
   """The path of a run's file; errors become one line that names both."""
   try:
     yield workdir / name
+    return
   except OSError as error:
-    problem = f"{name} cannot be read ({error.strerror or error})"
-    raise ConfigError(printable(f"{workdir}: {problem}")) from error
-  except (ValueError, RecursionError, csv.Error) as error:
-    problem = f"{name} is damaged: {error}"
-    raise ConfigError(printable(f"{workdir}: {problem}")) from error
-
-
-def _object(content: bytes) -> dict[str, Any]:
-  """A JSON object; raises ValueError for other content."""
-  try:
-    value = json.loads(content.decode("utf-8"))
-  except ValueError as error:
-    raise ValueError(f"no JSON ({error})") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"must be a JSON object, not {reprlib.repr(value)}")
-  return value
+    problem, cause = f"cannot be read ({error.strerror or error})", error
+  except (ValueError, RecursionError, OverflowError, csv.Error) as error:
+    problem, cause = f"is damaged: {error}", error
+  if name in _LAST_FILES:
+    problem += (
+        "; if you remove summary.json, the command of this run writes it again"
+    )
+  raise ConfigError(printable(f"{workdir}: {name} {problem}")) from cause
 
 
 def _is_count(value):
@@ -320,8 +322,10 @@ def _is_count(value):
 
 
 def _is_number(value):
-  """Whether it is a number in the range of floats; infinity and NaN count."""
-  return type(value) is float or (type(value) is int and abs(value) < 2**64)
+  """Whether it is a number in the range of float32; NaN and infinity count."""
+  if type(value) is float and not math.isfinite(value):
+    return True
+  return type(value) in (int, float) and abs(value) < 2**128
 
 
 def _is_real(value):
@@ -342,6 +346,10 @@ def _check_config(config):
   for name in ("num_weights", "num_clients_used", "num_rounds"):
     value = config.get(name)
     _require(_is_count(value) and 0 < value < 2**31, name, value)
+  # Runs of an earlier version may lack these.
+  for name in ("num_train", "num_test"):
+    value = config.get(name, 0)
+    _require(_is_count(value), name, value)
   _check_values("", config)
 
 
@@ -369,7 +377,9 @@ def _check_row(row):
     _require(_is_count(value), name, value)
   for name in _REALS:
     value = row.get(name)
-    _require(_is_real(value), name, value)
+    # A smaller number than 2^-149 is no float32.
+    fits = _is_real(value) and (value == 0 or abs(value) >= 2**-149)
+    _require(fits, name, value)
   for name in _OTHERS:
     _require(name in row, name, None)
 
@@ -406,17 +416,12 @@ def _check_end(summary, rows):
   if "test_loss" not in rows[-1]:
     raise ValueError("the last row of metrics.jsonl has no test_loss")
   for name, value in rows[-1].items():
-    same = name in summary and _known(summary[name]) == _known(value)
-    if not same:
+    known = strict_json.finite
+    if name not in summary or known(summary[name]) != known(value):
       raise ValueError(
           f"{name} is {reprlib.repr(summary.get(name))}, in the last row "
           f"{reprlib.repr(value)}"
       )
-
-
-def _known(value):
-  """The number, or None where it is not finite."""
-  return value if value is not None and math.isfinite(value) else None
 
 
 def _check_clients(clients, config, num_rounds):

@@ -1,6 +1,5 @@
 """The summary of a run at its end."""
 
-import math
 import re
 import resource
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agsfl.data.federated import FederatedData
+from agsfl.records.strict_json import finite
 
 # The columns that `summarize` adds to a row.
 ADDED = frozenset((
@@ -100,19 +100,7 @@ def summarize(
   if len(own):
     for name, share in (("min", 0), ("p10", 10), ("median", 50)):
       summary[f"client_test_accuracy_{name}"] = float(np.percentile(own, share))
-  return finite(summary)
-
-
-def finite(row: Mapping[str, Any]) -> dict[str, Any]:
-  """The numbers of a row; those that are not finite become None.
-
-  >>> finite({"loss": math.inf, "k": 2, "sign": None})
-  {'loss': None, 'k': 2, 'sign': None}
-  """
-  return {
-      name: x if x is not None and math.isfinite(x) else None
-      for name, x in row.items()
-  }
+  return {name: finite(value) for name, value in summary.items()}
 
 
 def jain_index(contributed: np.ndarray) -> float:

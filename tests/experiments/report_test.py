@@ -22,7 +22,7 @@ from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records.folder import write_json
 from agsfl.records.read import read_run
-from agsfl.records.summary import finite
+from agsfl.records.strict_json import finite
 from agsfl.records.tables import write_clients
 from agsfl.sparsifiers import METHODS
 from experiments.lib import groups
@@ -89,7 +89,10 @@ def write_run(
         "contributed": contributed,
     })
     more = {"median_round_seconds": 0.0625, **dict(summary)}
-    write_json(workdir / "summary.json", finite({**rows[-1], **more}))
+    write_json(
+        workdir / "summary.json",
+        {name: finite(value) for name, value in {**rows[-1], **more}.items()},
+    )
   return rows
 
 
@@ -468,6 +471,7 @@ class SeveralRunsTest(FolderTest):
     self.assertIsNone(groups.band([line(1.0, 2.0), line()]))
 
   def test_labels_tell_settings_apart(self):
+    # By value: as text 10 would come before 9.5.
     for k in (10.0, 9.5):
       for method in ("fab_top_k", "fub_top_k"):
         write_run(self.folder / f"{method}{k}", k=k, method=method)

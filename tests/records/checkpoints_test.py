@@ -1,5 +1,6 @@
 """Saved states: what is read was saved, whatever happens to the files."""
 
+import json
 import shutil
 import tempfile
 import threading
@@ -107,15 +108,31 @@ class StatesTest(parameterized.TestCase):
     self.save(8)
     like = {**tree(0), "x": np.zeros(7)}
     with self.opened() as states, self.assertRaisesRegex(
-        ConfigError, f"^{self.place}: must hold a checkpoint that can be read"
+        ConfigError, f"^{self.place}: no checkpoint in it can be read"
     ):
       states.newest(like)
     self.assert_newest(8)
 
-  @parameterized.parameters(OSError(28, "No space"), ValueError("No space"))
+  def test_a_state_is_one_array(self):
+    """When one of several fails, TensorStore prints a traceback for others."""
+    self.save(8)
+    (metadata,) = self.place.glob("8/default/_METADATA")
+    held = json.loads(metadata.read_text())["tree_metadata"]
+    self.assertLen(held, 1)
+
+  @parameterized.parameters(
+      OSError(28, "No space left on device"),
+      ValueError(
+          'RESOURCE_EXHAUSTED: Failed writing: "/a": Failed to write 9 bytes '
+          "to file 12: No space left on device [os_error_code='28']"
+      ),
+  )
   def test_a_full_disk_is_one_line(self, error):
     """Orbax says it by either error, at once or when it is waited for."""
-    problem = f"^{self.place}: must be a folder that can be written .No space"
+    problem = (
+        f"^{self.place}: must be a folder that can be written "
+        r"\(No space left on device\)$"
+    )
     for method in ("save", "wait_until_finished"):
       with self.opened() as states, mock.patch.object(
           checkpoints.ocp.CheckpointManager, method, side_effect=error

@@ -1,5 +1,6 @@
 """The reader of runs: what is whole is read back, all damage is one line."""
 
+import contextlib
 import copy
 import json
 import math
@@ -9,14 +10,22 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from agsfl import programs
+from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records import read, summary, tables
+from agsfl.records.folder import Extent, RunFolder
+from experiments import export, plot
+from experiments.report import __main__ as report
+from tests.experiments.sweep_test import main
+from tests.small import LONG
 
 # Left by version 0.1; its params.npy is made here.
 OLD = Path(__file__).parent / "run_of_0_1"
@@ -173,6 +182,21 @@ class FindTest(FolderTest):
     self.assertLen(self.found(), 2)
     self.assertEqual(self.found("b"), ["b/a", "b/c"])
 
+  def test_a_folder_that_goes_during_the_search(self):
+    """Another process removes it; the runs that stay are found."""
+    for name in ("a", "b/c"):
+      self.make(name)
+    (self.folder / "gone").mkdir()
+    scandir = os.scandir
+
+    def late(place):
+      if str(place).endswith("gone"):
+        Path(place).rmdir()
+      return scandir(place)
+
+    with mock.patch.object(os, "scandir", late):
+      self.assertEqual(self.found(), ["a", "b/c"])
+
   def test_several_folders(self):
     place = copy_of_run(self.folder / "runs" / "a")
     runs = read.read_runs(
@@ -193,7 +217,7 @@ class FindTest(FolderTest):
     (self.folder / "empty").mkdir()
     for name, word in (
         ("none", "no such folder"), ("file", "is no folder"),
-        ("empty", "holds no run"), ("~nobody", "no such folder"),
+        ("empty", "no config.json in it"), ("~nobody", "no such folder"),
     ):
       place = self.folder / name
       self.assert_refused(lambda place=place: read.find_runs(place),
@@ -202,17 +226,24 @@ class FindTest(FolderTest):
 
 # File, damage to its content, a word of the message.
 DAMAGE = (
-    ("config.json", lambda x: b"", "no JSON"),
+    ("config.json", lambda x: b"", "not JSON"),
     ("config.json", lambda x: b"null", "JSON object, not None"),
     ("config.json", lambda x: b'"=cmd()"', "JSON object, not '=cmd()'"),
     ("config.json", lambda x: b"{}", "asked is None"),
     ("config.json", lambda x: b"[" * 10**5, "recursion"),
-    ("config.json", lambda x: b"\xff" + x, "no JSON"),
+    ("config.json", lambda x: b"\xff" + x, "not JSON"),
     ("config.json", lambda x: x.replace(b'"digits"', b'"\\ud800"'), "dataset"),
     ("config.json", lambda x: x.replace(b"9610", b"9" * 400), "num_weights"),
-    ("config.json", lambda x: x.replace(b"9610", b"9" * 5000), "no JSON"),
+    ("config.json", lambda x: x.replace(b"9610", b"9" * 5000), "not JSON"),
     ("config.json", lambda x: x.replace(b"10.0", b"NaN"), "comm_time is nan"),
+    ("config.json", lambda x: x.replace(b"1438", b"[]"), "num_train is []"),
     ("metrics.jsonl", lambda x: b"", "0 rows"),
+    ("metrics.jsonl", lambda x: x.replace(b"2186.3154296875", b"1e39"),
+     "line 3 is damaged: k is 1e+39"),
+    ("metrics.jsonl", lambda x: x.replace(b"2186.3154296875", b"1e-320"),
+     "line 3 is damaged: k is 1e-320"),
+    ("metrics.jsonl", lambda x: x[: x.index(b"\n") + 1] + x,
+     "line 2 is damaged: round is 1"),
     ("metrics.jsonl", lambda x: x[:-1], "not whole"),
     ("metrics.jsonl", lambda x: b"[" * 10**5 + b"\n", "line 1 is damaged"),
     ("metrics.jsonl", lambda x: b"\n" + x, "line 1 is damaged"),
@@ -237,6 +268,8 @@ DAMAGE = (
     ("metrics.jsonl", lambda x: x.replace(b'"sign"', b'"norm": "x", "sign"'),
      "norm is 'x'"),
     ("summary.json", lambda x: b"7", "JSON object, not 7"),
+    ("summary.json", lambda x: b"{}", "summary.json is damaged: round is None",
+     "; if you remove summary.json, the command of this run writes it again"),
     ("summary.json", lambda x: x.replace(b'"round": 4', b'"round": 5'),
      "round is 5, metrics.jsonl has 4"),
     ("summary.json", lambda x: x.replace(b"2.3427", b"2.3428"), "train_loss"),
@@ -270,6 +303,39 @@ _TOKENS = (
 )
 
 
+_VALUES = (
+    None, {}, [], [[]], {"a": {"b": [None]}}, "=cmd()", "", "1%", "\ud800",
+    "\x1b[31m", "x" * 1000, -1, -1.5, 0, 2.5, True, 1e308, 1e-320, 10**18,
+    10**400, math.nan, math.inf,
+)
+
+
+def _places(value, path=()):
+  """The keys that lead to each value inside a JSON value."""
+  yield path
+  if isinstance(value, dict):
+    for key, inner in value.items():
+      yield from _places(inner, (*path, key))
+
+
+@st.composite
+def _valued(draw, content):
+  """JSON lines, in one of which a value is another one, or is gone."""
+  lines = content.splitlines() if content.count(b"}\n{") else [content]
+  index = draw(st.integers(0, len(lines) - 1))
+  line = json.loads(lines[index])
+  *path, last = draw(st.sampled_from([*_places(line)][1:]))
+  inner = line
+  for key in path:
+    inner = inner[key]
+  if draw(st.integers(0, 9)):
+    inner[last] = draw(st.sampled_from(_VALUES))
+  else:
+    del inner[last]
+  lines[index] = json.dumps(line).encode()
+  return b"\n".join([*lines, b""])
+
+
 @st.composite
 def _damaged(draw, content):
   """Content of which a piece is replaced, removed or cut off."""
@@ -285,6 +351,35 @@ def _damaged(draw, content):
   return content[:start] + piece + content[end:]
 
 
+def commands(place, folder):
+  """What commands do with a run, by their names: read it, or go on with it.
+
+  Args:
+    place: of the run.
+    folder: for what they write.
+  """
+
+  def command(script, name):
+    code, printed = main(script, place, f"--out={folder / name}")
+    if isinstance(code, str):
+      raise ConfigError(code.removeprefix("error: ").removesuffix("\n"))
+    assert code == 0, printed
+
+  asked = json.loads((OLD / "config.json").read_text())["asked"]
+  identity = {
+      name: value for name, value in asked.items()
+      if name not in ("num_rounds", "time_budget", "eval_every")
+  }
+  replay = Config(controller="replay", replay=str(place))
+  return {
+      "export": lambda: command(export, "rows.csv"),
+      "plot": lambda: command(plot, "plot.png"),
+      "report": lambda: command(report, "report.html"),
+      "replay": lambda: programs.recorded_ks(replay, NUM_WEIGHTS),
+      "run": lambda: RunFolder(place, identity, Extent(4, None)).finished,
+  }
+
+
 class DamageTest(FolderTest):
 
   @parameterized.parameters(*DAMAGE)
@@ -298,6 +393,16 @@ class DamageTest(FolderTest):
     self.assert_refused(
         lambda: read.read_run(place).params, f"{place}: ", *words
     )
+    # Every command says the same; only --init_from reads the weights.
+    if name != "params.npy":
+      with self.assertRaises(ConfigError) as said:
+        read.read_run(place)
+      for act in commands(place, self.folder).values():
+        with self.assertRaises(ConfigError) as caught:
+          act()
+        # A command cuts its line at 300 characters.
+        start = str(caught.exception).removesuffix("...")
+        self.assertEqual(start, str(said.exception)[: len(start)])
 
   @parameterized.parameters(*FILES)
   def test_a_file_that_is_none(self, name):
@@ -305,20 +410,32 @@ class DamageTest(FolderTest):
     place = copy_of_run(self.folder / "run")
     (place / name).unlink()
     use = lambda: read.read_run(place).params
-    word = "only a finished" if name == "summary.json" else "cannot be read"
+    word = "not finished" if name == "summary.json" else "cannot be read"
     self.assert_refused(use, str(place), word)
     (place / name).mkdir()
     self.assert_refused(use, f"{place}: {name} cannot be read")
 
-  @hypothesis.settings(max_examples=100, deadline=None)
+  @hypothesis.settings(max_examples=1000 if LONG else 60, deadline=None)
   @hypothesis.given(st.data())
   def test_any_damage(self, data):
-    """Law: what is left is a Run, or one line says why not."""
+    """Law: what is left is a Run, or one line says why not.
+
+    No command has anything else to say.
+    """
     name = data.draw(st.sampled_from(FILES))
     with tempfile.TemporaryDirectory() as folder:
       place = copy_of_run(Path(folder) / "run")
       content = (place / name).read_bytes()
-      (place / name).write_bytes(data.draw(_damaged(content)))
+      damages = [_damaged(content)]
+      if name.startswith(("config", "metrics", "summary")):
+        damages.append(_valued(content))
+      (place / name).write_bytes(data.draw(st.one_of(damages)))
+      acts = commands(place, Path(folder))
+      if not LONG:
+        del acts["plot"]  # it takes long to draw
+      for act in acts.values():
+        with contextlib.suppress(ConfigError):
+          act()
       try:
         run = read.read_run(place)
         self.assertEqual(run.params.shape, (run.config["num_weights"],))

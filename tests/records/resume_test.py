@@ -248,12 +248,28 @@ class StoppedTest(FolderTest):
         if path.is_file():
           path.write_bytes(path.read_bytes()[:9])
     if begins is None:
-      self.refused(PLAIN, "/checkpoints: must hold a checkpoint")
+      self.refused(PLAIN, "/checkpoints: no checkpoint in it can be read")
       return
     seen = []
     done = self.simulate(on_row=seen.append)
     self.assertEqual([row["round"] for row in seen], [*range(begins, 15)])
     self.assertEqual(done.rows, agsfl.simulate(config(**PLAIN)).rows)
+
+  @parameterized.product(
+      name=("summary.json", "clients.csv"), keep_state=(True, False)
+  )
+  def test_the_way_out_of_a_damaged_end(self, name, keep_state):
+    """Law: it is what the message says, and gives the files of before."""
+    self.simulate(keep_state=keep_state)
+    before = content_of(self.folder / "run")
+    (self.folder / "run" / name).write_text("{}")
+    self.refused(
+        PLAIN, f"{name} is damaged", "; if you remove summary.json, the "
+        "command of this run writes it again", keep_state=keep_state,
+    )
+    (self.folder / "run" / "summary.json").unlink()
+    self.simulate(keep_state=keep_state)
+    self.assertEqual(content_of(self.folder / "run"), before)
 
   def test_lost_rows_are_noticed(self):
     self.stopped(6)
@@ -437,7 +453,7 @@ class GrownTest(FolderTest):
     for path in (self.folder / "run" / "checkpoints").rglob("*"):
       if path.is_file():
         path.write_bytes(b"")
-    self.refused({**PLAIN, "num_rounds": 20}, "must hold a checkpoint")
+    self.refused({**PLAIN, "num_rounds": 20}, "no checkpoint in it can be read")
     self.assertTrue(agsfl.read_run(self.folder / "run").finished)
 
   def test_a_time_that_float32_rounds(self):

@@ -9,8 +9,6 @@ the gradients of the model.
 import dataclasses
 import functools
 import json
-import logging
-import os
 import resource
 import statistics
 import time
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl import devices, platforms, programs, settings, sweeps
 from agsfl.config import Config
@@ -30,7 +28,7 @@ from agsfl.programs import Programs
 from agsfl.training import models
 from agsfl.training.client import build_client
 from agsfl.types import KController, KProposal
-from experiments.lib import baselines, columns
+from experiments.lib import baselines, columns, scripts
 
 _CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
 _NUM_CLIENTS = flags.DEFINE_list(
@@ -349,15 +347,14 @@ def _table(results):
 
 
 def main(argv):
-  del argv
-  logging.getLogger("jax").setLevel(logging.WARNING)
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  scripts.start(argv)
   results = []
-  for name in _RUN.value:
-    for num_clients in map(int, _NUM_CLIENTS.value):
-      for case in _BUILDERS[name](num_clients):
-        results.append(measure(case, _REPEATS.value))
-        print(json.dumps(results[-1], allow_nan=False), flush=True)
+  with scripts.one_line_errors():
+    for name in _RUN.value:
+      for num_clients in map(int, _NUM_CLIENTS.value):
+        for case in _BUILDERS[name](num_clients):
+          results.append(measure(case, _REPEATS.value))
+          print(json.dumps(results[-1], allow_nan=False), flush=True)
   device = jax.devices()[0]
   print(
       f"\n{_DEVICES.value or jax.device_count()} x {device.device_kind}, "
@@ -367,4 +364,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

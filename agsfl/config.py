@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from agsfl import settings
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import Partition
@@ -20,7 +22,9 @@ _TINY = 1 / settings.LARGEST
 
 
 class KRange(NamedTuple):
-  """The first k and the interval of k, in elements.
+  """The first k and the interval of k, in elements, as rounds have them.
+
+  Rounds have float32, which above 2^24 lacks some whole numbers.
 
   Attributes:
     k: of the first round.
@@ -30,6 +34,19 @@ class KRange(NamedTuple):
   k: float
   k_min: float
   k_max: float
+
+  def played(self, dim: int) -> "KRange":
+    """The same range in float32 above 2^24, at most D = `dim`."""
+    return KRange(*(_as_float32(k, dim) for k in self))
+
+
+def _as_float32(k, dim):
+  if k <= 2**24:
+    return k
+  nearest = np.float32(k)
+  if float(nearest) > dim:
+    nearest = np.nextafter(nearest, np.float32(0))
+  return float(nearest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +82,8 @@ class Config(Partition, SourceOptions):
   k: Amount | None = setting(
       None,
       "Elements per message, or a share of D such as 1%; where k is learned, "
-      "its first value. Default: 1000, brought into the interval of k.",
+      "its first value. Default: 1000, brought into the interval of k. Above "
+      "2^24 = 16,777,216 it is rounded to float32.",
       least=1,
   )
   k_min: Amount | None = setting(
@@ -193,15 +211,11 @@ class Config(Partition, SourceOptions):
   def data_settings(self) -> tuple[str, Partition, SourceOptions]:
     """The arguments of `data.load`; equal for runs that share their data."""
     partition, options = (
-        kind(**{
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(kind)
-        })
-        for kind in (Partition, SourceOptions)
+        {field.name: getattr(self, field.name) for field in fields}
+        for fields in map(dataclasses.fields, (Partition, SourceOptions))
     )
-    seed = self.used_data_seed
-    partition = dataclasses.replace(partition, seed=seed, data_seed=None)
-    return self.dataset, partition, options
+    partition |= {"seed": self.used_data_seed, "data_seed": None}
+    return self.dataset, Partition(**partition), SourceOptions(**options)
 
   def used_local_steps(self, dim: int) -> int:
     """tau for a model of D = `dim` weights; the default if it is not set."""
@@ -229,7 +243,7 @@ class Config(Partition, SourceOptions):
     if not CONTROLLERS[self.used_controller].learns:
       k = min(_DEFAULT_K, dim) if self.k is None else elements(self.k, dim)
       require(k <= dim, "k", self.k, f"at most {model}")
-      return KRange(k, 1.0, float(dim))
+      return KRange(k, 1.0, float(dim)).played(dim)
     # Shares of D below 2 elements mean 2, as there k and k' differ.
     least = min(2.0, dim)
     k_max = max(least, elements(self.k_max or "100%", dim))
@@ -244,7 +258,8 @@ class Config(Partition, SourceOptions):
         f"from {k_min:g} (k_min) to {model}",
     )
     if self.k is None:
-      return KRange(min(max(_DEFAULT_K, k_min), k_max), k_min, k_max)
+      k = min(max(_DEFAULT_K, k_min), k_max)
+      return KRange(k, k_min, k_max).played(dim)
     k = elements(self.k, dim)
     require(
         k_min <= k <= k_max,
@@ -252,7 +267,7 @@ class Config(Partition, SourceOptions):
         self.k,
         f"from {k_min:g} (k_min) to {k_max:g} (k_max), where k is learned",
     )
-    return KRange(k, k_min, k_max)
+    return KRange(k, k_min, k_max).played(dim)
 
   def identity(self) -> dict[str, Any]:
     """The settings that make two runs different.

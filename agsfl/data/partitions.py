@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -276,7 +276,7 @@ def _require_rows(given, count, settings):
   """Positions by client, as a registered rule must return them."""
   problem = f"must give each client its positions in 0 to {count - 1}"
 
-  def fail(reason):
+  def fail(reason) -> NoReturn:
     refuse(f"--partition={settings.partition}", f"{problem}; {reason}")
 
   # As many clients as are wanted.

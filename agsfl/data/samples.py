@@ -235,7 +235,7 @@ def checked_features(
   return features
 
 
-def warn_of_range(features: np.ndarray):
+def warn_of_range(features: jax.Array | np.ndarray):
   """Warns of features that should be divided before a network gets them."""
   if features.dtype == np.uint8:  # read as v / 255
     return

@@ -10,11 +10,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
 from agsfl.data import samples
+from agsfl.data.sources import npz
 from agsfl.errors import refuse, refused
+from agsfl.settings import require_utf8
 from experiments.lib import out, scripts
 
 _TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
@@ -24,20 +26,16 @@ flags.adopt_module_key_flags(out)
 
 def read(flag: str, path: str):
   """The encoded images and labels of the file that a flag names."""
-  where = f"{flag}={path}"
-  problem = "must be an npz file of jpeg, offsets and labels"
-  # NumPy and its zip reader may raise anything.
-  with (
-      refused(where, problem, Exception),
-      np.load(out.expanded(path), allow_pickle=False) as file,
-  ):
-    encoded, offsets, labels = (
-        file[key] for key in ("jpeg", "offsets", "labels")
-    )
+  where, place = f"{flag}={path}", out.expanded(path)
+  keys = "jpeg", "offsets", "labels"
+  arrays = npz.read_arrays(where, place, keys)
+  for key in keys:
+    if key not in arrays:
+      npz.refuse_missing(where, place, key)
+  encoded, offsets, labels = (arrays[key] for key in keys)
   fits = (
       encoded.dtype == np.uint8
       and encoded.ndim == labels.ndim == offsets.ndim == 1
-      and labels.dtype.kind in "iu"
       and offsets.dtype.kind in "iu"
       and 0 < len(labels) == len(offsets) - 1
       and 0 <= offsets[0]
@@ -47,8 +45,9 @@ def read(flag: str, path: str):
   if not fits:
     refuse(
         where,
-        "must hold bytes in jpeg, whole numbers in labels, and rising whole "
-        "numbers in offsets: where each image begins, and where the last ends",
+        "must hold bytes in jpeg, one whole number for each image in labels, "
+        "and rising whole numbers in offsets: where each image begins, and "
+        "where the last ends",
     )
   return where, encoded, offsets, labels
 
@@ -70,11 +69,13 @@ def _decoded(where, encoded, offsets):
 def convert(parts, path: Path):
   """Writes all images into one file, whole or not at all."""
   total = sum(len(labels) for *_, labels in parts)
-  largest = samples.most_classes(total) - 1
-  images, filled = None, 0
+  images, filled, all_labels = None, 0, []
   for where, encoded, offsets, labels in parts:
-    if labels.min() < 0 or labels.max() > largest:
-      refuse(where, f"labels must lie in 0 to {largest}")
+    all_labels.append(
+        samples.checked_labels(
+            where, "labels", labels, len(labels), samples.most_classes(total)
+        )
+    )
     for index, image in _decoded(where, encoded, offsets):
       if images is None:
         images = np.empty((total, *image.shape), np.uint8)
@@ -86,13 +87,12 @@ def convert(parts, path: Path):
         )
       images[filled + index] = image
     filled += len(labels)
-  labels = np.concatenate([labels.astype(np.int32) for *_, labels in parts])
   num_train = len(parts[0][-1])
   with out.written(path) as temporary, temporary.open("wb") as file:
     np.savez(
         file,
         images=images,
-        labels=labels,
+        labels=np.concatenate(all_labels),
         is_train=np.arange(total) < num_train,
     )
 
@@ -101,6 +101,7 @@ def main(argv):
   scripts.start(argv)
   with scripts.one_line_errors():
     path = out.path()
+    require_utf8("out", str(path))
     parts = []
     for flag, given in (("--train", _TRAIN.value), ("--test", _TEST.value)):
       parts.append(read(flag, given))
@@ -111,4 +112,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

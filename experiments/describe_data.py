@@ -3,15 +3,15 @@
 It takes all flags of a run, and reads those of data and partition.
 """
 
-import datetime
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from agsfl import errors, files
 from agsfl.data import federated as data
-from experiments.lib import columns, drawing, plugins, runner, scripts
+from agsfl.data.samples import warn_of_range
+from experiments.lib import columns, drawing, out, plugins, runner, scripts
 from experiments.lib import flags as run_flags
 from experiments.lib.drawing import plt
 
@@ -109,8 +109,7 @@ def draw(
 
 def main(argv):
   scripts.start(argv)
-  stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-  workdir = runner.workdir(f"runs/data-{stamp}")
+  workdir = runner.workdir(f"runs/data-{out.new_name()}")
   with scripts.one_line_errors():
     plugins.load()
     config = run_flags.config_from_flags()
@@ -119,6 +118,8 @@ def main(argv):
     present, counts = histograms(federated)
     train, test = counts
     features = federated.clients.features
+    if not config.standardize:
+      warn_of_range(features)
     print(table(names, present, counts))
     print(
         f"{len(train)} clients, {train.sum()} training samples, "
@@ -133,4 +134,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  scripts.run(main)

@@ -124,16 +124,22 @@ class ScriptsTest(parameterized.TestCase):
         "floats": {"offsets": good["offsets"].astype(float)},
         "below": {"labels": np.array([0, -1, 2])},
         "above": {"labels": np.array([0, 1000, 2], np.uint64)},
+        "between": {"labels": np.array([0, 2.5, 2])},
+        "words": {"labels": np.array(["a", "b", "c"])},
         "alpha": encoded(np.zeros((3, 4, 4, 4), np.uint8), [1, 2, 3]),
     }.items():
       paths[name] = self.folder / f"{name}.npz"
       np.savez(paths[name], **{**good, **changes})
+    paths["other"] = self.folder / "other.npz"
+    np.savez(paths["other"], jpeg=good["jpeg"], images=np.zeros(3))
     out = self.folder / "out.npz"
     for name, word in (
         ("torn", "image 0"), ("uneven", "offsets"), ("short", "offsets"),
         ("sizes", "[5, 4]"), ("none", "must be an npz"), ("empty", "offsets"),
         ("floats", "offsets"), ("alpha", "RGBA"),
-        ("below", "0 to 999"), ("above", "0 to 999"),
+        ("below", "0 to 999"), ("above", "0 to 999"), ("between", "2.5"),
+        ("words", "labels must be one whole number"),
+        ("other", "lacks the key 'offsets', has jpeg, images"),
     ):
       test = paths.get(name, self.folder / "none.npz")
       with self.assertRaises(ConfigError) as caught:
@@ -151,17 +157,17 @@ class ScriptsTest(parameterized.TestCase):
       self.assertLen(list(self.folder.iterdir()), len(paths))
 
   def test_labels_of_two_types(self):
-    """Unsigned and signed ones would be floats together."""
+    """Unsigned and signed ones would be floats together; floats may be."""
     one = encoded(np.zeros((2, 4, 4), np.uint8), [0, 1])
     path, out = self.folder / "one.npz", self.folder / "out.npz"
     parts = []
-    for dtype in (np.uint64, np.int64):
+    for dtype in (np.uint64, np.int64, np.float32):
       np.savez(path, **{**one, "labels": np.array([0, 1], dtype)})
       parts.append(decode_images.read("--train", path))
     decode_images.convert(parts, out)
     with np.load(out) as file:
       self.assertEqual(file["labels"].dtype, np.int32)
-      self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1])
+      self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1, 0, 1])
 
   def test_no_input_is_written_over(self):
     paths = [self.folder / f"{name}.npz" for name in ("train", "test")]

@@ -6,13 +6,12 @@ A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
 runs are written as far as they went.
 """
 
-import csv
 from pathlib import Path
 
 from absl import flags
 
 from agsfl.records.read import Run, read_runs
-from agsfl.records.tables import as_cell
+from agsfl.records.tables import write_csv
 from experiments.lib import groups, out, plugins, scripts
 
 flags.adopt_module_key_flags(out)
@@ -28,21 +27,17 @@ def export(runs: list[Run], path: Path):
   """
   fields = [*groups.differing(runs), "seed"]
   keys = dict.fromkeys(key for run in runs for row in run.rows for key in row)
-  with (
-      out.written(path) as temporary,
-      temporary.open(
-          "w", newline="", encoding="utf-8", errors="backslashreplace"
-      ) as file,
-  ):
+
+  def lines():
     # A setting and a number of the row may have one name, as k has.
-    names = ["workdir", *(f"asked_{name}" for name in fields), *keys]
-    rows = csv.writer(file)
-    rows.writerow(map(as_cell, names))
+    yield ["workdir", *(f"asked_{name}" for name in fields), *keys]
     for run in runs:
       asked = [groups.value_of(run.asked, name) for name in fields]
       for row in run.rows:
-        values = [str(run.workdir), *asked, *(row.get(key) for key in keys)]
-        rows.writerow(map(as_cell, values))
+        yield [str(run.workdir), *asked, *(row.get(key) for key in keys)]
+
+  with out.written(path) as temporary:
+    write_csv(temporary, lines())
 
 
 def main(argv):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from agsfl import errors, files, simulation, sweeps
 from agsfl.config import Config
 from agsfl.errors import ConfigError, refuse, require
+from agsfl.records import tables
 from agsfl.records.read import Run, find_runs, read_run
-from agsfl.records.tables import as_cell
 from experiments.lib import (
     drawing,
     groups,
@@ -290,7 +290,7 @@ def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:
   return runs, failed
 
 
-def write_csv(runs: list[Run], names: list[str], folder: Path):
+def write_results(runs: list[Run], names: list[str], folder: Path):
   """Writes results.csv: a line per run, with its settings and its results.
 
   Args:
@@ -300,26 +300,20 @@ def write_csv(runs: list[Run], names: list[str], folder: Path):
   """
   names = list(dict.fromkeys([*names, *groups.differing(runs), "seed"]))
   columns = [*_COLUMNS, *groups.metrics(runs)]
-  with (
-      files.written_whole(folder / "results.csv") as temporary,
-      temporary.open(
-          "w", newline="", encoding="utf-8", errors="backslashreplace"
-      ) as file,
-  ):
-    rows = csv.writer(file)
-    rows.writerow(map(as_cell, [*names, *columns, "workdir"]))
-    for run in runs:
-      values = [
-          *(groups.value_of(run.asked, name) for name in names),
-          *(run.summary.get(key) for key in columns),
-          str(run.workdir.relative_to(folder)),
-      ]
-      rows.writerow(map(as_cell, values))
+  lines = [[*names, *columns, "workdir"]]
+  for run in runs:
+    lines.append([
+        *(groups.value_of(run.asked, name) for name in names),
+        *(run.summary.get(key) for key in columns),
+        str(run.workdir.relative_to(folder)),
+    ])
+  with files.written_whole(folder / "results.csv") as path:
+    tables.write_csv(path, lines)
 
 
 def _write_all(runs, names, folder):
   """Writes the sweep's files; returns the table."""
-  write_csv(runs, names, folder)
+  write_results(runs, names, folder)
   others = [name for name in groups.differing(runs) if name not in names]
   fields = [name for name in (*names, *others) if name != "seed"]
   with files.written_whole(folder / "figure.png") as path:

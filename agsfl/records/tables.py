@@ -1,8 +1,8 @@
-"""The table of clients of a run, as a CSV file."""
+"""CSV files, and the table of clients of a run."""
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,20 @@ def as_cell(value: Any) -> Any:
   return value
 
 
+def write_csv(path: Path, lines: Iterable[Iterable[Any]]):
+  """Writes a CSV file without formulas; see `as_cell`.
+
+  Args:
+    path: of the file, which is replaced.
+    lines: the cells of each line.
+  """
+  # A name that is not valid Unicode must not stop a run at its end.
+  with path.open(
+      "w", newline="", encoding="utf-8", errors="backslashreplace"
+  ) as file:
+    csv.writer(file).writerows(map(as_cell, line) for line in lines)
+
+
 def write_clients(path: Path, columns: Mapping[str, Sequence]):
   """Writes a line for each client.
 
@@ -38,14 +52,7 @@ def write_clients(path: Path, columns: Mapping[str, Sequence]):
     path: of the file, which is replaced.
     columns: [N] each; `client` has the clients' names, all others numbers.
   """
-  # A name that is not valid Unicode must not stop a run at its end.
-  with path.open(
-      "w", newline="", encoding="utf-8", errors="backslashreplace"
-  ) as file:
-    rows = csv.writer(file)
-    rows.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-      rows.writerow(map(as_cell, row))
+  write_csv(path, [columns, *zip(*columns.values(), strict=True)])
 
 
 def read_clients(path: Path) -> dict[str, list]:

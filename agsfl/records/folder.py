@@ -17,6 +17,7 @@ import numpy as np
 from agsfl import files
 from agsfl.errors import refuse, require
 from agsfl.records import read, strict_json, tables
+from agsfl.settings import require_utf8
 
 # Files of a run. Without a config.json they belong to another program.
 _FILES = (
@@ -149,6 +150,7 @@ class RunFolder:
     Raises:
       ConfigError: the folder holds a run of other settings, or other files.
     """
+    require_utf8("workdir", str(workdir))
     self.workdir = files.expanded(workdir).absolute()
     self.setting = f"--workdir={workdir}"
     self._asked_for = workdir

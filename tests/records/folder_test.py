@@ -149,6 +149,11 @@ class FolderTest(parameterized.TestCase):
       same.begin(description())
       self.assertTrue(same.finished)
 
+  def test_a_path_that_is_no_text(self):
+    """Its bytes are not UTF-8; checkpoints cannot be written there."""
+    with self.assertRaisesRegex(ConfigError, r"--workdir=.*a\\udcff: must be te"):
+      self.of("a\udcff")
+
   def test_a_refused_one_lets_go(self):
     self.write(finished=False)
     self.refused(lambda: self.of().begin(description("b")), "data=")
@@ -301,7 +306,6 @@ class FolderTest(parameterized.TestCase):
       ):
         self.refused(act, "another program removed or replaced")
 
-  @hypothesis.settings(max_examples=50, deadline=None)
   @hypothesis.given(st.lists(_FINITE, max_size=5), _FINITE)
   def test_rows_are_there_at_once(self, numbers, last):
     """To the bit, one line a row, as Python's own reader sees them."""

@@ -151,7 +151,8 @@ class FolderTest(parameterized.TestCase):
 
   def test_a_path_that_is_no_text(self):
     """Its bytes are not UTF-8; checkpoints cannot be written there."""
-    with self.assertRaisesRegex(ConfigError, r"--workdir=.*a\\udcff: must be te"):
+    problem = r"--workdir=.*a\\udcff: must be text in UTF-8"
+    with self.assertRaisesRegex(ConfigError, problem):
       self.of("a\udcff")
 
   def test_a_refused_one_lets_go(self):

@@ -196,6 +196,32 @@ class SharedTest(parameterized.TestCase):
       self.assertEqual([row["k"] for row in rows], [k] * 3)
 
 
+class LargeTest(parameterized.TestCase):
+  """Models of more weights than float32 has whole numbers in a row."""
+
+  @parameterized.product(
+      dim=(2**24 + 1, 2**24 + 3, 2**25 + 1),
+      below=(0, 2),
+      controller=("fixed", "sign_interval"),
+  )
+  def test_k_is_as_played(self, dim, below, controller):
+    """Law: a float32 number next to what is asked for, and at most D."""
+    asked = agsfl.Config(k=float(dim - below), controller=controller)
+    used = asked.k_range(dim)
+    for k in used:
+      self.assertEqual(np.float32(k), k)
+      self.assertLessEqual(k, dim)
+    spacing = np.spacing(np.float32(dim))
+    self.assertLess(abs(used.k - asked.k), spacing)
+    self.assertLess(dim - used.k_max, spacing)
+
+  def test_smaller_k_are_as_asked(self):
+    """Where float32 has all whole numbers nothing changes."""
+    for k in (1000.1, 2.0**24):
+      asked = agsfl.Config(k=k, controller="fixed")
+      self.assertEqual(asked.k_range(2**24 + 3).k, k)
+
+
 class FolderTest(parameterized.TestCase):
 
   def setUp(self):

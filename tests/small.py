@@ -1,16 +1,16 @@
 """Small runs, and what of their files must be the same."""
 
 import json
-import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import orbax.checkpoint as ocp
 
 from agsfl.config import Config
 
-# Tests that attack records do so at more places, which takes many minutes.
-LONG = "AGSFL_LONG_TESTS" in os.environ
+# Whether hypothesis tries many inputs; see conftest.py.
+MANY = hypothesis.settings.default.max_examples >= 1000
 
 
 class Killed(Exception):

@@ -25,7 +25,7 @@ from agsfl.records.folder import Extent, RunFolder
 from experiments import export, plot
 from experiments.report import __main__ as report
 from tests.experiments.sweep_test import main
-from tests.small import LONG
+from tests.small import MANY
 
 # Left by version 0.1; its params.npy is made here.
 OLD = Path(__file__).parent / "run_of_0_1"
@@ -415,7 +415,6 @@ class DamageTest(FolderTest):
     (place / name).mkdir()
     self.assert_refused(use, f"{place}: {name} cannot be read")
 
-  @hypothesis.settings(max_examples=1000 if LONG else 60, deadline=None)
   @hypothesis.given(st.data())
   def test_any_damage(self, data):
     """Law: what is left is a Run, or one line says why not.
@@ -431,7 +430,7 @@ class DamageTest(FolderTest):
         damages.append(_valued(content))
       (place / name).write_bytes(data.draw(st.one_of(damages)))
       acts = commands(place, Path(folder))
-      if not LONG:
+      if not MANY:
         del acts["plot"]  # it takes long to draw
       for act in acts.values():
         with contextlib.suppress(ConfigError):
@@ -455,7 +454,6 @@ _NAMES = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 
 class TablesTest(FolderTest):
 
-  @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(st.lists(
       st.tuples(
           st.sampled_from(["", "=", "+", "-", "@", "'", "'=", "''@", "\t"]),

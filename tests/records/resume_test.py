@@ -1,6 +1,9 @@
 """Runs that are stopped or killed, and go on; finished ones that grow."""
 
+import atexit
+import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import subprocess
@@ -9,6 +12,8 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -18,6 +23,7 @@ from agsfl.data.federated import fingerprint
 from agsfl.errors import ConfigError, StoppedError
 from agsfl.records.folder import RunFolder
 from tests.small import (
+  MANY,
   Killed,
   config,
   content_of,
@@ -79,6 +85,21 @@ class FolderTest(parameterized.TestCase):
     for word in words:
       self.assertIn(word, str(caught.exception))
     self.assertEqual(files_of(self.folder / "run"), before)
+
+
+@functools.cache
+def _killed_run():
+  """The folder of a run with two checkpoints, and that run in one go."""
+  folder = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  asked = config(**PLAIN)
+  with contextlib.suppress(Killed):
+    agsfl.simulate(
+        asked, workdir=folder, checkpoint_every=4, on_row=kill_at(13)
+    )
+  steps = [path.name for path in Path(folder, "checkpoints").iterdir()]
+  assert sum(map(str.isdigit, steps)) >= 2, steps
+  return Path(folder), agsfl.simulate(asked)
 
 
 class StoppedTest(FolderTest):
@@ -254,6 +275,45 @@ class StoppedTest(FolderTest):
     done = self.simulate(on_row=seen.append)
     self.assertEqual([row["round"] for row in seen], [*range(begins, 15)])
     self.assertEqual(done.rows, agsfl.simulate(config(**PLAIN)).rows)
+
+  @hypothesis.settings(max_examples=1000 if MANY else 6)
+  @hypothesis.given(st.data())
+  def test_any_damage_of_checkpoints(self, data):
+    """Law: the run goes on to the results of one go, or one line says why not.
+
+    Whatever is cut, changed or removed of whichever files.
+    """
+    begun, whole = _killed_run()
+    with tempfile.TemporaryDirectory() as folder:
+      place = Path(folder) / "run"
+      shutil.copytree(begun, place)
+      files = sorted(
+          path for path in (place / "checkpoints").rglob("*") if path.is_file()
+      )
+      for path in data.draw(st.lists(st.sampled_from(files), min_size=1)):
+        if not path.exists():
+          continue
+        content = path.read_bytes()
+        start = data.draw(st.integers(0, len(content)))
+        match data.draw(st.sampled_from(("cut", "change", "remove", "folder"))):
+          case "cut":
+            path.write_bytes(content[:start])
+          case "change":
+            piece = data.draw(st.binary(min_size=1, max_size=9))
+            after = content[start + len(piece) :]
+            path.write_bytes(content[:start] + piece + after)
+          case "remove":
+            path.unlink()
+          case "folder":
+            shutil.rmtree(path.parent)
+      try:
+        run = agsfl.simulate(config(**PLAIN), workdir=place)
+      except ConfigError as error:
+        self.assertLen(str(error).splitlines(), 1)
+        self.assertIn(str(place), str(error))
+        return
+      self.assertEqual(run.rows, whole.rows)
+      np.testing.assert_array_equal(run.params, whole.params)
 
   @parameterized.product(
       name=("summary.json", "clients.csv"), keep_state=(True, False)

@@ -184,7 +184,8 @@ class Partition:
   min_samples: int = setting(
       1,
       "Training samples of each client at least; natural leaves out smaller "
-      "clients. With 0 a client may have none, and takes no part.",
+      "clients and their test samples. With 0 a client may have none, and "
+      "takes no part.",
       least=0,
   )
   shards_per_client: int = setting(

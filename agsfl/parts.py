@@ -232,4 +232,11 @@ def _build_training(config, dim):
   steps = config.used_local_steps(dim)
   if steps == 1 and config.local_optimizer == "sgd":
     return None
+  require(
+      steps > 1 or config.local_optimizer != "momentum",
+      "local_optimizer",
+      config.local_optimizer,
+      f"sgd or adam with --local_steps={steps}, because clients begin their "
+      "momentum anew in every round",
+  )
   return LocalTraining(steps, optimizers.local(config.local_optimizer))

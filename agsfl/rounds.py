@@ -11,6 +11,7 @@ from jax import lax
 from agsfl import platforms
 from agsfl.controllers.cost import add_time, cost_slope, round_time
 from agsfl.data.federated import ClientData
+from agsfl.errors import refused
 from agsfl.for_each_client import ForEachClient
 from agsfl.training.client import LocalTraining, build_client
 from agsfl.training.models import sample_losses
@@ -99,7 +100,8 @@ def build_round(
     model: the network.
     sparsifier: what is sent.
     controller: how k changes.
-    server: applies b to the weights; in the paper plain SGD, `optax.sgd`.
+    server: applies b to the weights; in the paper plain SGD, `optax.sgd`. It
+      sees them as one vector [D], see `Model.sizes`.
     batch_size: samples per minibatch.
     comm_time: beta, see `cost.round_time`. It goes into the state at `init`.
     learning_rate: eta of the clients' local steps; only `training` uses it. It
@@ -113,8 +115,14 @@ def build_round(
   Returns:
     The round.
 
+  Raises:
+    ConfigError: an optimiser cannot work on a vector [D].
+
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 1 and Sec. IV.
   """
+  _check_optimizer("server", server, model.dim)
+  if training is not None:
+    _check_optimizer("training", training.optimizer, model.dim)
   over_clients = for_each_client or platforms.for_each_client()
   local_result = build_client(model, batch_size, training, loss)
   compute = 1.0 if training is None else float(training.steps)
@@ -170,13 +178,14 @@ def build_round(
 
   def residuals_after(accumulated, selection):
     """[N, D], what was not sent, or sent but not used by the server."""
-    # Finish the selection before any row changes; otherwise XLA copies [N, D].
-    accumulated, selection = lax.optimization_barrier((accumulated, selection))
+    # Every row waits for b; otherwise XLA copies [N, D]. Where b is not a
+    # number, the elements stay at the clients.
+    mask = selection.mask & ~jnp.isnan(selection.aggregate)
     of_client = lambda mask, accumulated, own: (
         sparsifier.split(accumulated, mask, own).residual
     )
     return over_clients(of_client, (None, 0, 0))(
-        selection.mask, accumulated, selection.clients
+        mask, accumulated, selection.clients
     )
 
   def theta(selection, state):
@@ -190,22 +199,24 @@ def build_round(
     )
 
   def observe(samples, weights, state, played, probe):
-    """Times and one-sample losses for k and k'."""
+    """Times and falls of the one-sample loss for k and k'."""
     features, labels = samples
+    losses_at = lambda params: loss(model.apply(params, features), labels)
+    before = losses_at(state.params)
 
-    def loss_at(params):
-      losses = loss(model.apply(params, features), labels)
-      return jnp.sum(weights * losses)
+    # Subtract sample by sample: the means are large and differ by little.
+    def fall_to(params):
+      return jnp.sum(weights * (before - losses_at(params)))
 
-    loss_after = loss_at(played.params)
+    fall = fall_to(played.params)
     return Observation(
         k=played.selection.k_up.astype(jnp.float32),
         k_probe=probe.selection.k_up.astype(jnp.float32),
         time=theta(played.selection, state),
         time_probe=theta(probe.selection, state),
-        loss_before=loss_at(state.params),
-        loss_after=loss_after,
-        loss_probe=loss_at(probe.params) if controller.probes else loss_after,
+        loss=jnp.sum(weights * before),
+        fall=fall,
+        fall_probe=fall_to(probe.params) if controller.probes else fall,
     )
 
   def step(data, state):
@@ -287,6 +298,18 @@ def build_round(
     return new_state, info
 
   return Round(init, step)
+
+
+def _check_optimizer(name, optimizer, dim):
+  """Refuses an optimiser that needs more than the weights as one vector."""
+  weights = jax.ShapeDtypeStruct((dim,), jnp.float32)
+  with refused(
+      name,
+      "must be an optax optimiser of one vector [D] of weights; where masks or "
+      "labels by array are needed, use np.repeat(of_arrays, model.sizes)",
+      (AttributeError, TypeError, ValueError),
+  ):
+    jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)
 
 
 def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:

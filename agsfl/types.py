@@ -56,7 +56,8 @@ class Selection(NamedTuple):
     aggregate: [D] f32, b_j: the data-size-weighted mean of what clients send.
     k_up: [] i32, elements that each client sends; if clients differ, the
       largest of these numbers, because the round waits for that client.
-    k_down: [] i32, elements that the server sends, |J|.
+    k_down: [] i32, elements that the server sends: those of J where b is not 0;
+      all of J if both sides know J, because then only values are sent.
     volume_up, volume_down: [] f32, numbers in these messages: an element of a
       sparse message is two numbers, its index and its value.
     contributed: [N] i32, elements of each client that the server used.
@@ -157,17 +158,17 @@ class Observation(NamedTuple):
   Attributes:
     k, k_probe: elements that each client sent, after rounding.
     time, time_probe: theta_m(k), theta_m(k'), in rounds of computation.
-    loss_before, loss_after, loss_probe: one-sample losses at w(m-1), w(m)
-      and w'(m), data-size-weighted means over clients.
+    loss: one-sample loss at w(m-1), the data-size-weighted mean over clients.
+    fall, fall_probe: by how much this loss is less at w(m) and at w'(m).
   """
 
   k: jax.Array
   k_probe: jax.Array
   time: jax.Array
   time_probe: jax.Array
-  loss_before: jax.Array
-  loss_after: jax.Array
-  loss_probe: jax.Array
+  loss: jax.Array
+  fall: jax.Array
+  fall_probe: jax.Array
 
 
 class ControllerInit(Protocol):

@@ -108,8 +108,7 @@ def halving(floor=2.0):
   propose = lambda k: (agsfl.KProposal(k, k), k)
 
   def update(key, observed, k):
-    fell = observed.loss_after < observed.loss_before
-    return propose(jnp.where(fell, jnp.maximum(k / 2, floor), k))
+    return propose(jnp.where(observed.fall > 0, jnp.maximum(k / 2, floor), k))
 
   return agsfl.KController(
       lambda key: propose(jnp.float32(16.0)), update, observes=True,

@@ -1,5 +1,6 @@
 """What settings are made of: the program that they name, and no other."""
 
+import contextlib
 import re
 from unittest import mock
 
@@ -13,12 +14,13 @@ from agsfl import controllers, rounds, sparsifiers
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData
+from agsfl.errors import ConfigError
 from agsfl.parts import Parts, compose, numbers_of
 from agsfl.sparsifiers import METHODS
 from agsfl.training import models
 from agsfl.training.client import LocalTraining
 from agsfl.training.models import MODELS
-from agsfl.training.optimizers import local, server_of
+from agsfl.training.optimizers import OPTIMIZERS, local, server_of
 
 FEATURES, CLASSES = 8, 12
 MODEL = models.flatten(
@@ -132,8 +134,8 @@ ROUNDS = (
     ({"server_optimizer": "adam"}, lambda: direct(server=("adam", 0.01))),
     ({"local_steps": 3}, lambda: direct(training=trained(3, "sgd"))),
     (
-        {"local_optimizer": "momentum"},
-        lambda: direct(training=trained(1, "momentum")),
+        {"local_optimizer": "momentum", "local_steps": 3},
+        lambda: direct(training=trained(3, "momentum")),
     ),
     (
         {"local_optimizer": "adam", "local_steps": 3},
@@ -163,6 +165,23 @@ def program(simulated):
 
 
 class WiringTest(absltest.TestCase):
+
+  def test_one_local_step_that_is_plain_sgd(self):
+    """Law: an optimiser whose first step is that of SGD needs a second one.
+
+    Otherwise a setting would have no effect. FedAvg may come to one step too.
+    """
+    gradient = jnp.arange(-3.0, 4.0)
+    for name in OPTIMIZERS:
+      first, _ = local(name).update(gradient, local(name).init(gradient))
+      plain = name != "sgd" and np.allclose(first, -gradient)
+      for settings in ({}, {"method": "fedavg", "k": MODEL.dim}):
+        config = Config(**(BASE | settings | {"local_optimizer": name}))
+        with self.subTest(name=name, **settings), (
+            self.assertRaisesRegex(ConfigError, "^--local_optimizer=momentum: ")
+            if plain else contextlib.nullcontext()
+        ):
+          composed(config)
 
   def test_settings_are_the_parts_they_name(self):
     """Law: the round of settings is the program of parts made directly.

@@ -18,11 +18,10 @@ _TINY = float(np.finfo(np.float32).tiny)
 def _fall_per_time(observed):
   """[] f32, the fall of the one-sample loss per unit of normalised time.
 
-  It is negative if the loss rose, and 0 if a loss is not finite.
+  It is negative if the loss rose, and 0 if the fall is not finite.
   """
-  fall = observed.loss_before - observed.loss_after
-  usable = jnp.isfinite(fall) & (observed.time != 0)
-  rate = fall / jnp.where(usable, observed.time, 1.0)
+  usable = jnp.isfinite(observed.fall) & (observed.time != 0)
+  rate = observed.fall / jnp.where(usable, observed.time, 1.0)
   return jnp.where(usable & jnp.isfinite(rate), rate, 0.0)
 
 

@@ -91,17 +91,15 @@ def cost_slope(observed: Observation) -> CostSlope:
 
   Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, on estimating the sign.
   """
-  fall = observed.loss_before - observed.loss_after
-  fall_probe = observed.loss_before - observed.loss_probe
+  fall, fall_probe = observed.fall, observed.fall_probe
   gap = observed.k - observed.k_probe
   given = jnp.stack((
       observed.k,
       observed.k_probe,
       observed.time,
       observed.time_probe,
-      observed.loss_before,
-      observed.loss_after,
-      observed.loss_probe,
+      fall,
+      fall_probe,
   ))
   usable = (
       (fall > 0) & (fall_probe > 0) & (gap != 0) & jnp.all(jnp.isfinite(given))

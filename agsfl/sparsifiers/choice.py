@@ -122,7 +122,11 @@ def selection(
   Returns:
     The selection.
   """
-  k_down = jnp.sum(choice.mask, dtype=jnp.int32)
+  # An element with an index can be left out, so zeros are not sent.
+  is_sent = choice.mask
+  if numbers_per_element == SPARSE:
+    is_sent = topk.magnitude_key(choice.aggregate) > 0
+  k_down = jnp.sum(is_sent, dtype=jnp.int32)
   return Selection(
       mask=choice.mask,
       aggregate=choice.aggregate,

@@ -44,8 +44,8 @@ OPTIMIZERS: dict[str, Factory] = {
 def local(name: str) -> optax.GradientTransformation:
   """A client's optimiser, with learning rate 1; see `client.LocalTraining`.
 
-  It starts again in every round. So with one local step "momentum" is plain
-  SGD.
+  It starts again in every round. So one local step of "momentum" is one of
+  plain SGD.
 
   Args:
     name: a key of `OPTIMIZERS`.

@@ -13,9 +13,8 @@ from absl.testing import absltest, parameterized
 
 from agsfl.controllers import bandits
 from agsfl.errors import ConfigError
-from agsfl.types import Observation
 from tests import reference
-from tests.controllers.playing import rollout
+from tests.controllers.playing import of_losses, rollout
 
 ROUNDS = 200
 ARMS = (  # (k_min, k_max, horizon, num_arms)
@@ -55,7 +54,7 @@ def random_rounds(seed, none):
 
 def observe(proposal, losses_and_time):
   before, after, time = losses_and_time
-  return Observation(*proposal, time, time, before, after, after)
+  return of_losses(*proposal, time, time, before, after, after)
 
 
 @functools.cache

@@ -12,8 +12,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl.controllers import cost
-from agsfl.types import Observation
 from tests import reference
+from tests.controllers.playing import of_losses
 
 cost_slope = jax.jit(cost.cost_slope)
 
@@ -28,7 +28,7 @@ NOT_FINITE = (math.nan, math.inf, -math.inf)
 
 
 def slope_of(**values):
-  observed = Observation(**{n: jnp.float32(x) for n, x in values.items()})
+  observed = of_losses(**{n: jnp.float32(x) for n, x in values.items()})
   return jax.tree.map(np.asarray, cost_slope(observed))
 
 
@@ -209,7 +209,7 @@ class CostSlopeTest(parameterized.TestCase):
     got = slope_of(**(WORKED | dict(time_probe=3e38)))
     self.assertEqual((got.value, got.sign, got.valid), (0, 0, False))
 
-  @parameterized.parameters(*Observation._fields)
+  @parameterized.parameters(*WORKED)
   def test_not_finite_is_no_estimate(self, field):
     """Law: whichever number is NaN or infinite, there is no estimate."""
     for x in NOT_FINITE:
@@ -218,10 +218,10 @@ class CostSlopeTest(parameterized.TestCase):
         self.assertFalse(slope_of(**(WORKED | {field: x})).valid)
 
   def test_what_it_does_not_need_may_be_nan(self):
-    """Law: the slope is a matter of losses, times and k alone."""
-    fields = (*Observation._fields, "gradient_norm")
-    wider = collections.namedtuple("Wider", fields)
-    got = cost_slope(wider(**WORKED, gradient_norm=jnp.nan))
+    """Law: the slope is a matter of falls, times and k alone."""
+    observed = of_losses(**WORKED)._replace(loss=jnp.nan)
+    wider = collections.namedtuple("Wider", (*observed._fields, "norm"))
+    got = cost_slope(wider(*observed, norm=jnp.nan))
     self.assertTrue(got.valid)
     self.assertEqual(got.value, -0.25)
 
@@ -241,7 +241,7 @@ class CostSlopeTest(parameterized.TestCase):
     """Law: a batch of rounds is its rounds, one by one."""
     changes = ({}, dict(loss_probe=3.5), dict(loss_probe=1.5))
     rounds = [
-        Observation(**jax.tree.map(jnp.float32, WORKED | change))
+        of_losses(**jax.tree.map(jnp.float32, WORKED | change))
         for change in changes
     ]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *rounds)

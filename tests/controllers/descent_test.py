@@ -13,7 +13,14 @@ from absl.testing import absltest, parameterized
 from agsfl import controllers
 from agsfl.types import Observation
 from tests import reference
-from tests.controllers.playing import BROKEN, STAYED, observe, play, rollout
+from tests.controllers.playing import (
+    BROKEN,
+    STAYED,
+    observe,
+    of_losses,
+    play,
+    rollout,
+)
 
 ROUNDS = 300
 # (k_init, k_min, k_max, growth, window), the last two for the moving
@@ -107,7 +114,7 @@ def random_rounds(seed, none):
   )
   probe = np.select([way == 4, way == 5], [before + 1, -np.inf], probe)
   rounds = (k, k_probe, draw(1, 10), draw(1, 10), before, after, probe)
-  return Observation(*(x.astype(np.float32) for x in rounds))
+  return of_losses(*(x.astype(np.float32) for x in rounds))
 
 
 @functools.cache
@@ -127,7 +134,8 @@ def value_oracle(settings, rounds):
   """([T + 1, 2] k and k', [T] whether there was a slope) by the oracle."""
   oracle = reference.ValueDescent(*settings)
   rows, slopes = [(oracle.k, oracle.probe())], []
-  for k, k_probe, time, time_probe, *losses in zip(*rounds, strict=True):
+  for k, k_probe, time, time_probe, loss, *falls in zip(*rounds, strict=True):
+    losses = (float(loss), *(float(loss) - float(fall) for fall in falls))
     _, slope, _, valid = reference.estimate(
         time, time_probe, *losses, k, k_probe
     )
@@ -340,7 +348,7 @@ class ScriptTest(absltest.TestCase):
     )
     expected = [60] * 2 + [65] * 6 + [55] * 10 + [10] * 14 + [60]
     probes = [60 - 25, 65 - 12.5, 55 - 100 / 12, 10 - 6.25]  # k - delta / 2
-    seen = Observation(*np.transpose(rounds).astype(np.float32))
+    seen = of_losses(*np.transpose(rounds).astype(np.float32))
     rule = controllers.value_descent
     for k, k_probe in (
         show(rule, (60, 10, 110), seen),

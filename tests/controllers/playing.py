@@ -13,6 +13,22 @@ STAYED = 2  # The loss did not fall.
 BROKEN = 3  # The loss is NaN.
 
 
+def of_losses(
+    k, k_probe, time, time_probe, loss_before, loss_after, loss_probe
+):
+  """An Observation of losses at w(m-1), w(m) and w'(m)."""
+  with np.errstate(invalid="ignore"):  # losses may be infinite
+    return Observation(
+        k=k,
+        k_probe=k_probe,
+        time=time,
+        time_probe=time_probe,
+        loss=loss_before,
+        fall=loss_before - loss_after,
+        fall_probe=loss_before - loss_probe,
+    )
+
+
 def observe(k, k_probe, sign):
   """A round at k and k_probe whose estimated slope has this sign.
 
@@ -26,7 +42,7 @@ def observe(k, k_probe, sign):
   )
   loss_before, loss_probe = jnp.float32(2.0), jnp.float32(1.0)
   time, time_probe = 4.0 + sign, jnp.float32(4.0)
-  return Observation(
+  return of_losses(
       k, k_probe, time, time_probe, loss_before, loss_after, loss_probe
   )
 

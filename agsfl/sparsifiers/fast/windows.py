@@ -182,8 +182,12 @@ def search(
   def guess(start):
     del start
     start = jnp.clip(guess_kappa(guessed, k) - width // 2, 0, dim - 1)
-    in_bin, _ = jax.vmap(topk.bin_at, (0, None))(counts, start + 1)
-    return jax.vmap(lambda one: topk.bin_start(one, dim))(in_bin)
+
+    def above_bin(accumulated, counts):
+      in_bin, _ = topk.bin_at(counts, start + 1)
+      return topk.bin_start(in_bin, accumulated.size)
+
+    return clients.map(above_bin, counts)
 
   def exact(start):
     return nth_largest(clients, counts, start)

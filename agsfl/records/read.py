@@ -29,6 +29,9 @@ _EVALUATION = ("train_loss", "test_loss", "test_accuracy")
 _BYTES = ("bytes_up", "bytes_down")
 COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
 
+# Errors of files that are damaged or not there.
+_DAMAGE = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
+
 # Files that a run writes at its end.
 _LAST_FILES = ("clients.csv", "params.npy", "summary.json")
 
@@ -305,16 +308,16 @@ def _file(workdir: Path, name: str) -> Iterator[Path]:
   """The path of a run's file; errors become one line that names both."""
   try:
     yield workdir / name
-    return
-  except OSError as error:
-    problem, cause = f"cannot be read ({error.strerror or error})", error
-  except (ValueError, RecursionError, OverflowError, csv.Error) as error:
-    problem, cause = f"is damaged: {error}", error
-  if name in _LAST_FILES:
-    problem += (
-        "; if you remove summary.json, the command of this run writes it again"
-    )
-  raise ConfigError(printable(f"{workdir}: {name} {problem}")) from cause
+  except _DAMAGE as error:
+    problem = f"{name} is damaged: {error}"
+    if isinstance(error, OSError):
+      problem = f"{name} cannot be read ({error.strerror or error})"
+    if name in _LAST_FILES:
+      problem += (
+          "; if you remove summary.json, the command of this run writes it "
+          "again"
+      )
+    raise ConfigError(printable(f"{workdir}: {problem}")) from error
 
 
 def _is_count(value):

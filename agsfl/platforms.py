@@ -1,7 +1,7 @@
 """What is best on each platform.
 
-No other file asks for the platform, with one exception: `training.layers`
-chooses the gradient of a convolution's kernel inside a compiled program.
+No other file asks for the platform, with one exception: `training.fast`
+chooses the form of a convolution inside a compiled program.
 """
 
 import math

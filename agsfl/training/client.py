@@ -1,4 +1,8 @@
-"""ONE client: its minibatch and its gradient. No client axis in this file."""
+"""ONE client: its minibatch and its gradient. No client axis in this file.
+
+The authors' code takes shuffled epochs; see "Differences from the authors'
+code" in experiments/paper/README.md.
+"""
 
 from typing import NamedTuple, Protocol
 
@@ -8,6 +12,7 @@ import optax
 from jax import lax
 
 from agsfl.data.federated import ClientData
+from agsfl.training.fast import faster
 from agsfl.training.models import sample_losses
 from agsfl.types import Loss, Model
 
@@ -97,7 +102,7 @@ def build_client(
   def loss_of(params, features, labels):
     return jnp.mean(loss(model.apply(params, features), labels))
 
-  gradient_of = jax.value_and_grad(loss_of)
+  gradient_of = faster(jax.value_and_grad(loss_of))
 
   def local_result(key, params, data, start, count, learning_rate):
     def draw(key):

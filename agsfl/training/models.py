@@ -191,9 +191,6 @@ def flatten(
 ) -> Model:
   """Two functions of a network as a `Model`.
 
-  Convolutions of stride 1 are fast per client when written with
-  `layers.conv`.
-
   Args:
     init: key -> a pytree of floating parameters. In the flat vector all are
       float32; before `apply` each gets its own type back.

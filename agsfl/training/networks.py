@@ -1,26 +1,12 @@
 """The networks that come with the package, as Flax modules."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
 from agsfl.errors import refuse
-from agsfl.training import layers
+from agsfl.training.local_response_norm import local_response_norm
 
 _weights = nn.initializers.truncated_normal(0.1)
 _biases = nn.initializers.constant(0.1)
-
-
-class _Conv(nn.Module):
-  """5 x 5 convolution with bias, SAME padding."""
-
-  features: int
-
-  @nn.compact
-  def __call__(self, x):
-    shape = (5, 5, x.shape[-1], self.features)
-    kernel = self.param("kernel", _weights, shape, jnp.float32)
-    bias = self.param("bias", _biases, (self.features,), jnp.float32)
-    return layers.conv(x, kernel) + bias[None, None, None]
 
 
 class CNN(nn.Module):
@@ -45,13 +31,17 @@ class CNN(nn.Module):
           "takes images, features of shape [H, W] or [H, W, C], not "
           f"{list(x.shape[1:])}",
       )
+    conv = lambda name: nn.Conv(
+        32, (5, 5), kernel_init=_weights, bias_init=_biases, name=name
+    )
     dense = lambda size: nn.Dense(
         size, kernel_init=_weights, bias_init=_biases
     )
-    x = nn.relu(_Conv(32)(x))
-    x = layers.local_response_norm(layers.max_pool_2x2(x))
-    x = nn.relu(_Conv(32)(x))
-    x = layers.max_pool_2x2(layers.local_response_norm(x))
+    pool = lambda x: nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+    x = nn.relu(conv("_Conv_0")(x))
+    x = local_response_norm(pool(x))
+    x = nn.relu(conv("_Conv_1")(x))
+    x = pool(local_response_norm(x))
     x = nn.relu(dense(256)(x.reshape(x.shape[0], -1)))
     return dense(self.num_classes)(x)
 

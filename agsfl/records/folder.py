@@ -205,19 +205,20 @@ class RunFolder:
   def _require_ahead(self, rows):
     """Refuses an extent that ends before the rounds that are already done."""
     num_rounds, time_budget = self._extent
-    done = f"that the run in {self.workdir} has done; or use another --workdir"
     require(
         len(rows) <= num_rounds,
         "num_rounds",
         num_rounds,
-        f"at least {len(rows)}, the rounds {done}",
+        f"at least {len(rows)}, because the run in {self.workdir} has done so "
+        "many rounds; or use another --workdir",
     )
     before = rows[-2]["time"] if len(rows) > 1 else 0.0
     require(
         not self._extent.is_spent(before),
         "time_budget",
         time_budget,
-        f"more than {before:g}, the time before the last round {done}",
+        f"more than {before:g}, because the run in {self.workdir} began its "
+        "last round at this time; or use another --workdir",
     )
 
   @property

@@ -1,4 +1,8 @@
-"""Rules that learn k only from the reward of the k that they played."""
+"""Rules that learn k only from the reward of the k that they played.
+
+"Differences from the authors' code" in experiments/paper/README.md lists what
+the rules of that code do otherwise.
+"""
 
 import math
 from typing import NamedTuple
@@ -74,13 +78,9 @@ def exp3(
   an arm for every k of a large model, a run of usual length learns nothing.
 
   EXP3 needs rewards in [0, 1]. The reward here is the fall of the one-sample
-  loss per unit of normalised time, (loss_before - loss_after) / time, divided
-  by the largest such fall of the run so far, this round's included, and cut
-  to [0, 1]. So the first fall has reward 1, and a round whose loss rose, or is
-  not finite, has reward 0.
-
-  In the authors' code gamma is sqrt(ln K / (K T)), and the reward is time /
-  (loss_after - loss_before), which has no bounds.
+  loss per unit of normalised time, divided by the largest such fall of the run
+  so far, this round's included, and cut to [0, 1]. So the first fall has reward
+  1, and a round whose loss rose, or is not finite, has reward 0.
 
   Args:
     k_min, k_max: elements; arms lie from ceil(k_min) to floor(k_max).
@@ -171,15 +171,9 @@ def bandit(
   the defaults T^(-1/2), their order.
 
   The cost must be bounded. Here it is minus the fall of the one-sample loss
-  per unit of normalised time, (loss_before - loss_after) / time, divided by
-  the largest absolute value of this fall in the run so far, this round's
-  included. So it lies in [-1, 1]. A round whose losses are not finite costs 0
-  and does not change x.
-
-  In the authors' code delta = T^(-1/4) is in elements, not in halves of B;
-  eta = T^(-3/4) is in units of B, so twice ours; the first point is
-  (k_max + k_min) / 200; and the cost is time / (loss_before - loss_after),
-  which has no bounds.
+  per unit of normalised time, divided by the largest absolute value of this
+  fall in the run so far, this round's included. So it lies in [-1, 1]. A round
+  whose losses are not finite costs 0 and does not change x.
 
   Args:
     k_init: elements; x_1 is the nearest point of P's interval to it.

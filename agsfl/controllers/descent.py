@@ -1,4 +1,8 @@
-"""Descent on k by the slope of the cost, estimated with a smaller k'."""
+"""Descent on k by the slope of the cost, estimated with a smaller k'.
+
+"Differences from the authors' code" in experiments/paper/README.md lists what
+the rules of that code do otherwise.
+"""
 
 import math
 from collections.abc import Callable
@@ -102,15 +106,12 @@ def sign_descent(
   leaves its bounds open: here k' is at least 1 and k_min / 10, and at most
   k - 1.
 
-  The authors' code learns from round 3 on, and its first probe is 0.9 k. Later
-  probes use the delta of the round before.
-
   Args:
     k_init: k_1, elements.
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
     stuck_rounds: after so many rounds in a row without a sign k rises by
       delta_m, because with more elements the losses may fall. None: k stays, as
-      in the paper. In the authors' code it rises after 12 such rounds.
+      in the paper.
 
   Returns:
     A controller that probes.
@@ -131,10 +132,7 @@ def value_descent(
   step of k depends on the unit of time and on how steep the cost is. A round
   without a usable slope leaves k where it is and still counts for m.
 
-  The probe is k' = k - delta / 2, as with the sign. In the authors' code it is
-  k - delta |slope| / 2. After 11 rounds in a row without a slope, the next such
-  round of their code moves k by delta times the last slope, upwards if that was
-  positive. Here k stays.
+  The probe is k' = k - delta / 2, as with the sign.
 
   Args:
     k_init: k_1, elements.
@@ -192,8 +190,6 @@ def sign_interval(
   for the step length, but not for the window.
 
   The bounds of k' are those of `sign_descent`, with the whole interval's k_min.
-  The authors' code takes a tenth of the current instance's k_min, and its first
-  probe after a restart still uses the delta of the old interval.
 
   Args:
     k_init: k_1, elements.

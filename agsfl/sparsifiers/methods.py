@@ -1,4 +1,8 @@
-"""The methods, as (init, select, split): which gradient elements are sent."""
+"""The methods, as (init, select, split): which gradient elements are sent.
+
+"Differences from the authors' code" in experiments/paper/README.md lists what
+that code does otherwise.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -127,9 +131,8 @@ def periodic_k() -> Sparsifier:
   Every round sends exactly k different coordinates, drawn from those that the
   period has left. If fewer than k are left, all of them are sent; the others of
   this round are drawn from the rest and begin the next period. So each period
-  sends each coordinate once. (In the authors' code the last coordinates of a
-  period count for the next one too.) All know the seed of the indices, so an
-  element is one number, its value; the authors' code counts two.
+  sends each coordinate once. All know the seed of the indices, so an element is
+  one number, its value.
 
   Returns:
     A sparsifier.

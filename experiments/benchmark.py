@@ -28,9 +28,11 @@ from agsfl.programs import Programs
 from agsfl.training import models
 from agsfl.training.client import build_client
 from agsfl.types import KController, KProposal
-from experiments.lib import baselines, columns, scripts
+from experiments.lib import baselines, columns, networks, scripts
 
-_CASES = ("gradients", "vmap", "round", "selection", "calls", "seeds")
+_CASES = (
+    "gradients", "vmap", "round", "selection", "calls", "seeds", "networks",
+)
 _NUM_CLIENTS = flags.DEFINE_list(
     "num_clients", ["10", "32"], "Numbers of clients N."
 )
@@ -40,16 +42,21 @@ _RUN = flags.DEFINE_list(
     "gradients, round: against a loop of jitted gradients. vmap: gradients "
     "against vmap of plain layers. selection: the round against its gradients "
     "alone. calls: ten rounds in one program against ten calls. seeds: four "
-    "simulations in one program against one after another.",
+    "simulations in one program against one after another. networks: gradients "
+    "of the networks that --networks names, against the loop and vmap.",
+)
+_NETWORKS = flags.DEFINE_list(
+    "networks", list(networks.CASES), "Networks of --cases=networks."
 )
 _KS = flags.DEFINE_list(
-    "ks", ["1000"], "Values of k, for all cases except gradients and vmap."
+    "ks", ["1000"], "Values of k, for all cases of whole rounds."
 )
-flags.register_validator(
-    "cases",
-    lambda names: set(names) <= set(_CASES),
-    f"any of {', '.join(_CASES)}",
-)
+for _name, _names in (("cases", _CASES), ("networks", tuple(networks.CASES))):
+  flags.register_validator(
+      _name,
+      lambda chosen, names=_names: set(chosen) <= set(names),
+      f"any of {', '.join(_names)}",
+  )
 for _name in ("num_clients", "ks"):
   flags.register_validator(
       _name,
@@ -62,8 +69,6 @@ _DEVICES = flags.DEFINE_integer(
 )
 
 _BATCH = 32
-_CLASSES = 62
-_SHAPE = (28, 28, 1)
 _BYTES_PER_FLOAT = 4
 
 
@@ -86,42 +91,44 @@ class Case(NamedTuple):
   facts: Callable[[], dict[str, Any]] = dict
 
 
-def _clients(num_clients):
+# The paper's network, on images of its data set.
+_PAPER = networks.CASES["cnn"]
+
+
+def _clients(num_clients, case=_PAPER):
   rng = np.random.default_rng(0)
   total = num_clients * _BATCH
+  dtype = np.uint8 if case.top == 256 else np.int32
   return ClientData.of(
-      rng.integers(0, 256, (total, *_SHAPE), np.uint8),
-      rng.integers(0, _CLASSES, total).astype(np.int32),
+      rng.integers(0, case.top, (total, *case.shape), dtype),
+      rng.integers(0, case.num_classes, total).astype(np.int32),
       np.arange(total).reshape(num_clients, _BATCH),
   )
-
-
-def _batches(num_clients):
-  """The same samples as [N, B, ...], which the baselines take."""
-  data = _clients(num_clients)
-  images = data.features.reshape(num_clients, _BATCH, *_SHAPE)
-  return images, data.labels.reshape(num_clients, _BATCH)
 
 
 def _mesh():
   return devices.client_mesh(_DEVICES.value or jax.device_count())
 
 
+def _baseline(build, num_clients, case=_PAPER):
+  """A function of `baselines` for the same samples, as [N, B, ...]."""
+  data = _clients(num_clients, case)
+  features = data.features.reshape(num_clients, _BATCH, *case.shape)
+  labels = data.labels.reshape(num_clients, _BATCH)
+  return build(case.network(case.num_classes), features, labels)
+
+
 def _loop(num_clients):
-  return baselines.loop(_CLASSES, *_batches(num_clients))
+  return _baseline(baselines.loop, num_clients)
 
 
-def _vmap(num_clients):
-  return baselines.batched(_CLASSES, *_batches(num_clients))
-
-
-def _ours(num_clients):
+def _ours(num_clients, case=_PAPER, model=None):
   """This package's gradients of all clients, [N, D]."""
-  model = models.build("cnn", _SHAPE, _CLASSES)
+  model = model or models.build("cnn", case.shape, case.num_classes)
   local_result = build_client(model, _BATCH)
   mesh = _mesh()
   params = model.init(jax.random.key(0))
-  data = devices.place_clients(_clients(num_clients), mesh)
+  data = devices.place_clients(_clients(num_clients, case), mesh)
   rate = jnp.float32(1.0)  # of local steps; there are none
 
   def one(key, params, data, rate, start, count):
@@ -167,7 +174,7 @@ def _data(num_clients):
       test_rows=np.array([len(clients.labels) - 1], np.int32),
       test_clients=np.array([-1], np.int32),
       client_names=np.arange(num_clients).astype(str),
-      num_classes=_CLASSES,
+      num_classes=_PAPER.num_classes,
   )
 
 
@@ -228,7 +235,7 @@ def _vmap_cases(num_clients):
       "gradients",
       "vmap of gradients",
       {"num_clients": num_clients},
-      _vmap(num_clients),
+      _baseline(baselines.batched, num_clients),
       _ours(num_clients),
   )
 
@@ -294,6 +301,24 @@ def _seeds_cases(num_clients):
     )
 
 
+def _networks_cases(num_clients):
+  for name in _NETWORKS.value:
+    case = networks.CASES[name]
+    model = models.as_model(case.network(case.num_classes), case.shape)
+    ours = _ours(num_clients, case, model)
+    for baseline, build in (
+        ("loop of gradients", baselines.loop),
+        ("vmap of gradients", baselines.batched),
+    ):
+      yield Case(
+          f"gradients of {name}",
+          baseline,
+          {"num_clients": num_clients, "dim": model.dim},
+          _baseline(build, num_clients, case),
+          ours,
+      )
+
+
 _BUILDERS = {
     "gradients": _gradients_cases,
     "vmap": _vmap_cases,
@@ -301,6 +326,7 @@ _BUILDERS = {
     "selection": _selection_cases,
     "calls": _calls_cases,
     "seeds": _seeds_cases,
+    "networks": _networks_cases,
 }
 
 

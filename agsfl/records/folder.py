@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import io
 import json
 import os
 import platform
@@ -393,7 +394,9 @@ class RunFolder:
     self.sync()
     with files.written_whole(self.workdir / "clients.csv") as path:
       tables.write_clients(path, clients)
+    # NumPy's own writing to a file does not say why a disk refuses.
+    weights = io.BytesIO()
+    np.save(weights, params)
     with files.written_whole(self.workdir / "params.npy") as path:
-      with path.open("wb") as file:
-        np.save(file, params)
+      path.write_bytes(weights.getbuffer())
     write_json(self._summary, summary)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -275,6 +276,22 @@ class FolderTest(parameterized.TestCase):
           ConfigError, r"must be a folder that can be written \(No space left"
       ):
         files.row(row(1))
+
+  def test_weights_that_the_disk_refuses(self):
+    """The reason is the system's, here that of a limit for files."""
+    self.write(finished=False)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with self.of() as files:
+      files.begin(description())
+      files.go_on(3)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+      try:
+        self.refused(
+            lambda: files.finish(row(3), CLIENTS, np.zeros(9999, np.float32)),
+            "can be written (File too large)",
+        )
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
   def test_a_file_that_cannot_be_replaced(self):
     self.write(finished=False)

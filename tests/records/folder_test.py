@@ -286,10 +286,10 @@ class FolderTest(parameterized.TestCase):
       files.go_on(3)
       resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
       try:
-        self.refused(
-            lambda: files.finish(row(3), CLIENTS, np.zeros(9999, np.float32)),
-            "can be written (File too large)",
-        )
+        with self.assertRaisesRegex(
+            ConfigError, r"can be written \(File too large\)$"
+        ):
+          files.finish(row(3), CLIENTS, np.zeros(9999, np.float32))
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 

@@ -13,7 +13,7 @@ from agsfl.data.sources import SourceOptions, known_names, require_known
 from agsfl.errors import require
 from agsfl.settings import Amount, elements, setting
 from agsfl.sparsifiers import METHODS
-from agsfl.training.models import MODELS
+from agsfl.training.models import MATMUL_PRECISIONS, MODELS
 from agsfl.training.optimizers import OPTIMIZERS
 
 _DEFAULT_K = 1000.0
@@ -176,6 +176,13 @@ class Config(Partition, SourceOptions):
       "Devices that share the clients; on CPU, cores. Default: all, but no "
       "more than clients.",
       least=1,
+  )
+
+  matmul_precision: str | None = setting(
+      None,
+      "Precision of the network's products on accelerators, which by default "
+      "is lower than float32; highest is float32. A CPU always has float32.",
+      choices=MATMUL_PRECISIONS,
   )
 
   def __post_init__(self):

@@ -136,19 +136,18 @@ def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
   if not config.standardize:
     warn_of_range(data.clients.features)
   shape = tuple(data.clients.features.shape[1:])
+  form = config.standardize, config.matmul_precision
   if parts.model is not None:
     if isinstance(parts.model, nn.Module) and _is_hashable(parts.model):
-      return _shared_model(parts.model, shape, config.standardize)
-    return models.as_model(parts.model, shape, config.standardize)
-  return models.build(
-      config.model, shape, data.num_classes, config.standardize
-  )
+      return _shared_model(parts.model, shape, *form)
+    return models.as_model(parts.model, shape, *form)
+  return models.build(config.model, shape, data.num_classes, *form)
 
 
 @functools.lru_cache(maxsize=16)
-def _shared_model(module, shape, standardize):
+def _shared_model(module, shape, standardize, precision):
   """Flax modules are values: equal ones share compiled programs."""
-  return models.as_model(module, shape, standardize)
+  return models.as_model(module, shape, standardize, precision)
 
 
 def _is_hashable(part):

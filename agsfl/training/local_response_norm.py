@@ -15,7 +15,6 @@ def _band(channels, radius):
   return near.astype(np.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def local_response_norm(
     x: jax.Array, radius: int = 4, alpha: float = 0.001 / 9.0
 ) -> jax.Array:
@@ -34,21 +33,28 @@ def local_response_norm(
 
   Source: the CNN of the paper's experiments, as its authors' code has it.
   """
-  return _norm_forward(x, radius, alpha)[0]
-
-
-def _norm_forward(x, radius, alpha):
   band = alpha * _band(x.shape[-1], radius)
-  inverse_root = lax.rsqrt(1.0 + jnp.square(x) @ band)
+  # The gradient is traced later, where another precision may be set.
+  precision = jax.config.jax_default_matmul_precision
+  near = functools.partial(jnp.matmul, b=band, precision=precision)
+  return _norm(x, near)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _norm(x, near):
+  return _norm_forward(x, near)[0]
+
+
+def _norm_forward(x, near):
+  inverse_root = lax.rsqrt(1.0 + near(jnp.square(x)))
   scale = inverse_root * jnp.sqrt(inverse_root)
   return x * scale, (x, inverse_root, scale)
 
 
-def _norm_backward(radius, alpha, saved, dy):
+def _norm_backward(near, saved, dy):
   x, inverse_root, scale = saved
-  band = alpha * _band(x.shape[-1], radius)
-  pulled = (dy * x * scale * jnp.square(inverse_root)) @ band
+  pulled = near(dy * x * scale * jnp.square(inverse_root))
   return (dy * scale - 1.5 * x * pulled,)
 
 
-local_response_norm.defvjp(_norm_forward, _norm_backward)
+_norm.defvjp(_norm_forward, _norm_backward)

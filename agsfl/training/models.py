@@ -13,6 +13,7 @@ import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from agsfl import platforms
 from agsfl.errors import refuse, refused
 from agsfl.registry import Registry
 from agsfl.training.networks import CNN, MLP
@@ -58,11 +59,18 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
   return register
 
 
+# The names that JAX has for all platforms.
+MATMUL_PRECISIONS = (
+    "default", "high", "highest", "bfloat16", "tensorfloat32", "float32",
+)
+
+
 def build(
     name: str,
     feature_shape: tuple[int, ...],
     num_classes: int,
     standardize: bool = False,
+    precision: str | None = None,
 ) -> Model:
   """A network of `MODELS`; equal arguments give the same object.
 
@@ -70,7 +78,7 @@ def build(
     name: its key.
     feature_shape: of one sample, [H, W, C] for images.
     num_classes: L.
-    standardize: whether its input is `standardized`.
+    standardize, precision: see `as_model`.
 
   Returns:
     The model.
@@ -81,13 +89,20 @@ def build(
   """
   # The factory is part of the key: a name may be registered again.
   return _build(
-      MODELS[name], name, tuple(feature_shape), num_classes, standardize
+      MODELS[name],
+      name,
+      tuple(feature_shape),
+      num_classes,
+      standardize,
+      precision,
   )
 
 
 @functools.lru_cache(maxsize=16)
-def _build(factory, name, feature_shape, num_classes, standardize):
-  model = as_model(factory(num_classes), feature_shape, standardize, name)
+def _build(factory, name, feature_shape, num_classes, standardize, precision):
+  model = as_model(
+      factory(num_classes), feature_shape, standardize, precision, name
+  )
   outputs = _traced_logits(model, feature_shape).shape[1]
   if outputs < num_classes:
     refuse(
@@ -101,6 +116,7 @@ def as_model(
     network: Network | Model,
     feature_shape: tuple[int, ...],
     standardize: bool = False,
+    precision: str | None = None,
     name: str | None = None,
 ) -> Model:
   """Brings a network to the flat form.
@@ -112,6 +128,8 @@ def as_model(
     network: a `Network` or a `Model`.
     feature_shape: of one sample.
     standardize: whether its input is `standardized`.
+    precision: of its products, and of those of its gradient; one of
+      `MATMUL_PRECISIONS`, or None for JAX's default.
     name: for messages; None for the name of the network's type.
 
   Returns:
@@ -141,12 +159,23 @@ def as_model(
         f"gives {_described(params)}",
     )
   if standardize:
-    plain = model.apply
-    model = model._replace(
-        apply=lambda params, features: plain(params, standardized(features))
-    )
+    model = model._replace(apply=_of_standardized(model.apply))
+  if precision is not None:
+    model = model._replace(apply=_at_precision(model.apply, precision))
   _require_logits(setting, _traced_logits(model, feature_shape), 2)
   return model
+
+
+def _of_standardized(apply):
+  return lambda params, features: apply(params, standardized(features))
+
+
+def _at_precision(apply, precision):
+  def at_precision(params, features):
+    with jax.default_matmul_precision(precision):
+      return apply(params, features)
+
+  return at_precision
 
 
 def _traced_logits(model, feature_shape):
@@ -232,14 +261,18 @@ def _flatten(setting, init, apply):
   by_layer = jax.custom_vjp(parameters)
 
   def gather(_, tree):
-    """The layers' gradients in one vector, each copied to its place.
+    """The layers' gradients in one vector.
 
-    Autodiff would concatenate them. XLA's CPU backend fuses a concatenation
-    with the code that uses the vector, which costs thirty times as much.
+    Autodiff would concatenate them, which is best on accelerators. XLA's CPU
+    backend fuses a concatenation with the code that uses the vector, which
+    costs thirty times as much. There each is copied to its place.
     """
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(to_f32(tree))]
+    if not platforms.keeps_to_caches():
+      return (jnp.concatenate(leaves),)
     vector, place = jnp.zeros_like(flat), 0
-    for leaf in jax.tree.leaves(to_f32(tree)):
-      vector = lax.dynamic_update_slice(vector, leaf.ravel(), (place,))
+    for leaf in leaves:
+      vector = lax.dynamic_update_slice(vector, leaf, (place,))
       place += leaf.size
     return (vector,)
 

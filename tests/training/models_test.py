@@ -36,6 +36,24 @@ class BuiltInTest(parameterized.TestCase):
     logits = jax.eval_shape(model.apply, params, jnp.zeros((3, *shape)))
     self.assertEqual(logits.shape, (3, classes))
 
+  @parameterized.parameters(None, "highest")
+  def test_precision_of_all_products(self, precision):
+    """Law: forward and backward, each product has the precision."""
+    model = models.build("cnn", (8, 8), 3, precision=precision)
+
+    def loss(params):
+      return jnp.sum(model.apply(params, jnp.ones((2, 8, 8))))
+
+    text = jax.jit(jax.grad(loss)).lower(jnp.zeros(model.dim)).as_text()
+    products = [
+        line
+        for line in text.splitlines()
+        if "stablehlo.convolution(" in line or "stablehlo.dot_general " in line
+    ]
+    self.assertGreater(len(products), 12)
+    for line in products:
+      self.assertEqual("HIGHEST" in line, precision == "highest", line)
+
   @parameterized.parameters((4, 5, 3), (60,), (6, 10))
   def test_standardized(self, *shape):
     """Law: as the authors' code has it for bytes, sample by sample."""
@@ -70,7 +88,7 @@ class BuiltInTest(parameterized.TestCase):
 
     def outcome():
       model = models._build.__wrapped__(
-          models.MODELS[name], name, (8, 8, 1), 10, True
+          models.MODELS[name], name, (8, 8, 1), 10, True, None
       )
       params = model.init(jax.random.key(0))
       images = jnp.linspace(0, 1, 128, dtype=jnp.float32).reshape(2, 8, 8, 1)

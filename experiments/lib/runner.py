@@ -76,6 +76,9 @@ class _Progress:
     )
 
   def __enter__(self):
+    self._bar.set_description("reading data, compiling")
+    if self._every:
+      logging.info("reading data, compiling programs")
     return self
 
   def __exit__(self, *exception):
@@ -87,6 +90,7 @@ class _Progress:
     if self._first is None:
       # The rate leaves out compilation, and rounds of an earlier start.
       self._first, self._start = done, time.perf_counter()
+      self._bar.set_description()
       self._bar.reset()
       self._bar.initial = self._bar.last_print_n = done
     self._bar.n = done

@@ -15,8 +15,9 @@ import jax
 from absl import app, flags, logging
 
 from agsfl import errors
-from experiments.lib import stopping
+from experiments.lib import compilation, stopping
 
+flags.adopt_module_key_flags(compilation)
 _LONGEST = 300  # characters of a line of an error
 
 # The project's own files of flags, by their names in its folder.
@@ -77,6 +78,7 @@ def start(argv: list[str]):
   )
   python_logging.getLogger("jax").setLevel(python_logging.WARNING)
   _use_cores()
+  compilation.use_cache()
 
 
 def _use_cores():

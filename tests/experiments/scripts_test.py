@@ -23,6 +23,7 @@ from agsfl.errors import ConfigError
 from agsfl.records.read import Run
 from experiments import export
 from experiments.lib import (
+    compilation,
     dashboards,
     launchers,
     out,
@@ -220,6 +221,37 @@ class DevicesTest(parameterized.TestCase):
       cores = len(os.sched_getaffinity(0))
     want = [mock.call("jax_num_cpu_devices", cores)] if is_set else []
     self.assertEqual(update.mock_calls, want)
+
+
+class CompilationTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      # The flag, the user's variable, what JAX is told.
+      (None, None, ("jax_compilation_cache_dir", "HOME/.cache/agsfl/KIND")),
+      (None, "theirs", None),
+      ("mine", "theirs", ("jax_compilation_cache_dir", "mine")),
+      ("~/mine", None, ("jax_compilation_cache_dir", "HOME/mine")),
+      ("none", None, ("jax_enable_compilation_cache", False)),
+  )
+  def test_where_programs_are_stored(self, flag, variable, want):
+    home = tempfile.mkdtemp()
+    environment = {"HOME": home}
+    if variable:
+      environment["JAX_COMPILATION_CACHE_DIR"] = variable
+    with (
+        mock.patch.dict(os.environ, environment, clear=True),
+        flagsaver.flagsaver(compilation_cache_dir=flag),
+        mock.patch.object(jax.config, "update") as update,
+    ):
+      compilation.use_cache()
+    if want is None:
+      update.assert_not_called()
+      return
+    name, value = update.call_args.args
+    if isinstance(value, str):
+      value = re.sub(r"[^/]+-[0-9a-f]{8}$", "KIND", value)
+      value = value.replace(home, "HOME")
+    self.assertEqual((name, value), want)
 
 
 class SignalsTest(absltest.TestCase):

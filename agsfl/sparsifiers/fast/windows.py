@@ -128,10 +128,9 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
     [D + 1] i32.
   """
   dim = clients.accumulated.shape[1]
+  at_least = jnp.cumsum(counts[:, ::-1], axis=1, dtype=jnp.int32)[:, ::-1]
 
-  def ranks(accumulated, counts, active):
-    at_least = jnp.cumsum(counts[::-1], dtype=jnp.int32)[::-1]
-    middle = at_least - counts // 2
+  def ranks(accumulated, middle, active):
     in_bin = topk.bins(topk.magnitude_key(accumulated))
     rank = middle.at[in_bin].get(mode="promise_in_bounds")
     return jnp.where(active, rank, dim), None
@@ -140,7 +139,7 @@ def guess_sizes(clients: Clients, counts: jax.Array) -> jax.Array:
       ranks,
       jnp.minimum,
       jnp.full(dim, dim, jnp.int32),
-      counts,
+      at_least - counts // 2,
       clients.active,
   )
   counts = jnp.zeros(dim + 1, jnp.int32).at[best].add(1)

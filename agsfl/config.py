@@ -142,8 +142,8 @@ class Config(Partition, SourceOptions):
   )
   local_optimizer: str = setting(
       "sgd",
-      "Optimiser of the clients. It begins anew every round, so with one local "
-      "step momentum is plain sgd.",
+      "Optimiser of the clients. It begins anew every round, so momentum needs "
+      "several local steps.",
       choices=OPTIMIZERS,
   )
   server_optimizer: str = setting(

@@ -5,12 +5,14 @@ with a leading axis N. `jax.vmap` itself is the reference: every other way
 computes the same for each client.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 from jax.sharding import PartitionSpec
 
 # The mesh axis over which clients are split.
@@ -122,6 +124,60 @@ def _homes(stacked, shapes):
     if fits:
       free.remove(fits[0])
   return homes
+
+
+def in_pieces(memory: float) -> ForEachClient:
+  """`jax.vmap` over as many clients at once as fit into a memory.
+
+  A client is taken to need all arrays that its function makes, also those that
+  XLA never writes to memory. So a piece is rather too small than too large,
+  which costs little.
+
+  Args:
+    memory: in bytes, for what the function makes.
+
+  Returns:
+    A way over clients.
+  """
+
+  def in_pieces_of_memory(function, in_axes=0):
+    at_once = jax.vmap(function, in_axes)
+
+    def mapped(*args):
+      # vmap refuses arguments that do not fit.
+      jax.vmap(lambda *args: None, in_axes)(*args)
+      axes = _each(in_axes, args)
+      own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+
+      def of_client(own):
+        own = iter(own)
+        return function(*(
+            next(own) if axis == 0 else arg
+            for arg, axis in zip(args, axes, strict=True)
+        ))
+
+      row = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+      trace = jax.make_jaxpr(of_client)(jax.tree.map(row, own))
+      size = max(1, memory // max(1, _bytes_made(trace.jaxpr)))
+      if size >= len(jax.tree.leaves(own)[0]):
+        return at_once(*args)
+      return lax.map(of_client, own, batch_size=int(size))
+
+    return mapped
+
+  return in_pieces_of_memory
+
+
+def _bytes_made(jaxpr):
+  """Of all arrays that a trace makes; the body of a loop counts once."""
+  total = 0
+  for equation in jaxpr.eqns:
+    total += sum(
+        math.prod(variable.aval.shape) * variable.aval.dtype.itemsize
+        for variable in equation.outvars
+    )
+    total += sum(map(_bytes_made, core.jaxprs_in_params(equation.params)))
+  return total
 
 
 def over_devices(for_each_client: ForEachClient) -> ForEachClient:

@@ -8,7 +8,12 @@ import math
 
 import jax
 
-from agsfl.for_each_client import ForEachClient, one_by_one, over_devices
+from agsfl.for_each_client import (
+    ForEachClient,
+    in_pieces,
+    one_by_one,
+    over_devices,
+)
 
 
 def keeps_to_caches() -> bool:
@@ -26,7 +31,13 @@ def for_each_client() -> ForEachClient:
 
 def on_one_device() -> ForEachClient:
   """The fastest way over what one device has: its clients, or several runs."""
-  return one_by_one if keeps_to_caches() else jax.vmap
+  return one_by_one if keeps_to_caches() else in_pieces(_free_memory() / 2)
+
+
+def _free_memory():
+  """Bytes that are free on a device, as far as it says so."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
 
 
 def rounds_per_call() -> float:

@@ -9,11 +9,18 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl import devices, platforms
-from agsfl.for_each_client import is_split, one_by_one, over_devices
+from agsfl.for_each_client import (
+    in_pieces,
+    is_split,
+    one_by_one,
+    over_devices,
+)
 
 N, D = 4, 3
 WAYS = {
     "one_by_one": one_by_one,
+    "in_pieces_of_one": in_pieces(0),
+    "in_pieces": in_pieces(200),
     "over_devices_vmap": over_devices(jax.vmap),
     "over_devices_one_by_one": over_devices(one_by_one),
     "of_the_platform": platforms.for_each_client(),
@@ -101,6 +108,32 @@ def cases(draw):
 
   in_axes = 0 if set(axes) == {0} and draw(st.booleans()) else tuple(axes)
   return function, in_axes, args
+
+
+class PiecesTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      (0, 1), (84, 1), (168, 2), (335, 3), (1e9, 7)
+  )
+  def test_as_many_as_fit(self, memory, most):
+    """A client makes twice 10 numbers and a sum of 4 bytes: 84 bytes."""
+    seen = []
+
+    @jax.custom_batching.custom_vmap
+    def spy(x):
+      return x
+
+    @spy.def_vmap
+    def spied(axis_size, in_batched, x):
+      seen.append(axis_size)
+      return x, in_batched[0]
+
+    function = lambda x, y: jnp.sum(spy(x) + y)
+    got = in_pieces(memory)(function, (0, None))(
+        jnp.ones((7, 10)), jnp.full(10, 2.0, jnp.float32)
+    )
+    np.testing.assert_array_equal(got, np.full(7, 30.0))
+    self.assertEqual(max(seen), most)
 
 
 class VmapTest(parameterized.TestCase):

@@ -1,15 +1,17 @@
 """The fast forms of operations against XLA's plain ones."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from absl.testing import absltest, parameterized
 from jax import lax
 from jax.extend.core import primitives
 
-from agsfl.training.fast import faster, products
+from agsfl.training.fast import faster, products, slow
 from agsfl.training.fast.convolution import in_one_order
 from agsfl.training.fast.rewriting import rewritten
 
@@ -108,6 +110,10 @@ OPERATIONS = {
     "max pool of windows that overlap": (
         functools.partial(max_pool, (3, 2), (2, 1), "SAME"), ((2, 7, 8, 3),)
     ),
+    "max pool of a large window": (
+        functools.partial(max_pool, (9, 9), (1, 1), "VALID"),
+        ((2, 10, 12, 3),),
+    ),
     "sum pool": (
         functools.partial(sum_pool, (3, 3), (2, 2), "SAME"), ((2, 7, 8, 3),)
     ),
@@ -148,19 +154,14 @@ class OperationsTest(parameterized.TestCase):
   @parameterized.named_parameters(
       (name, *case)
       for name, case in OPERATIONS.items()
-      if len(case[1]) == 2
+      if len(case[1]) == 2 and name not in ("grouped", "depthwise")
   )
   def test_products_of_accelerators_are_the_plain_ones(self, function, shapes):
     """CPUs do not run this form unless it is called by hand."""
     plain = value_and_gradients(function)
     arguments = [normal(i, *shape) for i, shape in enumerate(shapes)]
 
-    def as_product(lhs, rhs, params):
-      if products.has_groups(params):
-        self.skipTest("a convolution with groups stays one")
-      return products.as_product(lhs, rhs, params)
-
-    rules = {primitives.conv_general_dilated_p: in_one_order(as_product)}
+    rules = {primitives.conv_general_dilated_p: in_one_order(products.as_product)}
     got = jax.jit(rewritten(plain, rules))(*arguments)
     assert_near(got, jax.jit(plain)(*arguments))
 
@@ -183,6 +184,23 @@ class OperationsTest(parameterized.TestCase):
     plain = value_and_gradients(pooled)
     tied = jnp.round(normal(3, 2, 8, 8, 3))
     assert_near(faster(plain)(tied), plain(tied))
+
+
+  @parameterized.parameters(
+      ("grouped", "convolutions with groups"),
+      ("max pool of a large window", "max-pooling over more than 64"),
+      ("strided", None),
+      ("max pool", None),
+  )
+  def test_what_stays_slow_is_said_once(self, name, words):
+    function, shapes = OPERATIONS[name]
+    arguments = [normal(i, *shape) for i, shape in enumerate(shapes)]
+    slow.warn.cache_clear()
+    with mock.patch.object(logging, "warning") as warning:
+      for _ in range(2):
+        jax.eval_shape(faster(value_and_gradients(function)), *arguments)
+    said = [call.args[0] % call.args[1:] for call in warning.call_args_list]
+    self.assertEqual([words in line for line in said], [True] if words else [])
 
 
 class RewritingTest(parameterized.TestCase):

@@ -18,7 +18,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import primitives
 
-from agsfl.training.fast import products
+from agsfl.training.fast import products, slow
 from agsfl.training.fast.rewriting import Rule
 
 # From this many clients on, products are faster than groups.
@@ -63,6 +63,11 @@ def _moved(source, target):
 
 
 def _of_one_order(lhs, rhs, params):
+  if products.has_groups(params):
+    slow.warn(
+        "convolutions with groups",
+        "Without groups (feature_group_count=1) they are fast.",
+    )
   single = functools.partial(primitives.conv_general_dilated_p.bind, **params)
   conv = custom_vmap(single)
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from agsfl.training.fast import slow
+
 # With more elements than this, a window is left to XLA.
 _MOST = 64
 
@@ -80,6 +82,11 @@ def to_winners(dy: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
   """
   select, sizes = params["select_prim"], params["window_dimensions"]
   if select is not primitives.ge_p or not _is_small(sizes, x.dtype):
+    slow.warn(
+        f"min-pooling, or max-pooling over more than {_MOST} elements",
+        "Maxima over a whole image are fast as jnp.max, min-pooling as "
+        "max-pooling of -x.",
+    )
     return primitives.select_and_scatter_add_p.bind(dy, x, **params)
   strides, padding = params["window_strides"], params["padding"]
   window = dict(

@@ -4,7 +4,6 @@ The number of rows must be a multiple of the number of devices. Padding adds
 clients without samples, which take no part.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,7 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from agsfl.data import aligned
 from agsfl.data.federated import ClientData
 from agsfl.errors import require
-from agsfl.for_each_client import AXIS, EVERYWHERE
+from agsfl.for_each_client import AXIS, EVERYWHERE, PER_CLIENT
+from agsfl.layout import Layout, put
 from agsfl.types import PyTree
 
 
@@ -65,29 +65,75 @@ def pad_rows(tree: PyTree, multiple: int, axis: int = 0) -> PyTree:
   return jax.tree.map(pad, tree)
 
 
-def place_clients(clients: ClientData, mesh: Mesh) -> ClientData:
-  """The data on the devices: each device has all samples and its own clients.
+def place_clients(
+    clients: ClientData, mesh: Mesh, layout: Layout | None = None
+) -> ClientData:
+  """The data on the devices: each device has its own clients' samples.
 
-  The cores of one CPU share the samples, see `aligned`. In data of several runs
-  `order`, `starts` and `counts` have a leading axis.
+  In data of several runs `order`, `starts` and `counts` have a leading axis.
 
   Args:
     clients: NumPy arrays.
     mesh: the devices.
+    layout: from `layout_of`; None if all devices have all samples.
 
   Returns:
     The data, padded.
   """
+  layout = layout or Layout(mesh)
   per_client = PartitionSpec(*[None] * (clients.counts.ndim - 1), AXIS)
-  placed = {}
-  for field in dataclasses.fields(clients):
-    array, spec = np.asarray(getattr(clients, field.name)), EVERYWHERE
-    if field.name in ("starts", "counts"):
-      array, spec = pad_rows(array, mesh.size, axis=-1), per_client
-    else:
-      array = aligned.aligned(array)
-    placed[field.name] = jax.device_put(array, NamedSharding(mesh, spec))
-  return ClientData(**placed)
+  counts = pad_rows(np.asarray(clients.counts), mesh.size, axis=-1)
+  starts = pad_rows(np.asarray(clients.starts), mesh.size, axis=-1)
+  if layout.rows is None:
+    # The cores of a CPU use such arrays without a copy.
+    features = put(aligned.aligned(np.asarray(clients.features)), mesh)
+    labels = put(aligned.aligned(np.asarray(clients.labels)), mesh)
+    order, first = np.asarray(clients.order), None
+  else:
+    features = _put_rows(np.asarray(clients.features), layout)
+    labels = _put_rows(np.asarray(clients.labels), layout)
+    order, starts = _in_place(clients.order, starts, counts, layout)
+    first = put(layout.firsts, mesh, PER_CLIENT)
+  return ClientData(
+      features=features,
+      labels=labels,
+      order=put(order, mesh),
+      starts=put(starts, mesh, per_client),
+      counts=put(counts, mesh, per_client),
+      first=first,
+  )
+
+
+def _put_rows(array, layout):
+  """[devices * size, ...]: for each device its own rows of the array."""
+
+  def of_device(index):
+    rows = layout.rows[(index[0].start or 0) // layout.size]
+    own = aligned.empty((layout.size, *array.shape[1:]), array.dtype)
+    own[: len(rows)] = array[rows]
+    own[len(rows) :] = 0
+    return own
+
+  mesh = layout.mesh
+  shape = (mesh.size * layout.size, *array.shape[1:])
+  return jax.make_array_from_callback(
+      shape, NamedSharding(mesh, PER_CLIENT), of_device
+  )
+
+
+def _in_place(order, starts, counts, layout):
+  """`order` and `starts` for the arrays of `_put_rows`, of one or more runs."""
+  if counts.ndim > 1:
+    runs = zip(order, starts, counts, strict=True)
+    both = [_in_place(*run, layout) for run in runs]
+    return tuple(map(np.stack, zip(*both, strict=True)))
+  of_device = len(counts) // layout.mesh.size
+  rows = [
+      layout.places(client // of_device, order[start : start + count])
+      for client, (start, count) in enumerate(zip(starts, counts, strict=True))
+  ]
+  ends = np.cumsum(counts, dtype=np.int32)
+  return np.concatenate(rows), ends - counts
 
 
 def shardings(specs: PyTree, mesh: Mesh) -> PyTree:

@@ -185,7 +185,8 @@ def over_devices(for_each_client: ForEachClient) -> ForEachClient:
 
   The mesh is that of `jax.set_mesh`. Without a mesh, or on one device, nothing
   is split. Pass arrays that all clients share as arguments with the axis None:
-  the function must not close over them.
+  the function must not close over them. If such an argument has `specs`, they
+  say which of its arrays are split over the devices all the same.
 
   Args:
     for_each_client: how a device runs its clients.
@@ -202,8 +203,8 @@ def over_devices(for_each_client: ForEachClient) -> ForEachClient:
       if not is_split():
         return here(*args)
       specs = tuple(
-          PER_CLIENT if axis == 0 else EVERYWHERE
-          for axis in _each(in_axes, args)
+          PER_CLIENT if axis == 0 else getattr(arg, "specs", EVERYWHERE)
+          for axis, arg in zip(_each(in_axes, args), args, strict=True)
       )
       return jax.shard_map(
           here, in_specs=specs, out_specs=PER_CLIENT, check_vma=False

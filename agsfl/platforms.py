@@ -40,6 +40,11 @@ def _free_memory():
   return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
 
 
+def shares_memory() -> bool:
+  """Whether all devices use the same memory: those of one process on CPU."""
+  return jax.default_backend() == "cpu" and jax.process_count() == 1
+
+
 def rounds_per_call() -> float:
   """Rounds that one call runs as one program.
 

@@ -15,6 +15,7 @@ from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.errors import refused, require
 from agsfl.files import expanded
+from agsfl.layout import layout_of
 from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
 from agsfl.records.read import read_run
 from agsfl.rounds import Metric, Round, rounds_in_a_row
@@ -96,7 +97,8 @@ def build_from(
   num_clients = len(data.client_names)
   network = build_model(config, parts, data)
   programs = Programs(config, parts, network, num_clients)
-  placed = devices.place_clients(data.clients, programs.mesh)
+  layout = layout_of([data], programs.mesh)
+  placed = devices.place_clients(data.clients, programs.mesh, layout)
   state = programs.init(config)
   budget = budget_of(config)
 
@@ -113,9 +115,7 @@ def build_from(
       state=state,
       advance=advance,
       rounds_per_call=programs.length,
-      evaluate=[
-          build_evaluate(network, data, placed, programs.mesh, programs.loss)
-      ],
+      evaluate=[build_evaluate(network, data, placed, layout, programs.loss)],
       lane=lambda state, index: state,
       pack=programs.pack,
       unpack=lambda saved: programs.unpack(saved[0], state),

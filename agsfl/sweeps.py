@@ -18,8 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from agsfl import devices, platforms
 from agsfl.config import Config
-from agsfl.data.federated import ClientData, FederatedData, load
+from agsfl.data.federated import FederatedData, load
 from agsfl.errors import ConfigError, refuse
+from agsfl.layout import layout_of
 from agsfl.parts import Parts, build_model
 from agsfl.programs import Programs, Simulation, budget_of, rows_of
 from agsfl.recorder import Recorder
@@ -91,24 +92,27 @@ def build_lanes(
   one, mesh = programs[0], programs[0].mesh
 
   # The samples are in memory once; the rows of the lanes get a leading axis.
-  rows = ("order", "starts", "counts")
+  names = ("order", "starts", "counts")
   together = dataclasses.replace(data[0].clients, **{
-      name: np.stack([getattr(d.clients, name) for d in data]) for name in rows
+      name: np.stack([getattr(d.clients, name) for d in data]) for name in names
   })
-  placed = devices.place_clients(together, mesh)
+  layout = layout_of(data, mesh)
+  placed = devices.place_clients(together, mesh, layout)
+  rows = tuple(getattr(placed, name) for name in names)
 
   # The rounds of one lane, then of all lanes.
   run = rounds_in_a_row(one.step, one.length)
 
-  def run_lane(features, labels, rows, state, budget, num_rounds):
-    return run(ClientData(features, labels, *rows), state, num_rounds, budget)
+  def run_lane(samples, rows, state, budget, num_rounds):
+    data = samples.replace(**dict(zip(names, rows, strict=True)))
+    return run(data, state, num_rounds, budget)
 
   lane_shardings = jax.tree.map(
       lambda spec: NamedSharding(mesh, PartitionSpec(None, *spec)), one.specs
   )
   run_lanes = jax.jit(
-      platforms.on_one_device()(run_lane, (None, None, 0, 0, 0, None)),
-      donate_argnums=3,
+      platforms.on_one_device()(run_lane, (None, 0, 0, 0, None)),
+      donate_argnums=2,
       out_shardings=(lane_shardings, None, None),
   )
   stack = jax.jit(
@@ -120,9 +124,7 @@ def build_lanes(
   def advance(state, num_rounds):
     with jax.set_mesh(mesh):
       state, infos, done = run_lanes(
-          placed.features, placed.labels,
-          tuple(getattr(placed, name) for name in rows),
-          state, budgets, jnp.int32(num_rounds),
+          placed.samples_alone, rows, state, budgets, jnp.int32(num_rounds)
       )
     infos, done = jax.device_get((infos, done))
     return state, [
@@ -139,17 +141,14 @@ def build_lanes(
         for own, like in zip(saved, initial(), strict=True)
     ])
 
-  def evaluate_of(own):
-    # An evaluation looks up rows of the samples that are on the devices.
-    samples = dataclasses.replace(placed, order=own.clients.order)
-    return build_evaluate(model, own, samples, mesh, one.loss)
-
   return Simulation(
       model=model,
       state=stack(initial()),
       advance=advance,
       rounds_per_call=one.length,
-      evaluate=[evaluate_of(own) for own in data],
+      evaluate=[
+          build_evaluate(model, own, placed, layout, one.loss) for own in data
+      ],
       lane=lambda state, index: jax.tree.map(lambda x: x[index], state),
       pack=one.pack,
       unpack=unpack,

@@ -12,9 +12,10 @@ from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
 from agsfl import controllers, devices, sparsifiers
-from agsfl.data.federated import ClientData
+from agsfl.data.federated import ClientData, FederatedData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one, over_devices
+from agsfl.layout import layout_of
 from agsfl.sparsifiers import fast
 from tests.linear import COUNTS, DIM, one_sample_each, weighted
 from tests.rounds_test import build, narrow_fab
@@ -40,8 +41,19 @@ ROUNDS = {
 }
 
 
+def federated(clients):
+  """Data with one test sample, which nobody trains on."""
+  return FederatedData(
+      clients,
+      test_rows=np.array([len(clients.labels) - 1], np.int32),
+      test_clients=np.array([-1], np.int32),
+      client_names=np.arange(len(clients.counts)).astype(str),
+      num_classes=2,
+  )
+
+
 @functools.cache
-def played(method, way, num_devices, num_clients):
+def played(method, way, num_devices, num_clients, shared=True):
   """Eight rounds: the last state, all infos, and the compiled round's text."""
   simulated = build(
       ROUNDS[method][1], ROUNDS[method][0], for_each_client=WAYS[way]
@@ -49,7 +61,8 @@ def played(method, way, num_devices, num_clients):
   counts = [*COUNTS, 2, 6, 1][:num_clients]
   data = weighted(*one_sample_each(num_clients=num_clients), counts)
   mesh = devices.client_mesh(num_devices)
-  placed = devices.place_clients(data, mesh)
+  layout = layout_of([federated(data)], mesh, shared)
+  placed = devices.place_clients(data, mesh, layout)
   specs = devices.specs_of(lambda n: simulated.init(jax.random.key(0), n))
   shardings = devices.shardings(specs, mesh)
   state = jax.device_put(
@@ -105,6 +118,17 @@ class RoundsTest(parameterized.TestCase):
         played(method, "vmap", 1, num_clients),
         num_clients,
     )
+
+  @parameterized.product(
+      way=("vmap", "over_devices_vmap", "over_devices_one_by_one"),
+      num_devices=(2, 8),
+  )
+  def test_own_samples_give_the_same_bits(self, way, num_devices):
+    """Law: where the samples lie changes nothing."""
+    chex.assert_trees_all_equal(*(
+        played("fab_top_k", way, num_devices, 5, shared)[:2]
+        for shared in (False, True)
+    ))
 
   @parameterized.product(
       method=[name for name in ROUNDS if name != "fub_top_k_tree"],
@@ -170,6 +194,54 @@ class PlaceTest(parameterized.TestCase):
       np.testing.assert_array_equal(array, getattr(data, name))
       self.assertLen(array.sharding.device_set, num_devices)
       self.assertTrue(array.is_fully_replicated)
+
+  @parameterized.parameters(2, 3, 8)
+  def test_each_device_has_its_own_samples(self, num_devices):
+    """Law: those of its clients and its part of the test samples, once each.
+
+    The run with the rows [[0, 4], [3], [1]] lies beside one with others.
+    """
+    mesh = devices.client_mesh(num_devices)
+    runs = [
+        federated(ClientData.of(self.data().features, np.arange(5), rows))
+        for rows in ([[0, 4], [3], [1]], [[1], [0, 3], [4]])
+    ]
+    both = runs[0].clients.replace(**{
+        name: np.stack([getattr(run.clients, name) for run in runs])
+        for name in ("order", "starts", "counts")
+    })
+    layout = layout_of(runs, mesh, shared=False)
+    placed = devices.place_clients(both, mesh, layout)
+    most = -(-3 // num_devices)
+    for run, data in enumerate(runs):
+      old, new = data.clients, jax.tree.map(np.asarray, placed)
+      for client in range(3):
+        own = [
+            order[starts[client] : starts[client] + old.counts[client]]
+            for order, starts in (
+                (old.order, old.starts), (new.order[run], new.starts[run])
+            )
+        ]
+        np.testing.assert_array_equal(
+            new.features[own[1]], old.features[own[0]]
+        )
+        np.testing.assert_array_equal(new.labels[own[1]], old.labels[own[0]])
+        self.assertEqual(
+            set(own[1] // layout.size), {client // most}
+        )
+    shards = placed.features.addressable_shards
+    self.assertEqual(
+        {shard.data.shape for shard in shards}, {(layout.size, 2)}
+    )
+    for device in range(num_devices):
+      wanted = {4} if device == 0 else set()  # the test sample
+      for data in runs:
+        for client in range(most * device, min(most * (device + 1), 3)):
+          start = data.clients.starts[client]
+          wanted |= set(
+              data.clients.order[start : start + data.clients.counts[client]]
+          )
+      self.assertEqual(layout.rows[device].tolist(), sorted(wanted))
 
   def test_several_simulations(self):
     """Law: a leading axis of simulations is not split."""

@@ -1,5 +1,6 @@
 """A data set with its clients: the samples once, and which client has which."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from agsfl.data.samples import (
 )
 from agsfl.data.sources import SourceOptions, arrays
 from agsfl.errors import refuse, refused
+from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
+from agsfl.types import PyTree
 
 # NumPy's on the host, JAX's on devices.
 Array = jax.Array | np.ndarray
@@ -41,6 +44,8 @@ class ClientData:
       client 1, ...
     starts: [N] i32, where the rows of each client begin in `order`.
     counts: [N] i32, C_i.
+    first: [devices] i32, where each device has only some of the samples: the
+      row of the first of them. None where all have all.
   """
 
   features: Array
@@ -48,6 +53,28 @@ class ClientData:
   order: Array
   starts: Array
   counts: Array
+  first: Array | None = None
+
+  def samples(self, rows: Array) -> tuple[Array, Array]:
+    """Features and labels of some rows, which this device has."""
+    if self.first is not None:
+      rows = rows - self.first[0]
+    return self.features[rows], self.labels[rows]
+
+  @property
+  def samples_alone(self) -> "ClientData":
+    """Features and labels, for work that is given its rows."""
+    absent: dict[str, Any] = dict.fromkeys(("order", "starts", "counts"))
+    return dataclasses.replace(self, **absent)
+
+  @property
+  def specs(self) -> PyTree:
+    """How the samples and `order` are split over devices."""
+    if self.first is None:
+      return EVERYWHERE
+    return dataclasses.replace(
+        jax.tree.map(lambda _: PER_CLIENT, self), order=EVERYWHERE
+    )
 
   @classmethod
   def of(

@@ -107,8 +107,8 @@ def build_client(
   def local_result(key, params, data, start, count, learning_rate):
     def draw(key):
       chosen = jax.random.randint(key, (batch_size,), 0, count, jnp.int32)
-      rows = data.order[start + chosen]
-      return as_float(data.features[rows]), data.labels[rows]
+      features, labels = data.samples(data.order[start + chosen])
+      return as_float(features), labels
 
     # Alg. 1: the gradient of one minibatch at w(m-1).
     batch = draw(key)

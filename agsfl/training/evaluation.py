@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.experimental import multihost_utils
 
 from agsfl.data.federated import ClientData, FederatedData
 from agsfl.for_each_client import PER_CLIENT, one_by_one, over_devices
+from agsfl.layout import Layout, put
 from agsfl.training.client import as_float
 from agsfl.training.fast import faster
 from agsfl.training.models import sample_losses
@@ -39,32 +40,44 @@ class Evaluation(NamedTuple):
   client_test_accuracy: np.ndarray
 
 
-def _in_batches(rows, mesh):
-  """Rows as [batches, size] over the devices, padded with row 0."""
-  padded = np.pad(rows, (0, -len(rows) % (_BATCH * mesh.size)))
-  return jax.device_put(
-      padded.reshape(-1, _BATCH), NamedSharding(mesh, PER_CLIENT)
-  )
+def _in_batches(parts, layout):
+  """The rows of each device in batches; each has as many, so some are padding.
+
+  Returns:
+    [batches, size] i32 over the devices, and for each row its place there.
+  """
+  most = max(1, *map(len, parts))
+  length = most + -most % _BATCH
+  padded = np.repeat(layout.firsts[:, None], length, axis=1)
+  for device, rows in enumerate(parts):
+    padded[device, : len(rows)] = layout.places(device, rows)
+  batches = padded.reshape(-1, _BATCH)
+  places = [
+      device * length + np.arange(len(rows))
+      for device, rows in enumerate(parts)
+  ]
+  return put(batches, layout.mesh, PER_CLIENT), np.concatenate(places)
 
 
 @functools.lru_cache(maxsize=16)
 def _build_of_batches(apply: ModelApply, loss: Loss):
   """The compiled part of an evaluation, shared by all runs of a model.
 
-  It is (params [D], features, labels, rows [batches, size]) -> each row's
-  loss, and whether it is classified correctly.
+  It is (params [D], ClientData, rows [batches, size]) -> each row's loss, and
+  whether it is classified correctly.
   """
 
   logits_of = faster(apply)
 
-  def of_batch(params, features, labels, rows):
-    logits = logits_of(params, as_float(features[rows]))
-    right = jnp.argmax(logits, axis=1) == labels[rows]
-    return loss(logits, labels[rows]), right
+  def of_batch(params, data, rows):
+    features, labels = data.samples(rows)
+    logits = logits_of(params, as_float(features))
+    right = jnp.argmax(logits, axis=1) == labels
+    return loss(logits, labels), right
 
   # Batches take the place of clients: each device has its share of them. One by
   # one, so that only one batch at a time is in memory.
-  of_batches = over_devices(one_by_one)(of_batch, (None, None, None, 0))
+  of_batches = over_devices(one_by_one)(of_batch, (None, None, 0))
   return jax.jit(of_batches)
 
 
@@ -72,7 +85,7 @@ def build_evaluate(
     model: Model,
     data: FederatedData,
     clients: ClientData,
-    mesh: Mesh,
+    layout: Layout,
     loss: Loss = sample_losses,
 ) -> Callable[[jax.Array], Evaluation]:
   """The evaluation of a weight vector on all data.
@@ -81,7 +94,7 @@ def build_evaluate(
     model: the network.
     data: which samples are tested.
     clients: `data.clients` on the devices.
-    mesh: these devices, which share the work.
+    layout: these devices, which share the work, and the samples that each has.
     loss: of samples.
 
   Returns:
@@ -89,17 +102,19 @@ def build_evaluate(
   """
   of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
   num_clients = len(data.client_names)
-  train = _in_batches(data.clients.order, mesh)
-  test = _in_batches(data.test_rows, mesh)
+  samples = clients.samples_alone
+  train = _in_batches(layout.train_rows(data), layout)
+  test = _in_batches(layout.test_rows(data), layout)
   owned = data.test_clients >= 0
   owners = data.test_clients[owned]
   test_counts = np.bincount(owners, minlength=num_clients)
 
-  def results(params, batches, count):
+  def results(params, batches, places):
     """Losses and hits on the host, in float64: long float32 sums drift."""
-    with jax.set_mesh(mesh):
-      each = of_batches(params, clients.features, clients.labels, batches)
-    return (np.asarray(x, np.float64).ravel()[:count] for x in each)
+    with jax.set_mesh(layout.mesh):
+      each = of_batches(params, samples, batches)
+    each = multihost_utils.process_allgather(each, tiled=True)
+    return (x.ravel()[places].astype(np.float64) for x in each)
 
   def client_means(values):
     sums = np.bincount(owners, values[owned], num_clients)
@@ -107,8 +122,8 @@ def build_evaluate(
       return sums / test_counts
 
   def evaluate(params):
-    train_loss, _ = results(params, train, len(data.clients.order))
-    losses, right = results(params, test, len(data.test_rows))
+    train_loss, _ = results(params, *train)
+    losses, right = results(params, *test)
     return Evaluation(
         train_loss=float(train_loss.mean()),
         test_loss=float(losses.mean()),

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AxisType
 
+from agsfl import devices
 from agsfl.data.federated import ClientData, FederatedData
-from agsfl.for_each_client import AXIS, EVERYWHERE
+from agsfl.for_each_client import AXIS
+from agsfl.layout import Layout, layout_of
 from agsfl.training import evaluation, models
 from agsfl.training.evaluation import build_evaluate
 
@@ -30,17 +32,20 @@ def mesh_of(num_devices):
   )
 
 
-def evaluated(model, data, params, num_devices, **changes):
-  mesh = mesh_of(num_devices)
-  clients = jax.device_put(data.clients, NamedSharding(mesh, EVERYWHERE))
-  return build_evaluate(model, data, clients, mesh, **changes)(params)
+def evaluated(model, data, params, num_devices, shared=True, **changes):
+  layout = layout_of([data], mesh_of(num_devices), shared)
+  clients = devices.place_clients(data.clients, layout.mesh, layout)
+  return build_evaluate(model, data, clients, layout, **changes)(params)
 
 
 class EvaluationTest(parameterized.TestCase):
 
-  @parameterized.parameters(1, 4)
-  def test_against_a_loop(self, num_devices):
-    """Unequal clients, one empty, one untested, tests of nobody."""
+  @parameterized.parameters((1, True), (4, True), (2, False), (8, False))
+  def test_against_a_loop(self, num_devices, shared):
+    """Unequal clients, one empty, one untested, tests of nobody.
+
+    Each device has all samples, or its own ones.
+    """
     rng = np.random.default_rng(0)
     count = 3000
     images = rng.normal(size=(count, 4)).astype(np.float32)
@@ -57,7 +62,7 @@ class EvaluationTest(parameterized.TestCase):
         CLASSES,
     )
     params = rng.normal(size=4 * CLASSES).astype(np.float32)
-    got = evaluated(linear_model(4), data, params, num_devices)
+    got = evaluated(linear_model(4), data, params, num_devices, shared)
 
     logits = images.astype(np.float64) @ params.reshape(4, CLASSES)
     losses = [
@@ -106,14 +111,19 @@ class EvaluationTest(parameterized.TestCase):
   def test_devices_share_the_batches(self):
     """Law: each of 4 devices computes a quarter of the rows."""
     mesh = mesh_of(4)
-    rows = evaluation._in_batches(np.zeros(3000, np.int32), mesh)
+    layout = Layout(mesh)
+    parts = np.array_split(np.zeros(3000, np.int32), 4)
+    rows, _ = evaluation._in_batches(parts, layout)
     self.assertEqual(rows.shape, (12, 250))
     of_batches = evaluation._build_of_batches(
         linear_model(2).apply, models.sample_losses
     )
+    samples = ClientData(
+        jnp.zeros((1, 2)), jnp.zeros(1, int), None, None, None
+    )
     with jax.set_mesh(mesh):
       losses, _ = of_batches(
-          jnp.zeros(2 * CLASSES), jnp.zeros((1, 2)), jnp.zeros(1, int), rows
+          jnp.zeros(2 * CLASSES), samples, rows
       )
     shapes = [shard.data.shape for shard in losses.addressable_shards]
     self.assertEqual(shapes, [(3, 250)] * 4)

@@ -16,7 +16,7 @@ from agsfl.data.federated import ClientData, FederatedData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one, over_devices
 from agsfl.layout import layout_of
-from agsfl.sparsifiers import fast
+from agsfl.sparsifiers import cpu
 from tests.linear import COUNTS, DIM, one_sample_each, weighted
 from tests.rounds_test import build, narrow_fab
 
@@ -30,10 +30,10 @@ narrow = lambda choose: functools.partial(choose, width=4)
 DESCENT = controllers.sign_descent(10, 2, DIM)
 ROUNDS = {
     "fab_top_k": (narrow_fab(), DESCENT),
-    "fub_top_k": (sparsifiers.fub_top_k(narrow(fast.fub)), DESCENT),
+    "fub_top_k": (sparsifiers.fub_top_k(narrow(cpu.fub)), DESCENT),
     "fub_top_k_tree": (sparsifiers.fub_top_k_tree(), DESCENT),
     "unidirectional_top_k": (
-        sparsifiers.unidirectional_top_k(narrow(fast.unidirectional)),
+        sparsifiers.unidirectional_top_k(narrow(cpu.unidirectional)),
         controllers.exp3(4, 20, 50, num_arms=5),
     ),
     "periodic_k": (sparsifiers.periodic_k(), DESCENT),

@@ -22,7 +22,7 @@ from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one
-from agsfl.sparsifiers import METHODS, fast
+from agsfl.sparsifiers import METHODS, cpu
 from agsfl.training import models
 from agsfl.training.client import LocalTraining
 from agsfl.training.optimizers import local, server_of
@@ -67,7 +67,7 @@ class Script(KController):
 
 def narrow_fab():
   """FAB whose windows are so short that small examples need several."""
-  return sparsifiers.fab_top_k(functools.partial(fast.fab, width=4))
+  return sparsifiers.fab_top_k(functools.partial(cpu.fab, width=4))
 
 
 def build(controller, sparsifier=None, server=None, model=None, **parts):

@@ -1,10 +1,11 @@
 """Which gradient elements are sent.
 
 `methods` has the factories of sparsifiers. `plain` says their choices as the
-papers do. `fast` makes the same choices with less work; it is the default.
+papers do. `cpu` and `accelerator` make the same choices with less work; the one
+for this platform is the default.
 """
 
-from agsfl.sparsifiers import fast, plain
+from agsfl.sparsifiers import accelerator, cpu, plain
 from agsfl.sparsifiers.choice import Choice, Choose
 from agsfl.sparsifiers.methods import (
   METHODS,
@@ -25,8 +26,9 @@ __all__ = [
     "Choice",
     "Choose",
     "Method",
+    "accelerator",
+    "cpu",
     "fab_top_k",
-    "fast",
     "from_masks",
     "fub_top_k",
     "fub_top_k_tree",

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import chex
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap, sequential_vmap
+from jax.custom_batching import custom_vmap
 
 from agsfl.sparsifiers import topk
 from agsfl.types import PyTree, Selection, Split
@@ -149,8 +149,7 @@ def for_one_k(choose: Choose) -> Callable[..., PyTree]:
   """Makes a choice for one k from the choices for several.
 
   A vmap over k alone becomes one call of `choose`, which shares work between
-  the k. Under any other vmap, such as one over runs, the choices are made one
-  after another: then a `lax.cond` still runs only one of its branches.
+  the k.
 
   Args:
     choose: for several k.
@@ -158,11 +157,9 @@ def for_one_k(choose: Choose) -> Callable[..., PyTree]:
   Returns:
     (accumulated, weights, k []) -> Choice.
   """
-  in_turn = sequential_vmap(choose)
-
   @custom_vmap
   def choose_one(accumulated, weights, k):
-    choices = in_turn(accumulated, weights, k[None])
+    choices = choose(accumulated, weights, k[None])
     return jax.tree.map(lambda x: x[0], choices)
 
   @choose_one.def_vmap
@@ -170,10 +167,10 @@ def for_one_k(choose: Choose) -> Callable[..., PyTree]:
     del axis_size
     if in_batched[0] or in_batched[1]:
       axes = [0 if is_batched else None for is_batched in in_batched]
-      choices = jax.vmap(in_turn, axes)(accumulated, weights, k[..., None])
+      choices = jax.vmap(choose, axes)(accumulated, weights, k[..., None])
       choices = jax.tree.map(lambda x: x[:, 0], choices)
     else:
-      choices = in_turn(accumulated, weights, k)
+      choices = choose(accumulated, weights, k)
     return choices, jax.tree.map(lambda _: True, choices)
 
   return choose_one

@@ -10,8 +10,9 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from agsfl import platforms
 from agsfl.registry import Registry
-from agsfl.sparsifiers import fast, topk
+from agsfl.sparsifiers import accelerator, cpu, topk
 from agsfl.sparsifiers.choice import (
   INDICES_KNOWN,
   SPARSE,
@@ -32,6 +33,16 @@ def _stateless(num_clients, dim):
   return ()
 
 
+def _fastest(name):
+  """The choice by this name that is fast on the platform in use."""
+
+  def choose(accumulated, weights, ks):
+    wing = platforms.fastest(on_cpu=cpu, on_accelerator=accelerator)
+    return getattr(wing, name)(accumulated, weights, ks)
+
+  return choose
+
+
 def _top_k(choose):
   """A method without state, whose choices are sent as sparse messages."""
   choose_one = for_one_k(choose)
@@ -46,7 +57,7 @@ def _top_k(choose):
   return Sparsifier(_stateless, select, split)
 
 
-def fab_top_k(choose: Choose = fast.fab) -> Sparsifier:
+def fab_top_k(choose: Choose | None = None) -> Sparsifier:
   """Fairness-aware bidirectional top-k.
 
   J takes every client's kappa largest entries, with kappa as large as k
@@ -56,40 +67,43 @@ def fab_top_k(choose: Choose = fast.fab) -> Sparsifier:
   weight 0 sends nothing.
 
   Args:
-    choose: how J is found; `plain.fab` says it as the paper does.
+    choose: how J is found; `plain.fab` says it as the paper does. None for
+      the way that is fast on this platform.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FAB-top-k.
   """
-  return _top_k(choose)
+  return _top_k(choose or _fastest("fab"))
 
 
-def fub_top_k(choose: Choose = fast.fub) -> Sparsifier:
+def fub_top_k(choose: Choose | None = None) -> Sparsifier:
   """Fairness-unaware bidirectional top-k, flat: J is the k largest |b_j|.
 
   A client whose entries are small may contribute nothing, round after round.
 
   Args:
-    choose: how J is found; `plain.fub` says it as the paper does.
+    choose: how J is found; `plain.fub` says it as the paper does. None for
+      the way that is fast on this platform.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, FUB-top-k.
   """
-  return _top_k(choose)
+  return _top_k(choose or _fastest("fub"))
 
 
-def fub_top_k_tree(choose: Choose = fast.fub_tree) -> Sparsifier:
+def fub_top_k_tree(choose: Choose | None = None) -> Sparsifier:
   """FUB-top-k by pairwise merges, each cut to its k largest (gTop-k).
 
   What a merge drops goes back to the residuals of the clients below it. So no
   gradient is lost.
 
   Args:
-    choose: how J is found; `plain.fub_tree` says it as the paper does.
+    choose: how J is found; `plain.fub_tree` says it as the paper does. None for
+      the way that is fast on this platform.
 
   Returns:
     A sparsifier without state.
@@ -98,21 +112,22 @@ def fub_top_k_tree(choose: Choose = fast.fub_tree) -> Sparsifier:
   Top-k Sparsification for Low Bandwidth Networks", ICDCS 2019; as FUB-top-k in
   Han, Wang, Leung, ICDCS 2020.
   """
-  return _top_k(choose)
+  return _top_k(choose or _fastest("fub_tree"))
 
 
-def unidirectional_top_k(choose: Choose = fast.unidirectional) -> Sparsifier:
+def unidirectional_top_k(choose: Choose | None = None) -> Sparsifier:
   """Top-k on the uplink only: J is all that any client sent, up to N k.
 
   Args:
     choose: how J is found; `plain.unidirectional` says it as the paper does.
+      None for the way that is fast on this platform.
 
   Returns:
     A sparsifier without state.
 
   Source: Han, Wang, Leung, ICDCS 2020, unidirectional top-k.
   """
-  return _top_k(choose)
+  return _top_k(choose or _fastest("unidirectional"))
 
 
 class PeriodState(NamedTuple):

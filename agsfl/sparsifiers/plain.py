@@ -2,8 +2,8 @@
 
 An entry's rank is its place among the entries of its client: 1 for the largest
 magnitude; of equal magnitudes the lower index comes first. So J_i are the
-entries of rank at most k. `agsfl.sparsifiers.fast` chooses the same with less
-work.
+entries of rank at most k. `agsfl.sparsifiers.cpu` and `accelerator` choose the
+same with less work.
 """
 
 import functools

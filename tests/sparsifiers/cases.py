@@ -2,7 +2,6 @@
 
 import functools
 from typing import NamedTuple
-from unittest import mock
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -11,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from agsfl import platforms
 from agsfl.for_each_client import PER_CLIENT
-from agsfl.sparsifiers import fast, methods, plain
+from agsfl.sparsifiers import accelerator, cpu, methods, plain
 from tests import reference, reference_methods
 
 FACTORIES = {
@@ -28,6 +26,7 @@ ORACLES = {
     "fub_tree": reference_methods.fub_tree,
     "unidirectional": reference_methods.unidirectional,
 }
+FAST = {"cpu": cpu, "accelerator": accelerator}
 # Fixed shapes, so that a shape compiles once and a thousand cases reuse it.
 SHAPES = ((1, 12), (3, 40), (8, 40))
 
@@ -68,21 +67,15 @@ def outcome(sparsifier, accumulated, weights, k, key=None):
   )
 
 
-def runner(sparsifier, one_by_one=True):
-  """(accumulated, counts, k) -> Outcome, compiled once for each shape.
-
-  Args:
-    sparsifier: the method.
-    one_by_one: False: as on an accelerator, all clients at once.
-  """
+def runner(sparsifier):
+  """(accumulated, counts, k) -> Outcome, compiled once for each shape."""
   compiled = jax.jit(functools.partial(outcome, sparsifier))
 
   def run(accumulated, counts, k):
     weights = jnp.asarray(counts / np.sum(counts), jnp.float32)
-    with mock.patch.object(platforms, "keeps_to_caches", lambda: one_by_one):
-      return jax.device_get(
-          compiled(jnp.asarray(accumulated), weights, jnp.int32(k))
-      )
+    return jax.device_get(
+        compiled(jnp.asarray(accumulated), weights, jnp.int32(k))
+    )
 
   return run
 
@@ -94,10 +87,10 @@ def plainly(name):
 
 
 @functools.cache
-def quickly(name, width=fast.WIDTH, one_by_one=True):
-  """The runner of a fast choice."""
-  choose = functools.partial(getattr(fast, name), width=width)
-  return runner(FACTORIES[name](choose), one_by_one)
+def quickly(name, wing="cpu", width=1024):
+  """The runner of a fast choice, that of a CPU or that of an accelerator."""
+  choose = functools.partial(getattr(FAST[wing], name), width=width)
+  return runner(FACTORIES[name](choose))
 
 
 @st.composite

@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl import devices
-from agsfl.sparsifiers import fast
+from agsfl.sparsifiers import cpu
 from tests import golden
 from tests.sparsifiers import cases
 
@@ -47,19 +47,20 @@ class FastTest(parameterized.TestCase):
 
   # Of 40 ranks the width 1 leaves nearly all to the search, 64 none.
   @parameterized.product(
-      [dict(width=1, one_by_one=False),
-       dict(width=5, one_by_one=True),
-       dict(width=64, one_by_one=True)],
+      [dict(wing="cpu", width=1),
+       dict(wing="cpu", width=64),
+       dict(wing="accelerator", width=1),
+       dict(wing="accelerator", width=64)],
       name=NAMES,
   )
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(data=st.data())
-  def test_equals_plain(self, name, width, one_by_one, data):
+  def test_equals_plain(self, name, wing, width, data):
     """Law: the same sets, bit for bit, and sums that differ by rounding."""
     case = data.draw(
         cases.with_silent_clients(exact_cases(name, shapes=((7, 40),)))
     )
-    self._check(cases.quickly(name, width, one_by_one), name, case)
+    self._check(cases.quickly(name, wing, width), name, case)
 
   def _check(self, run, name, case):
     got, want = run(*case), cases.plainly(name)(*case)
@@ -73,13 +74,15 @@ class FastTest(parameterized.TestCase):
       else:
         np.testing.assert_array_equal(ours, theirs, field)
 
-  @parameterized.product(name=NAMES, k=(30, 400, 1200, 2900))
-  def test_equals_plain_where_zeros_share_bins(self, name, k):
+  @parameterized.product(
+      name=NAMES, wing=tuple(cases.FAST), k=(30, 400, 1200, 2900)
+  )
+  def test_equals_plain_where_zeros_share_bins(self, name, wing, k):
     rng = np.random.default_rng(k)
     accumulated = np.rint(4 * rng.normal(size=(3, 3000)) ** 3)
     accumulated[rng.random((3, 3000)) < 0.7] = 0
     case = accumulated.astype(np.float32), np.array([1, 1, 2]), k
-    self._check(cases.quickly(name, 16), name, case)
+    self._check(cases.quickly(name, wing, 16), name, case)
 
   # Few clients with a large network, and many with a small one.
   @parameterized.product(
@@ -88,7 +91,7 @@ class FastTest(parameterized.TestCase):
   )
   def test_little_memory(self, name, num_clients, dim):
     """Law: no array of [N, D] beside the gradients, one client at a time."""
-    compiled = jax.jit(getattr(fast, name)).lower(
+    compiled = jax.jit(getattr(cpu, name)).lower(
         jax.ShapeDtypeStruct((num_clients, dim), jnp.float32),
         jax.ShapeDtypeStruct((num_clients,), jnp.float32),
         jax.ShapeDtypeStruct((2,), jnp.int32),
@@ -96,11 +99,11 @@ class FastTest(parameterized.TestCase):
     temporary = compiled.memory_analysis().temp_size_in_bytes
     self.assertLess(temporary, 4 * num_clients * dim)
 
-  @parameterized.product(name=NAMES, num_devices=(2, 8))
-  def test_gradients_stay_on_their_devices(self, name, num_devices):
+  @parameterized.product(name=NAMES, wing=tuple(cases.FAST), num_devices=(2, 8))
+  def test_gradients_stay_on_their_devices(self, name, wing, num_devices):
     """Law: no device gathers [N, D]; a tree's messages alone must meet."""
     num_clients, dim = 8, 500
-    choose = functools.partial(getattr(fast, name), width=16)
+    choose = functools.partial(getattr(cases.FAST[wing], name), width=16)
     mesh = devices.client_mesh(num_devices)
     with jax.set_mesh(mesh):
       arguments = cases.split_over(
@@ -118,7 +121,11 @@ class FastTest(parameterized.TestCase):
 class GoldenTest(parameterized.TestCase):
 
   @parameterized.product(
-      name=NAMES, way=(cases.plainly, cases.quickly)
+      name=NAMES,
+      way=(
+          cases.plainly,
+          *(functools.partial(cases.quickly, wing=wing) for wing in cases.FAST),
+      ),
   )
   def test_equals_the_authors(self, name, way):
     """The authors' masks exactly, aggregates to 1e-6 of the largest."""

@@ -12,7 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl import devices, errors
-from agsfl.sparsifiers import fast, methods, per_layer, plain
+from agsfl.sparsifiers import methods, per_layer, plain
 from tests.sparsifiers import cases
 
 N, DIM = 8, 40
@@ -33,8 +33,9 @@ def _contract():
   for name, factory in cases.FACTORIES.items():
     method = factory.__name__
     # Of 40 ranks 4 leave most of the work to the search.
-    quick = functools.partial(getattr(fast, name), width=4)
-    yield f"fast_{name}", (method, factory(quick))
+    for wing, choices in cases.FAST.items():
+      quick = functools.partial(getattr(choices, name), width=4)
+      yield f"{wing}_{name}", (method, factory(quick))
     yield f"plain_{name}", (method, factory(getattr(plain, name)))
   for method, entry in methods.METHODS.items():
     if entry.build not in cases.FACTORIES.values():
@@ -47,9 +48,13 @@ def _contract():
 
 CONTRACT = dict(_contract())
 # They send the k largest entries of each client.
-TOP_K = tuple(name for name in CONTRACT if name.startswith(("fast", "plain")))
+TOP_K = tuple(
+    name for name in CONTRACT if name.startswith((*cases.FAST, "plain"))
+)
 # Fast ones are compared with these in full.
-NOT_FAST = tuple(name for name in CONTRACT if not name.startswith("fast"))
+NOT_FAST = tuple(
+    name for name in CONTRACT if not name.startswith(tuple(cases.FAST))
+)
 # Their J has k elements.
 EXACTLY_K = (
     *(name for name in TOP_K if "unidirectional" not in name),

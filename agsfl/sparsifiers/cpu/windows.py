@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from agsfl.sparsifiers import topk
-from agsfl.sparsifiers.fast.folds import Clients
-from agsfl.sparsifiers.fast.uplink import first_entries, nth_largest
+from agsfl.sparsifiers.clients import Clients
+from agsfl.sparsifiers.cpu.uplink import first_entries, nth_largest
 
 
 class Window(NamedTuple):

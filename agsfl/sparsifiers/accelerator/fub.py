@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from agsfl.sparsifiers import topk
-from agsfl.sparsifiers.choice import Choice, split
-from agsfl.sparsifiers.fast import uplink
-from agsfl.sparsifiers.fast.folds import over_devices
+from agsfl.sparsifiers.accelerator import order, uplink
+from agsfl.sparsifiers.choice import Choice
+from agsfl.sparsifiers.clients import over_devices
 from agsfl.sparsifiers.plain import merge_pairwise
 
 
@@ -28,10 +28,9 @@ def fub(
     The choices, with a leading axis S.
   """
 
-  def largest_of_sum(sent, k, last):
-    everywhere = jnp.ones(accumulated.shape[1], bool)
-    total, _ = sent.sums(k, last, everywhere)
-    return _largest(total, k)
+  def largest_of_sum(sent, ks, sums):
+    del sent
+    return jax.vmap(order.largest)(topk.magnitude_key(sums), ks)
 
   return uplink.choose(largest_of_sum, accumulated, weights, ks, width)
 
@@ -57,39 +56,29 @@ def fub_tree(
 
   def local(clients, ks):
     sent = uplink.open_uplink(clients, ks, width)
-    num_here, dim = clients.accumulated.shape
-    everywhere = jnp.ones(dim, bool)
+    num_here = clients.accumulated.shape[0]
+    weighted = clients.weights[:, None] * clients.accumulated
 
-    def message(accumulated, weight, last):
-      return weight * split(accumulated, everywhere, last).sent
+    def one(index, k):
+      uplink_of_k = sent.sent(index)
 
-    def one(k):
-      # Each client's message, already weighted.
-      last = sent.last(k)
-      messages = clients.map(message, clients.weights, last)
-
-      # Every device merges the messages of all clients.
+      # Every device merges the messages of all clients, already weighted.
+      messages = jnp.where(uplink_of_k, weighted, 0.0)
       if clients.axes:
         messages = lax.all_gather(messages, clients.axes, tiled=True)
 
       def send_on(pair):
         total = pair[0] + pair[1]
-        is_sent_on = _largest(total, k)
+        is_sent_on = _largest(total, k, width)
         return jnp.where(is_sent_on, total, 0.0), is_sent_on
 
-      total, survives = merge_pairwise(
-          messages, lambda pairs: lax.map(send_on, pairs)
-      )
-      mask = _largest(total, k)
+      total, survives = merge_pairwise(messages, jax.vmap(send_on))
+      mask = _largest(total, k, width)
 
       # From here each device looks only at its own clients.
       first = num_here * lax.axis_index(clients.axes)
       survives = lax.dynamic_slice_in_dim(survives, first, num_here)
-      used = clients.map(
-          lambda a, last, survives: split(a, survives & mask, last).mask,
-          last,
-          survives,
-      )
+      used = uplink_of_k & survives & mask[None]
       return Choice(
           mask=mask,
           clients=used,
@@ -97,12 +86,14 @@ def fub_tree(
           contributed=jnp.sum(used, axis=1, dtype=jnp.int32),
       )
 
-    return lax.map(one, ks)
+    choices = [one(index, ks[index]) for index in range(ks.size)]
+    return jax.tree.map(lambda *of_ks: jnp.stack(of_ks), *choices)
 
   return over_devices(local, accumulated, weights, ks)
 
 
-def _largest(values, k):
+def _largest(values, k, width):
   """[D] bool, the k largest magnitudes of `values` [D]."""
-  keys = topk.magnitude_key(values)
-  return topk.at_or_above(keys, topk.nth_largest(keys, topk.count(keys), k))
+  *_, last = uplink.open_client(values, k[None], width)
+  last = jax.tree.map(lambda x: x[0], last)
+  return topk.at_or_above(topk.magnitude_key(values), last)

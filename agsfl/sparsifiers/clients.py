@@ -1,14 +1,16 @@
 """The clients of one device, and methods over all devices of a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 from jax.sharding import PartitionSpec
 
-from agsfl import for_each_client, platforms
+from agsfl import for_each_client
 from agsfl.sparsifiers import topk
 from agsfl.sparsifiers.choice import Choice
 from agsfl.types import PyTree
@@ -42,9 +44,9 @@ class Clients(NamedTuple):
     return self.weights > 0
 
   def map(self, function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    """`function(a_i, *arguments_i)` of each client, stacked."""
-    over_clients = platforms.on_one_device()
-    return over_clients(function)(self.accumulated, *arguments)
+    """`function(a_i, *arguments_i)` of each client, stacked; one by one."""
+    over_clients = for_each_client.one_by_one(function)
+    return over_clients(self.accumulated, *arguments)
 
   def fold(
       self,
@@ -55,8 +57,7 @@ class Clients(NamedTuple):
   ) -> tuple[jax.Array, PyTree]:
     """`map`, but one part of the results is merged over all clients.
 
-    The merge covers all devices. Where clients run one by one, no array of N
-    times the merged size is formed.
+    The merge covers all devices. No array of N times the merged size is formed.
 
     Args:
       function: (a_i, *arguments_i) -> (what is merged, what is stacked).
@@ -73,16 +74,11 @@ class Clients(NamedTuple):
 
   def fold_here(self, function, merge, start, *arguments):
     """`fold` over this device's clients only; `merge` is any jnp.ufunc."""
-    clients = (self.accumulated, *arguments)
-    if not platforms.keeps_to_caches():
-      parts, results = jax.vmap(function)(*clients)
-      return merge(start, merge.reduce(parts, axis=0)), results
-
     def step(merged, client):
       part, result = function(*client)
       return merge(merged, part), result
 
-    return lax.scan(step, start, clients)
+    return lax.scan(step, start, (self.accumulated, *arguments))
 
   def entries_at(self, index: jax.Array) -> topk.Entry:
     """Each client's entry at its own coordinate of `index` [N]."""
@@ -127,3 +123,17 @@ def over_devices(
       check_vma=False,
   )(accumulated, weights, ks)
   return Choice(mask, clients, aggregate, contributed)
+
+
+def one_run_at_a_time(
+    choose: Callable[[Clients, jax.Array], Choice],
+    accumulated: jax.Array,
+    weights: jax.Array,
+    ks: jax.Array,
+) -> Choice:
+  """`over_devices`; under vmap over runs, one run after another.
+
+  Then a `lax.cond` still runs only one of its branches.
+  """
+  of_run = sequential_vmap(functools.partial(over_devices, choose))
+  return of_run(accumulated, weights, ks)

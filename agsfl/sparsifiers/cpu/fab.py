@@ -6,8 +6,8 @@ from jax import lax
 
 from agsfl.sparsifiers import topk
 from agsfl.sparsifiers.choice import Choice
-from agsfl.sparsifiers.fast import uplink, windows
-from agsfl.sparsifiers.fast.folds import over_devices
+from agsfl.sparsifiers.clients import one_run_at_a_time
+from agsfl.sparsifiers.cpu import uplink, windows
 
 
 def fab(
@@ -30,7 +30,7 @@ def fab(
   def local(clients, ks):
     return _choose(clients, ks, min(width, accumulated.shape[1]))
 
-  return over_devices(local, accumulated, weights, ks)
+  return one_run_at_a_time(local, accumulated, weights, ks)
 
 
 def _choose(clients, ks, width):

@@ -14,7 +14,7 @@ from agsfl.errors import ConfigError
 from agsfl.training import models
 from agsfl.training.networks import CNN, MLP
 from agsfl.types import Model
-from experiments.lib.networks import PlainCNN
+from experiments.benchmark.networks import PlainCNN
 
 
 class BuiltInTest(parameterized.TestCase):

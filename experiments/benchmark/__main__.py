@@ -1,5 +1,8 @@
 """Times this package against other ways to do the same work.
 
+    python -m experiments.benchmark [--cases=gradients,round]
+    python -m experiments.benchmark --suite=accelerator --minutes=5
+
 Each case and its baseline alternate within one process, so that a ratio holds
 on a noisy machine too. It prints one JSON line per case, and then a table. Data
 and weights are random. Only the time of selection depends on values; it gets

@@ -4,12 +4,14 @@ The number of rows must be a multiple of the number of devices. Padding adds
 clients without samples, which take no part.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from agsfl import hosts
 from agsfl.data import aligned
 from agsfl.data.federated import ClientData
 from agsfl.errors import require
@@ -22,13 +24,23 @@ def count_for(asked: int | None, num_clients: int) -> int:
   """How many devices share the clients.
 
   Args:
-    asked: by the user; None for all devices, but no more than clients.
+    asked: by the user; None for all devices, but no more than clients. Several
+      processes always use all of their devices.
     num_clients: N.
 
   Raises:
-    ConfigError: there are fewer devices.
+    ConfigError: there are fewer devices, or several processes are to leave out
+      some.
   """
   available = jax.device_count()
+  if hosts.several():
+    require(
+        asked in (None, available),
+        "num_devices",
+        asked,
+        f"unset, or {available}: several processes use all of their devices",
+    )
+    return available
   count = asked or min(available, num_clients)
   require(
       count <= available,
@@ -40,8 +52,13 @@ def count_for(asked: int | None, num_clients: int) -> int:
 
 
 def client_mesh(num_devices: int) -> Mesh:
-  """The first devices as one mesh axis, for `jax.set_mesh`."""
-  devices = np.array(jax.devices()[:num_devices])
+  """The first devices as one mesh axis, for `jax.set_mesh`.
+
+  Those of a process lie side by side. A second axis may follow later, for
+  models that one device cannot hold.
+  """
+  in_order = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+  devices = np.array(in_order[:num_devices])
   return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -81,25 +98,27 @@ def place_clients(
     The data, padded.
   """
   layout = layout or Layout(mesh)
-  per_client = PartitionSpec(*[None] * (clients.counts.ndim - 1), AXIS)
+  everywhere = NamedSharding(mesh, EVERYWHERE)
+  runs = [None] * (clients.counts.ndim - 1)
+  per_client = NamedSharding(mesh, PartitionSpec(*runs, AXIS))
   counts = pad_rows(np.asarray(clients.counts), mesh.size, axis=-1)
   starts = pad_rows(np.asarray(clients.starts), mesh.size, axis=-1)
   if layout.rows is None:
     # The cores of a CPU use such arrays without a copy.
-    features = put(aligned.aligned(np.asarray(clients.features)), mesh)
-    labels = put(aligned.aligned(np.asarray(clients.labels)), mesh)
+    features = put(aligned.aligned(np.asarray(clients.features)), everywhere)
+    labels = put(aligned.aligned(np.asarray(clients.labels)), everywhere)
     order, first = np.asarray(clients.order), None
   else:
     features = _put_rows(np.asarray(clients.features), layout)
     labels = _put_rows(np.asarray(clients.labels), layout)
     order, starts = _in_place(clients.order, starts, counts, layout)
-    first = put(layout.firsts, mesh, PER_CLIENT)
+    first = put(layout.firsts, NamedSharding(mesh, PER_CLIENT))
   return ClientData(
       features=features,
       labels=labels,
-      order=put(order, mesh),
-      starts=put(starts, mesh, per_client),
-      counts=put(counts, mesh, per_client),
+      order=put(order, everywhere),
+      starts=put(starts, per_client),
+      counts=put(counts, per_client),
       first=first,
   )
 
@@ -164,6 +183,9 @@ def specs_of(init: Any) -> PyTree:
 def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
   """A state as it is saved, which does not depend on the number of devices.
 
+  Of arrays that several processes share, padding stays: no process has them
+  whole, and Orbax cuts them when it reads them.
+
   Args:
     state: on devices.
     specs: from `specs_of`.
@@ -176,18 +198,36 @@ def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
   def cut(x, spec):
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
       return jax.random.key_data(x)
-    if AXIS not in spec:
+    if AXIS not in spec or hosts.several():
       return x
     return jax.lax.slice_in_dim(x, 0, num_clients, axis=spec.index(AXIS))
 
   return jax.tree.map(cut, state, specs)
 
 
+def shapes_of_saved(pack: Callable[[Any], PyTree], state: PyTree) -> PyTree:
+  """The shapes and types of what is saved of a state.
+
+  Args:
+    pack: state -> what is saved.
+    state: on the devices.
+
+  Returns:
+    For each array a ShapeDtypeStruct, for several processes with its sharding.
+  """
+  if not hosts.several():
+    return jax.eval_shape(pack, state)
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      pack(state),
+  )
+
+
 def with_padding(saved: PyTree, like: PyTree, specs: PyTree) -> PyTree:
   """The inverse of `without_padding`, also for another number of devices.
 
   Args:
-    saved: NumPy arrays.
+    saved: NumPy arrays; those that several processes share are on the devices.
     like: a state on the devices, which gives the rows of padding.
     specs: from `specs_of`.
 
@@ -196,12 +236,14 @@ def with_padding(saved: PyTree, like: PyTree, specs: PyTree) -> PyTree:
   """
 
   def fill(x, y, spec):
+    if isinstance(x, jax.Array):
+      return x
     if jax.dtypes.issubdtype(y.dtype, jax.dtypes.prng_key):
-      return jax.device_put(jax.random.wrap_key_data(x), y.sharding)
+      return jax.random.wrap_key_data(put(x, y.sharding))
     if AXIS in spec:
       axis = spec.index(AXIS)
       rest = jax.lax.slice_in_dim(y, x.shape[axis], y.shape[axis], axis=axis)
       x = np.concatenate([x, np.asarray(rest)], axis)
-    return jax.device_put(x, y.sharding)
+    return put(x, y.sharding)
 
   return jax.tree.map(fill, saved, like, specs)

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, Sharding
 
 from agsfl import platforms
 from agsfl.data.federated import FederatedData
-from agsfl.for_each_client import EVERYWHERE
 
 
 class Layout(NamedTuple):
@@ -104,19 +103,16 @@ def _train_rows(clients, num_devices):
   ]
 
 
-def put(
-    array: np.ndarray, mesh: Mesh, spec: PartitionSpec = EVERYWHERE
-) -> jax.Array:
-  """The array on the devices of all processes.
+def put(array: np.ndarray, sharding: Sharding) -> jax.Array:
+  """An array on devices, also on those of other processes.
 
   Args:
     array: the same in each process.
-    mesh: the devices.
-    spec: how the array is split.
+    sharding: how the devices share it.
 
   Returns:
     The array.
   """
   return jax.make_array_from_callback(
-      array.shape, NamedSharding(mesh, spec), lambda index: array[index]
+      array.shape, sharding, lambda index: array[index]
   )

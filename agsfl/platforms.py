@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import jax
 
+from agsfl import hosts
 from agsfl.for_each_client import (
   ForEachClient,
   in_pieces,
@@ -39,7 +40,10 @@ def for_each_client() -> ForEachClient:
 
 def on_one_device() -> ForEachClient:
   """The fastest way over what one device has: its clients, or several runs."""
-  return one_by_one if keeps_to_caches() else in_pieces(_free_memory() / 2)
+  if keeps_to_caches():
+    return one_by_one
+  # All processes of a run must compile the same program.
+  return in_pieces(hosts.from_first(_free_memory) / 2)
 
 
 def _free_memory():
@@ -50,7 +54,7 @@ def _free_memory():
 
 def shares_memory() -> bool:
   """Whether all devices use the same memory: those of one process on CPU."""
-  return jax.default_backend() == "cpu" and jax.process_count() == 1
+  return jax.default_backend() == "cpu" and not hosts.several()
 
 
 def rounds_per_call() -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from agsfl import devices, platforms
 from agsfl.config import Config
@@ -15,6 +15,7 @@ from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.errors import refused, require
 from agsfl.files import expanded
+from agsfl.for_each_client import EVERYWHERE
 from agsfl.layout import layout_of
 from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
 from agsfl.records.read import read_run
@@ -197,10 +198,12 @@ def _run(config, parts, model, entries, mesh: Mesh, length, num_recorded):
   """The compiled rounds of a structure."""
   step = _round(config, parts, model, entries, num_recorded).step
   specs = _init(config, parts, model, entries, (1.0,) * num_recorded, mesh)[1]
+  # Every process reads the infos of all clients.
+  everywhere = NamedSharding(mesh, EVERYWHERE)
   return jax.jit(
       rounds_in_a_row(step, length),
       donate_argnums=1,
-      out_shardings=(devices.shardings(specs, mesh), None, None),
+      out_shardings=(devices.shardings(specs, mesh), everywhere, everywhere),
   )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Concatenate, ParamSpec
 import jax
 import numpy as np
 
+from agsfl import hosts
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData
 from agsfl.errors import ConfigError, DivergedError, require
@@ -113,7 +114,8 @@ class Recorder:
     if found is not None:
       done, (state, self._contributed) = found
     if self._folder is not None:
-      self.rows = self._folder.go_on(done)
+      go_on = functools.partial(self._folder.go_on, done)
+      self.rows = hosts.from_first(go_on)
     return state
 
   @property

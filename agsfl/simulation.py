@@ -2,17 +2,17 @@
 
 import contextlib
 import functools
+import json
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from agsfl import devices, hosts
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
-from agsfl.errors import StoppedError, refused, require
+from agsfl.errors import StoppedError, refuse, refused, require
 from agsfl.files import expanded
 from agsfl.parts import Parts
 from agsfl.programs import Simulation, build_from
@@ -101,6 +101,20 @@ def describe(
   }
 
 
+def _require_same(description: dict[str, Any]):
+  """Refuses processes of one run that differ in settings or data."""
+  own = json.dumps([description["asked"], description["data"]])
+  if hosts.any_of(own != hosts.from_first(lambda: own)):
+    problem = "must be all that differs between the processes of a run"
+    refuse("--process_id", f"{problem}; settings and data must be the same")
+
+
+def _begin(folder: RunFolder, description: dict[str, Any]) -> bool:
+  """Locks the folder; whether another program has just ended the run there."""
+  folder.begin(description)
+  return folder.finished
+
+
 def play(
     simulation: Simulation,
     recorders: Sequence[Recorder],
@@ -112,7 +126,8 @@ def play(
     simulation: one run or several side by side; its state is consumed.
     recorders: one for each run, with the rows before its state. Those with an
       outcome do not change.
-    should_stop: called after each call of the compiled rounds.
+    should_stop: called after each call of the compiled rounds; of several
+      processes one is enough.
 
   Raises:
     StoppedError: `should_stop` said so; the states are saved.
@@ -141,7 +156,7 @@ def play(
     # Their rows, then the states that are due.
     for index, one in running:
       one.add(infos[index], simulation.lane(state, index), seconds)
-    stop = should_stop()
+    stop = hosts.any_of(should_stop())
     for index, one in running:
       if one.is_save_due(stop):
         one.save(simulation.pack(simulation.lane(state, index)))
@@ -230,12 +245,14 @@ def simulate(
   # The compiled rounds and the recorder; a stopped run gets its last state.
   simulation = build_from(config, data, parts)
   description = describe(config, identity, data, simulation.model.dim)
+  _require_same(description)
+  # From now on the samples need to be on the devices only.
+  data = data._replace(clients=data.clients.without("features", "labels"))
   with contextlib.ExitStack() as stack:
     states = None
     if folder is not None:
       stack.enter_context(folder)
-      folder.begin(description)
-      if folder.finished:  # another process has just ended it
+      if hosts.from_first(functools.partial(_begin, folder, description)):
         return read_run(folder.workdir)
       states = stack.enter_context(
           States(folder.checkpoints, checkpoints_kept)
@@ -251,7 +268,9 @@ def simulate(
         keeps_state=keep_state,
         on_row=on_row,
     )
-    saved = recorder.restore(jax.eval_shape(simulation.pack, simulation.state))
+    saved = recorder.restore(
+        devices.shapes_of_saved(simulation.pack, simulation.state)
+    )
     if saved is not None:
       simulation = simulation._replace(state=simulation.unpack([saved]))
     play(simulation, [recorder], should_stop)

@@ -98,6 +98,7 @@ def build_lanes(
   })
   layout = layout_of(data, mesh)
   placed = devices.place_clients(together, mesh, layout)
+  samples = placed.without(*names)
   rows = tuple(getattr(placed, name) for name in names)
 
   # The rounds of one lane, then of all lanes.
@@ -124,7 +125,7 @@ def build_lanes(
   def advance(state, num_rounds):
     with jax.set_mesh(mesh):
       state, infos, done = run_lanes(
-          placed.samples_alone, rows, state, budgets, jnp.int32(num_rounds)
+          samples, rows, state, budgets, jnp.int32(num_rounds)
       )
     infos, done = jax.device_get((infos, done))
     return state, [

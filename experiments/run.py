@@ -4,6 +4,11 @@ Without flags: FAB-top-k on 5,000 real digits, one class per client; k is
 learned while training goes on. The same command goes on where a run in
 --workdir was stopped.
 
+One run can use the devices of several processes: start the same command once
+for each, by `srun` for instance, or with --coordinator_address,
+--num_processes and --process_id. --workdir must be a folder that all of them
+see.
+
 Exit codes:
     0    The run is finished.
     1    An error; one line explains it.
@@ -14,10 +19,20 @@ Exit codes:
 import numpy as np
 from absl import flags
 
-from experiments.lib import columns, out, plugins, runner, scripts, stopping
+from agsfl import hosts
+from experiments.lib import (
+    columns,
+    out,
+    plugins,
+    processes,
+    runner,
+    scripts,
+    stopping,
+)
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(runner)
+flags.adopt_module_key_flags(processes)
 
 _COLUMNS = (
     ("round", "round", "d"),
@@ -51,7 +66,9 @@ def _table(rows):
 def main(argv):
   stopping.end_with_parent()
   scripts.start(argv)
-  workdir = runner.workdir(f"runs/{out.new_name()}")
+  with scripts.one_line_errors():
+    processes.join()
+    workdir = runner.workdir(f"runs/{hosts.from_first(out.new_name)}")
   with (
       scripts.one_line_errors(),
       stopping.continue_hint(workdir),

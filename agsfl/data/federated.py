@@ -61,10 +61,9 @@ class ClientData:
       rows = rows - self.first[0]
     return self.features[rows], self.labels[rows]
 
-  @property
-  def samples_alone(self) -> "ClientData":
-    """Features and labels, for work that is given its rows."""
-    absent: dict[str, Any] = dict.fromkeys(("order", "starts", "counts"))
+  def without(self, *names: str) -> "ClientData":
+    """The data without some of the arrays, for work that needs only others."""
+    absent: dict[str, Any] = dict.fromkeys(names)
     return dataclasses.replace(self, **absent)
 
   @property

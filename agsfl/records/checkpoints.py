@@ -21,7 +21,7 @@ from agsfl.types import PyTree
 # Orbax numbers its writes by process, so two runs in threads would mix them.
 _ONE_AT_A_TIME = threading.Lock()
 
-_NAME = "state"  # of the one array in a saved state
+_NAME = "state"  # of the array with all that one process has whole
 _CHECKSUM_BYTES = 4
 
 
@@ -84,9 +84,10 @@ class States:
     Raises:
       ConfigError: this tree or the previous one cannot be written.
     """
-    content = _packed([np.asarray(leaf) for leaf in jax.tree.leaves(tree)])
+    whole, split = _apart(jax.tree.leaves(tree))
+    content = {_NAME: _packed([np.asarray(leaf) for leaf in whole]), **split}
     with self._usable(), _ONE_AT_A_TIME:
-      self._manager.save(step, args=ocp.args.StandardSave({_NAME: content}))
+      self._manager.save(step, args=ocp.args.StandardSave(content))
 
   def wait(self):
     """Waits until all saved states are written; raises as `save` does."""
@@ -139,13 +140,43 @@ class States:
 
   def _read(self, step, like):
     likes, structure = jax.tree.flatten(like)
-    leaves = [np.empty(leaf.shape, leaf.dtype) for leaf in likes]
+    whole, split = _apart(likes)
+    leaves = [np.empty(leaf.shape, leaf.dtype) for leaf in whole]
     size = sum(leaf.nbytes for leaf in leaves) + _CHECKSUM_BYTES
-    wanted = {_NAME: np.empty(size, np.uint8)}
+    wanted = {_NAME: np.empty(size, np.uint8), **split}
+    # Other numbers of devices have other numbers of rows as padding.
+    args = ocp.args.StandardRestore(wanted, strict=not split)
     with _ONE_AT_A_TIME:
-      read = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+      read = self._manager.restore(step, args=args)
     _unpack(read[_NAME], leaves)
-    return jax.tree.unflatten(structure, leaves)
+    rest = iter(leaves)
+    return jax.tree.unflatten(structure, [
+        read[_name(index)] if _name(index) in split else next(rest)
+        for index in range(len(likes))
+    ])
+
+
+def _apart(leaves: list[Any]) -> tuple[list[Any], dict[str, Any]]:
+  """Arrays that this process has whole, and by name those that it shares.
+
+  Each process writes and reads only its part of the latter.
+  """
+  split = {
+      _name(index): leaf
+      for index, leaf in enumerate(leaves)
+      if (sharding := getattr(leaf, "sharding", None)) is not None
+      and not sharding.is_fully_addressable
+      and not sharding.is_fully_replicated
+  }
+  whole = [
+      leaf for index, leaf in enumerate(leaves) if _name(index) not in split
+  ]
+  return whole, split
+
+
+def _name(index: int) -> str:
+  """Of an array that several processes share."""
+  return f"array_{index}"
 
 
 def _disk_error(error: ValueError) -> OSError:

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 import jax
 import numpy as np
 
-from agsfl import files
+from agsfl import files, hosts
 from agsfl.errors import refuse, require
 from agsfl.records import read, strict_json, tables
 from agsfl.settings import require_utf8
@@ -124,6 +124,21 @@ def _refuses_in_one_line(
   return checked
 
 
+def _writes(
+    method: Callable[Concatenate["RunFolder", _Arguments], None],
+) -> Callable[Concatenate["RunFolder", _Arguments], None]:
+  """A method of RunFolder that only the first of several processes runs."""
+
+  checked = _refuses_in_one_line(method)
+
+  @functools.wraps(method)
+  def of_first(self, *args, **kwargs):
+    if hosts.is_first():
+      checked(self, *args, **kwargs)
+
+  return of_first
+
+
 class RunFolder:
   """The files of one run, a new one or one that goes on.
 
@@ -131,7 +146,8 @@ class RunFolder:
   `clients.csv`, `params.npy` and `summary.json` are written at the end, in this
   order: with a `summary.json` the run is finished. `checkpoints` has states.
 
-  Every method that writes raises a ConfigError if the disk refuses.
+  Every method that writes raises a ConfigError if the disk refuses. Of several
+  processes the first one calls `begin` and `go_on`; the others write nothing.
 
   Attributes:
     workdir: absolute.
@@ -340,7 +356,7 @@ class RunFolder:
       file.truncate(sum(map(len, lines)))
     return rows
 
-  @_refuses_in_one_line
+  @_writes
   def replace_last(self, row: dict[str, Any]):
     """Writes the last row again, with more columns.
 
@@ -352,12 +368,12 @@ class RunFolder:
       file.seek(sum(map(len, before)))
       file.write(strict_json.written(row).encode())
 
-  @_refuses_in_one_line
+  @_writes
   def row(self, row: dict[str, Any]):
     """Appends one round to metrics.jsonl."""
     self._metrics.write(strict_json.written(row))
 
-  @_refuses_in_one_line
+  @_writes
   def sync(self):
     """Brings the rows to the disk, before a checkpoint relies on them.
 
@@ -377,7 +393,7 @@ class RunFolder:
           "another program removed or replaced this folder during the run",
       )
 
-  @_refuses_in_one_line
+  @_writes
   def finish(
       self,
       summary: dict[str, Any],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 from agsfl.data.federated import ClientData, FederatedData
 from agsfl.for_each_client import PER_CLIENT, one_by_one, over_devices
@@ -56,7 +57,8 @@ def _in_batches(parts, layout):
       device * length + np.arange(len(rows))
       for device, rows in enumerate(parts)
   ]
-  return put(batches, layout.mesh, PER_CLIENT), np.concatenate(places)
+  sharding = NamedSharding(layout.mesh, PER_CLIENT)
+  return put(batches, sharding), np.concatenate(places)
 
 
 @functools.lru_cache(maxsize=16)
@@ -102,7 +104,7 @@ def build_evaluate(
   """
   of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
   num_clients = len(data.client_names)
-  samples = clients.samples_alone
+  samples = clients.without("order", "starts", "counts")
   train = _in_batches(layout.train_rows(data), layout)
   test = _in_batches(layout.test_rows(data), layout)
   owned = data.test_clients >= 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from agsfl import files
+from agsfl import files, hosts
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from experiments.lib.scripts import first_line
@@ -157,9 +157,9 @@ def opened(config: Config, workdir: Path) -> Iterator[Sink]:
   """
   with contextlib.ExitStack() as stack:
     sinks = []
-    if _TENSORBOARD.value:
+    if _TENSORBOARD.value and hosts.is_first():
       sinks.append(stack.enter_context(_tensorboard(workdir)))
-    if _WANDB.value is not None:
+    if _WANDB.value is not None and hosts.is_first():
       sinks.append(stack.enter_context(_wandb(_WANDB.value, config, workdir)))
 
     def row(row):

@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags, logging
 from tqdm import tqdm
 
-from agsfl import simulation
+from agsfl import hosts, simulation
 from agsfl.config import Config
 from agsfl.files import expanded
 from agsfl.records.read import Run
@@ -163,5 +163,7 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
         on_row=on_row,
         should_stop=lambda: signals.seen,
     )
-  drawing.draw(done)
+  if hosts.is_first():
+    drawing.draw(done)
+  hosts.wait_for_all()
   return done

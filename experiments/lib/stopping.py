@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from agsfl import errors
+from agsfl import errors, hosts
 
 STOPPED = 130  # exit code
 # Set for a process whose standard input ends when its parent does.
@@ -110,6 +110,8 @@ def continue_hint(folder: Path):
     yield
   except (errors.StoppedError, KeyboardInterrupt) as error:
     why = str(error) or "stopped"
+    if not hosts.is_first():
+      sys.exit(STOPPED)
     with contextlib.suppress(OSError):  # the terminal may be gone
       print(f"{why}; to go on: {shlex.join(_command(folder))}", file=sys.stderr)
     sys.exit(STOPPED)

@@ -35,7 +35,9 @@ _RUN = flags.DEFINE_list(
     "of the networks that --networks names, against the loop and vmap.",
 )
 _NETWORKS = flags.DEFINE_list(
-    "networks", list(networks.CASES), "Networks of --cases=networks."
+    "networks",
+    list(networks.CASES),
+    "Networks of --cases=networks and of --suite.",
 )
 _KS = flags.DEFINE_list(
     "ks", ["1000"], "Values of k, for all cases of whole rounds."

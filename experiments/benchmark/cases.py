@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from agsfl.training import models
-from experiments.benchmark import baselines, networks, ours
+from experiments.benchmark import baselines, ours
 from experiments.benchmark.work import Work
 
 # Does the work once, and waits for it.
@@ -190,10 +190,8 @@ def of_networks(
   """Gradients of networks with plain layers against the loop and vmap."""
   for name in names:
     work = Work(name, num_clients, num_devices)
-    case = networks.CASES[name]
-    model = models.as_model(work.network, case.shape)
     # Both comparisons use one compiled program.
-    build = functools.cache(functools.partial(ours.gradients, work, model))
+    build = functools.cache(functools.partial(_plain_gradients, work))
     for baseline, build_baseline in (
         ("loop of gradients", baselines.loop),
         ("vmap of gradients", baselines.batched),
@@ -201,7 +199,13 @@ def of_networks(
       yield Case(
           f"gradients of {name}",
           baseline,
-          {"num_clients": num_clients, "dim": model.dim},
+          {"num_clients": num_clients},
           functools.partial(build_baseline, work),
           build,
+          lambda run: {"dim": run.arguments[1].size},
       )
+
+
+def _plain_gradients(work):
+  """Of the network with plain layers, also where there is a built-in one."""
+  return ours.gradients(work, models.as_model(work.network, work.case.shape))

@@ -111,7 +111,7 @@ class Transformer(nn.Module):
     places = self.param(
         "places", nn.initializers.normal(0.02), (x.shape[1], 128)
     )
-    x = x + places
+    x = x + places[None]
     for _ in range(2):
       y = nn.LayerNorm()(x)
       x = x + nn.MultiHeadDotProductAttention(num_heads=4)(y, y)

@@ -141,6 +141,14 @@ class SuiteTest(absltest.TestCase):
         rounds["rounds_per_second"] * rounds["ms"], 1e3, delta=10
     )
 
+  def test_kernels_on_accelerators(self):
+    """Law: each whole round has a second line there, about its kernels."""
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+      names = [task.names for task in suite.tasks(suite.LARGE)]
+    found = [one["k"] for one in names if one["case"] == "kernels of a round"]
+    self.assertEqual(found, [1000, 100_000])
+    self.assertLen(names, 4 + 4 + 2 * 3 + 1 + 1 + 2 * 7)
+
   def test_a_case_that_fails(self):
     """Law: the others go on, and none begins after the time."""
     clock = mock.patch.object(suite.time, "monotonic", side_effect=range(9))

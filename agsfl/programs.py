@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from agsfl import devices, platforms
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
-from agsfl.data.federated import FederatedData
+from agsfl.data.federated import FederatedData, validated
 from agsfl.errors import refused, require
 from agsfl.files import expanded
 from agsfl.for_each_client import EVERYWHERE
@@ -84,11 +84,11 @@ def build(
     The simulation.
 
   Raises:
-    ConfigError: k or its interval does not fit the model, or there are fewer
-      devices.
+    ConfigError: k or its interval does not fit the model, there are fewer
+      devices, or the data hold samples that no network can learn from.
   """
   parts = Parts.of(model, sparsifier, controller, loss, metrics)
-  return build_from(config, data, parts)
+  return build_from(config, validated(data), parts)
 
 
 def build_from(

@@ -169,6 +169,7 @@ def play(
     raise StoppedError(f"round {done}: stopped")
 
 
+@jax.transfer_guard("allow")  # every transfer of a run is meant
 def simulate(
     config: Config,
     *,

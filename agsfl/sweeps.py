@@ -156,6 +156,7 @@ def build_lanes(
   )
 
 
+@jax.transfer_guard("allow")  # every transfer of a run is meant
 def simulate_lanes(
     configs: dict[Path, Config],
     *,

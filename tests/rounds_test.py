@@ -18,10 +18,12 @@ import optax
 from absl.testing import absltest, parameterized
 
 from agsfl import controllers, devices, rounds, sparsifiers
+from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one
+from agsfl.simulation import simulate
 from agsfl.sparsifiers import METHODS, cpu
 from agsfl.training import models
 from agsfl.training.client import LocalTraining
@@ -629,7 +631,6 @@ MODES = {
     "JAX_DEBUG_NANS": "1",
     "JAX_DEBUG_INFS": "1",
 }
-# Momentum rather than Adam: optax's Adam promotes types by itself.
 IN_MODES = (
     ("fab_top_k", "sign_interval"),
     ("fub_top_k", "value"),
@@ -672,12 +673,30 @@ def in_modes(method, rule):
   return sent, came
 
 
+def whole_run():
+  """The same of a run with Adam, and of its evaluations."""
+  config = Config(
+      model="mlp", dataset="digits", method="periodic_k", controller="fixed",
+      k=50, server_optimizer="adam", num_rounds=2, eval_every=1, num_devices=1,
+  )
+  with jax.transfer_guard("disallow"):
+    run = simulate(config)
+  sent = [[row["k_up"], row["k_down"]] for row in run.rows]
+  came = [row["train_loss"] for row in run.rows]
+  return sent, [*came, float(np.sum(np.abs(run.params)))]
+
+
+PLAYED = [
+    *(functools.partial(in_modes, *names) for names in IN_MODES), whole_run
+]
+
+
 def in_all_modes():
-  """Prints what `in_modes` gives for each pair, or its error, as JSON."""
+  """Prints what each of `PLAYED` gives, or its error, as JSON."""
   played = []
-  for names in IN_MODES:
+  for play in PLAYED:
     try:
-      played.append(in_modes(*names))
+      played.append(play())
     except Exception as error:
       calls = traceback.extract_tb(error.__traceback__)
       own = [call for call in calls if "agsfl" in Path(call.filename).parts]
@@ -688,10 +707,9 @@ def in_all_modes():
 class ModesTest(absltest.TestCase):
 
   def test_strict_types_wide_types_and_debugging(self):
-    """Law: JAX's strict modes refuse nothing of a round, and change nothing.
+    """Law: JAX's strict modes refuse nothing of a run, and change nothing.
 
-    Nor does a round that has its arrays on the devices move any from or to the
-    host.
+    A round that has its arrays on the devices moves none from or to the host.
     """
     result = subprocess.run(
         [sys.executable, "-c", f"from {__name__} import *; in_all_modes()"],
@@ -701,10 +719,10 @@ class ModesTest(absltest.TestCase):
         env=os.environ | MODES,
     )
     played = json.loads(result.stdout.splitlines()[-1])
-    for names, got in zip(IN_MODES, played, strict=True):
-      with self.subTest(names):
+    for play, got in zip(PLAYED, played, strict=True):
+      with self.subTest(str(play)):
         self.assertNotIsInstance(got, str, got)
-        sent, came = in_modes(*names)
+        sent, came = play()
         self.assertEqual(got[0], sent)
         np.testing.assert_allclose(got[1], came, rtol=2e-6, atol=1e-6)
 

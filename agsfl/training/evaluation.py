@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
@@ -74,7 +75,7 @@ def _build_of_batches(apply: ModelApply, loss: Loss):
   def of_batch(params, data, rows):
     features, labels = data.samples(rows)
     logits = logits_of(params, as_float(features))
-    right = jnp.argmax(logits, axis=1) == labels
+    right = lax.argmax(logits, 1, jnp.int32) == labels
     return loss(logits, labels), right
 
   # Batches take the place of clients: each device has its share of them. One by

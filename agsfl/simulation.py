@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from agsfl import devices, hosts
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated

@@ -73,6 +73,15 @@ _SLURM = flags.DEFINE_list(
 _COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
 _LONGEST = 255  # bytes of a folder's name, on all common file systems
 _MOST = 10_000  # runs of a sweep; they take some seconds to prepare
+# Flags that lanes cannot have, and why.
+_NOT_WITH_LANES = {
+    "launcher": "lanes run in the process of the sweep",
+    "jobs": "lanes run in one process",
+    "tensorboard": "lanes send nothing to dashboards",
+    "wandb": "lanes send nothing to dashboards",
+    "checkpoints_kept": "each lane has one checkpoint",
+    "log_every": "a bar shows the rounds of all lanes",
+}
 
 
 def values_of(text: str) -> tuple[str, list[str]]:
@@ -393,17 +402,13 @@ def _check_flags():
   require(_SWEEP.value, "sweep", "", "given, such as seed=0..4")
   if _LANES.value == 1:
     return
-  for name in (
-      "launcher", "jobs", "tensorboard", "wandb", "checkpoints_kept",
-      "log_every",
-  ):
+  for name, why in _NOT_WITH_LANES.items():
     flag = flags.FLAGS[name]
     require(
         flag.value == flag.default,
         name,
         flag.value,
-        f"unset with --lanes={_LANES.value}: lanes share one process, each "
-        "keeps one checkpoint, and a bar shows all rounds",
+        f"unset with --lanes={_LANES.value}: {why}",
     )
 
 
@@ -420,9 +425,9 @@ def main(argv):
     plugins.load()
     base = run_flags.config_from_flags()
     if _LAUNCHER.value == "slurm":
-      launch = launchers.slurm(folder, _SLURM.value)
+      launch = launchers.slurm(folder, _SLURM.value, signals)
     else:
-      launch = launchers.local(_JOBS.value, runner.say_stopping)
+      launch = launchers.local(_JOBS.value, signals)
     failed = sweep(base, folder, launch, signals)
   if failed:
     scripts.fail([f"failed: {name}: {why}" for name, why in failed.items()])

@@ -1,13 +1,19 @@
-"""Small runs, and what of their files must be the same."""
+"""Small runs, commands in this process, and what of files must be the same."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags
+from absl.testing import flagsaver
 
 from agsfl.config import Config
+from experiments.lib import scripts
 
 # Whether hypothesis tries many inputs; see conftest.py.
 MANY = hypothesis.settings.default.max_examples >= 1000
@@ -104,3 +110,35 @@ def files_of(folder):
       for path in Path(folder).rglob("*")
       if path.is_file()
   }
+
+
+@contextlib.contextmanager
+def given(*arguments):
+  """The flags as this command line sets them."""
+  with flagsaver.flagsaver():
+    flags.FLAGS(["command", *map(str, arguments)])
+    yield
+
+
+def main(script, *arguments):
+  """Runs a command in this process, for a process takes seconds to start.
+
+  Returns:
+    (its error where the exit code is 1, or else the code; what it printed).
+  """
+  words = [str(argument) for argument in arguments]
+  names = [word for word in words if not word.startswith("--")]
+  printed, errors = io.StringIO(), io.StringIO()
+  with (
+      given(*[word for word in words if word.startswith("--")]),
+      mock.patch.object(scripts, "start"),
+      contextlib.redirect_stdout(printed),
+      contextlib.redirect_stderr(errors),
+  ):
+    try:
+      script.main(["command", *names])
+    except SystemExit as end:
+      if end.code == 1:
+        return errors.getvalue(), printed.getvalue()
+      return end.code, printed.getvalue() + errors.getvalue()
+  return 0, printed.getvalue()

@@ -2,30 +2,54 @@
 
 import os
 import platform
+import tempfile
 import zlib
 from pathlib import Path
 
 import jax
-from absl import flags
-
-from agsfl.files import expanded
+from absl import flags, logging
 
 _FOLDER = flags.DEFINE_string(
     "compilation_cache_dir",
     None,
     "Folder for compiled programs, which later runs use again. Default: "
-    "JAX_COMPILATION_CACHE_DIR, or else agsfl in the user's cache folder. none "
-    "means no such folder.",
+    "JAX_COMPILATION_CACHE_DIR, or else agsfl in the user's cache folder. It "
+    "grows, and may be removed at any time. none means no such folder.",
 )
 
 
 def use_cache():
-  """Tells JAX where compiled programs are stored."""
-  if _FOLDER.value == "none":
+  """Sets where JAX stores compiled programs.
+
+  It stores none if the folder cannot be written, or if there is no home folder.
+  """
+  folder = _folder()
+  if folder is None or not _can_be_written(folder):
     jax.config.update("jax_enable_compilation_cache", False)
-  elif _FOLDER.value or "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    folder = expanded(_FOLDER.value) if _FOLDER.value else _default()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  else:
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def _folder():
+  """The folder, or None; what begins with ~ still has no home folder."""
+  asked = _FOLDER.value or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+  folder = os.path.expanduser(asked or _default())
+  return None if folder == "none" or folder.startswith("~") else folder
+
+
+def _can_be_written(folder):
+  """Makes the folder; says so in one line if that fails."""
+  if "://" in folder:  # storage that JAX reaches by itself
+    return True
+  try:
+    os.makedirs(folder, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    logging.warning(
+        "compiled programs are not stored: %s: %s", folder, error.strerror
+    )
+    return False
+  return True
 
 
 def _default():
@@ -34,9 +58,9 @@ def _default():
   A program for CPUs uses the instructions of one kind; home folders can be
   shared by computers of several kinds.
   """
-  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   kind = f"{platform.machine()}-{zlib.crc32(_instructions()):08x}"
-  return Path(base) / "agsfl" / kind
+  return os.path.join(base, "agsfl", kind)
 
 
 def _instructions():

@@ -2,7 +2,7 @@
 
 A launcher is a function of {workdir: command}. It yields each workdir as its
 run ends, with the reason if it failed, else None. When Ctrl-C, SIGTERM or
-SIGHUP comes it starts nothing new and raises StoppedError.
+SIGHUP comes, or has come before, it starts nothing new and raises StoppedError.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from agsfl.errors import ConfigError, StoppedError
+from agsfl.errors import StoppedError, refuse
 from experiments.lib import scripts, stopping
 
 # Seconds between looks at processes, and at jobs, whose files may lie on a
@@ -73,10 +73,6 @@ def _start(arguments, workdir, cores=None):
         env={
             **os.environ,
             "PYTHONPATH": _python_path(),
-            "JAX_COMPILATION_CACHE_DIR": os.environ.get(
-                "JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "compiled")
-            ),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             stopping.PARENT: "1",
         },
     )
@@ -130,8 +126,8 @@ def _error_in(lines: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-  """A list of the signals of `stopping.catch` that came so far.
+def _counted(signals: stopping.Signals) -> Iterator[list[int]]:
+  """A list of the signals that come from now on; the first is noted outside.
 
   SIGHUP counts only if it is the first one: it never means "stop at once".
   """
@@ -139,6 +135,7 @@ def _signals() -> Iterator[list[int]]:
 
   def note(number, frame):
     del frame
+    signals.seen = True
     if number != signal.SIGHUP or not came:
       came.append(number)
 
@@ -149,14 +146,14 @@ def _signals() -> Iterator[list[int]]:
     stopping.give_back(before)
 
 
-def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
+def local(jobs: int, signals: stopping.Signals) -> Callable:
   """A launcher of processes on this machine, each with its share of cores.
 
   It passes a signal on to them as SIGTERM, and ends when they have ended.
 
   Args:
     jobs: processes at once.
-    on_stop: called at the first signal.
+    signals: of the command, already entered.
   """
   shares = [None] * jobs
   if jobs > 1 and hasattr(os, "sched_setaffinity"):
@@ -166,9 +163,9 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
   def launch(commands):
     waiting, free, running = list(commands.items()), list(shares), {}
     passed_on = 0
-    with _signals() as came:
-      while running or (waiting and not came):
-        while waiting and free and not came:
+    with _counted(signals) as came:
+      while running or (waiting and not signals.seen):
+        while waiting and free and not signals.seen:
           workdir, arguments = waiting.pop(0)
           try:
             running[workdir] = *_start(arguments, workdir, free[-1]), free.pop()
@@ -177,7 +174,7 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
         if len(came) > passed_on:
           if not passed_on:
             with contextlib.suppress(OSError):  # the terminal may be gone
-              on_stop()
+              signals.on_first()
           passed_on += 1
           for process, *_ in running.values():
             process.terminate()
@@ -188,10 +185,9 @@ def local(jobs: int, on_stop: Callable[[], None] = lambda: None) -> Callable:
             free.append(share)
             why = _why(process, workdir, begin)
             # A run that a signal ended has not failed.
-            if not came or why is None:
+            if not signals.seen or why is None:
               yield workdir, why
-      if came:
-        raise StoppedError("stopped")
+      signals.check()
 
   return launch
 
@@ -204,7 +200,9 @@ def _number(text):
   return text
 
 
-def slurm(folder: Path, options: list[str]) -> Callable:
+def slurm(
+    folder: Path, options: list[str], signals: stopping.Signals
+) -> Callable:
   """A launcher of jobs of Slurm, which go on when the launcher is stopped.
 
   A run's job.txt names its job. A launcher that is started again waits for a
@@ -213,29 +211,56 @@ def slurm(folder: Path, options: list[str]) -> Callable:
   Args:
     folder: of the sweep, which all nodes see.
     options: name=value, of submitit's executor.
+    signals: of the command, already entered.
 
   Raises:
     ConfigError: submitit or Slurm is missing, or an option is unknown.
   """
+  executor = _executor(folder / "jobs", options)
+
+  def launch(commands):
+    jobs = {}
+    # Slurm refuses jobs one by one, such as those beyond a user's limit.
+    for workdir, arguments in commands.items():
+      if signals.seen:
+        break
+      try:
+        jobs[workdir] = _job(executor, arguments, workdir)
+      except (OSError, RuntimeError) as error:
+        yield workdir, scripts.first_line(error)
+    # Jobs may wait and run for days. Each is yielded soon after its end.
+    while jobs and not signals.seen:
+      time.sleep(_SLURM_SECONDS)
+      for workdir, job in list(jobs.items()):
+        if job.done():
+          del jobs[workdir]
+          try:
+            yield workdir, job.result()
+          except RuntimeError as error:  # killed, or out of time
+            yield workdir, re.sub(r"\s*\n\s*", " ", str(error).strip())
+    if signals.seen:
+      raise StoppedError("stopped waiting, Slurm's jobs go on")
+
+  return launch
+
+
+def _executor(folder, options):
+  """What submits jobs; the folder is for its own files."""
+  # It is imported here, because only this launcher needs it.
   try:
     import submitit
-  except ImportError as error:
-    raise ConfigError(
-        "--launcher=slurm: needs submitit: pip install submitit"
-    ) from error
+  except ImportError:
+    refuse("--launcher=slurm", "needs submitit: pip install submitit")
   parsed = {}
   for option in options:
     name, equals, value = option.partition("=")
     if not equals:
-      raise ConfigError(f"--slurm={option}: must be name=value")
+      refuse(f"--slurm={option}", "must be name=value")
     parsed[name] = _number(value)
-  jobs_folder = folder / "jobs"
   try:
-    executor = submitit.AutoExecutor(jobs_folder, cluster="slurm")
-  except RuntimeError as error:
-    raise ConfigError(
-        "--launcher=slurm: must be started where Slurm's srun is"
-    ) from error
+    executor = submitit.AutoExecutor(folder, cluster="slurm")
+  except RuntimeError:
+    refuse("--launcher=slurm", "must be started where Slurm's srun is")
   # A folder `experiments` of the user must not replace this one in a job.
   setup = [
       "export PYTHONSAFEPATH=1",
@@ -244,45 +269,26 @@ def slurm(folder: Path, options: list[str]) -> Callable:
   try:
     executor.update_parameters(slurm_setup=setup, **parsed)
   except (AssertionError, NameError, TypeError, ValueError) as error:
-    raise ConfigError(
-        f"--slurm={','.join(options)}: must be options of submitit "
-        f"({scripts.first_line(error)})"
-    ) from error
+    refuse(
+        f"--slurm={','.join(options)}",
+        f"must be options of submitit ({scripts.first_line(error)})",
+    )
+  return executor
 
-  def job_of(arguments, workdir):
-    """The run's live job, or a new one."""
-    note = workdir / "job.txt"
-    if note.exists():
-      job_id = note.read_text(encoding="utf-8").strip()
-      job = submitit.SlurmJob(jobs_folder, job_id)
-      # Slurm forgets old jobs; one that it does not know is not alive.
-      if not job.done(force_check=True) and job.state != "UNKNOWN":
-        return job
-    workdir.mkdir(parents=True, exist_ok=True)
-    job = executor.submit(execute, arguments, workdir)
-    note.write_text(f"{job.job_id}\n", encoding="utf-8")
-    return job
 
-  def launch(commands):
-    jobs = {}
-    with stopping.Signals() as signals:
-      for workdir, arguments in commands.items():
-        if signals.seen:
-          break
-        try:
-          jobs[workdir] = job_of(arguments, workdir)
-        except (OSError, RuntimeError) as error:
-          yield workdir, scripts.first_line(error)
-      while jobs and not signals.seen:
-        time.sleep(_SLURM_SECONDS)
-        for workdir, job in list(jobs.items()):
-          if job.done():
-            del jobs[workdir]
-            try:
-              yield workdir, job.result()
-            except RuntimeError as error:  # killed, or out of time
-              yield workdir, re.sub(r"\s*\n\s*", " ", str(error).strip())
-      if signals.seen:
-        raise StoppedError("stopped waiting, Slurm's jobs go on")
+def _job(executor, arguments, workdir):
+  """The run's live job, or a new one."""
+  import submitit
 
-  return launch
+  # A job of an earlier start may be alive still. Slurm forgets old jobs; one
+  # that it does not know is not alive.
+  note = workdir / "job.txt"
+  if note.exists():
+    job_id = note.read_text(encoding="utf-8").strip()
+    job = submitit.SlurmJob(executor.folder, job_id)
+    if not job.done(force_check=True) and job.state != "UNKNOWN":
+      return job
+  workdir.mkdir(parents=True, exist_ok=True)
+  job = executor.submit(execute, arguments, workdir)
+  note.write_text(f"{job.job_id}\n", encoding="utf-8")
+  return job

@@ -11,10 +11,17 @@ from agsfl import hosts, simulation
 from agsfl.config import Config
 from agsfl.files import expanded
 from agsfl.records.read import Run
-from experiments.lib import dashboards, drawing, plugins, stopping
+from experiments.lib import (
+    compilation,
+    dashboards,
+    drawing,
+    plugins,
+    stopping,
+)
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
+flags.adopt_module_key_flags(compilation)
 flags.adopt_module_key_flags(dashboards)
 flags.adopt_module_key_flags(plugins)
 _WORKDIR = flags.DEFINE_string(

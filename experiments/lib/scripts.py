@@ -17,7 +17,6 @@ from absl import app, flags, logging
 from agsfl import errors
 from experiments.lib import compilation, stopping
 
-flags.adopt_module_key_flags(compilation)
 _LONGEST = 300  # characters of a line of an error
 
 # The project's own files of flags, by their names in its folder.
@@ -59,13 +58,15 @@ def start(argv: list[str]):
   """What every command does first: refuses stray words, sets up JAX.
 
   From then on SIGTERM ends the command with the code 143, and Ctrl-C with 130.
-  Incomplete files are removed. Commands that can go on later catch both signals
-  themselves.
+  Incomplete files are removed. Both raise an exception, which is lost if it
+  comes during a callback, such as JAX's at garbage collection. So this suffices
+  for short commands. Those with loops use `stopping.Signals`.
   """
   signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
   if len(argv) > 1:
     fail([f"error: unknown argument {argv[1]!r}; settings are --flags"])
-  # Names of files and clients may have characters that the terminal has not.
+  # Names of files and clients may have characters that the terminal cannot
+  # show.
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")
   if not flags.FLAGS["verbosity"].present:
@@ -125,7 +126,7 @@ def one_line_errors():
     fail([f"error: {error}"])
   except MemoryError as error:
     fail([f"error: not enough memory ({str(error) or 'none is left'})"])
-  except KeyboardInterrupt:
+  except (errors.StoppedError, KeyboardInterrupt):
     sys.exit(stopping.STOPPED)
   except BrokenPipeError:
     # The reader, such as head, has closed the pipe. Python would write to it

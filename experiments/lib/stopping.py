@@ -58,12 +58,15 @@ class Signals:
   as JAX's at garbage collection. So the handler of the first signal raises
   none.
 
-  After the first of them Ctrl-C and SIGTERM act as before, so a second one ends
-  the program at once. SIGHUP does not do this: a terminal that closes sends it
-  twice, once from the shell and once from the kernel.
+  After the first Ctrl-C or SIGTERM both have the handlers again that they had
+  before, which end a command at once. SIGHUP does not do this: a terminal that
+  closes sends it twice, once from the shell and once from the kernel.
+
+  A command enters one `Signals` and passes it to all that it calls.
 
   Attributes:
     seen: whether one came.
+    on_first: called when the first one comes.
   """
 
   def __init__(self, on_first: Callable[[], None] = lambda: None):
@@ -73,7 +76,7 @@ class Signals:
       on_first: called when the first one comes.
     """
     self.seen = False
-    self._on_first = on_first
+    self.on_first = on_first
     self._before = {}
 
   def __enter__(self):
@@ -87,11 +90,12 @@ class Signals:
     del frame
     first, self.seen = not self.seen, True
     if number != signal.SIGHUP:
-      signal.signal(number, self._before[number])
+      for ends in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ends, self._before[ends])
     if first:
       # The terminal may be gone, or this signal came during a write to it.
       with contextlib.suppress(OSError, RuntimeError):
-        self._on_first()
+        self.on_first()
 
   def check(self):
     """Raises StoppedError if a signal came."""

@@ -119,7 +119,8 @@ class LocalTest(LauncherTest):
     code = "import os, time; time.sleep(0.3); print(*os.sched_getaffinity(0))"
     places = [self.folder / "a", self.folder / "b"]
     commands = dict.fromkeys(places, python(code))
-    self.assertEqual(set(dict(launchers.local(2)(commands)).values()), {None})
+    ends = dict(launchers.local(2, stopping.Signals())(commands))
+    self.assertEqual(set(ends.values()), {None})
     a, b = (set((p / "log.txt").read_text().split()) for p in places)
     self.assertEqual(a | b, set(map(str, before)))
     self.assertTrue(len(before) == 1 or not a & b)
@@ -133,12 +134,12 @@ class LocalTest(LauncherTest):
         self.folder / "file" / "run": python(""),
         self.folder / "ill": python("print('first'); exit('last')"),
     }
-    ends = dict(launchers.local(2)(commands))
+    ends = dict(launchers.local(2, stopping.Signals())(commands))
     self.assertIsNone(ends[self.folder / "well"])
     self.assertEqual(ends[self.folder / "ill"], "(1) last")
     self.assertIn("Not a directory", ends[self.folder / "file" / "run"])
     del commands[self.folder / "file" / "run"]
-    list(launchers.local(1)(commands))
+    list(launchers.local(1, stopping.Signals())(commands))
     log = (self.folder / "well" / "log.txt").read_text()
     self.assertEqual(log, "well\n" * 2)
 
@@ -159,7 +160,9 @@ class LocalTest(LauncherTest):
         ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)",
          "killed by SIGABRT"),
     ):
-      ((_, reason),) = launchers.local(1)({place: python(code)})
+      ((_, reason),) = launchers.local(1, stopping.Signals())(
+          {place: python(code)}
+      )
       self.assertEqual(reason, why)
 
   def test_children_learn_that_it_was_killed(self):
@@ -171,8 +174,8 @@ class LocalTest(LauncherTest):
     commands = f"{{pathlib.Path({str(self.folder)!r}): {python(child)!r}}}"
     parent = subprocess.Popen(
         python(
-            "import pathlib; from experiments.lib import launchers; "
-            f"list(launchers.local(1)({commands}))"
+            "import pathlib; from experiments.lib import launchers, stopping; "
+            f"list(launchers.local(1, stopping.Signals())({commands}))"
         ),
         cwd=Path(__file__).resolve().parents[2],
     )
@@ -213,7 +216,7 @@ class LocalTest(LauncherTest):
       stops.append(1)
       raise OSError("no terminal")
 
-    launch = launchers.local(1, on_stop)
+    launch = launchers.local(1, stopping.Signals(on_stop))
     ends = {}
     with self.assertRaisesRegex(StoppedError, "^stopped$"):
       ends.update(launch(commands))
@@ -247,6 +250,17 @@ class StoppingTest(absltest.TestCase):
       self.assertFalse(signals.seen)
       os.close(writing)
       self.wait_for(signals)
+
+  def test_a_second_signal_of_the_other_kind(self):
+    """Law: after Ctrl-C or SIGTERM either of them acts as before."""
+    before = signal.signal(signal.SIGTERM, mock.Mock())
+    self.addCleanup(signal.signal, signal.SIGTERM, before)
+    with stopping.Signals() as signals:
+      signal.raise_signal(signal.SIGINT)
+      self.assertTrue(signals.seen)
+      signal.getsignal(signal.SIGTERM).assert_not_called()
+      signal.raise_signal(signal.SIGTERM)
+      signal.getsignal(signal.SIGTERM).assert_called_once()
 
   def test_the_terminal_closes(self):
     """Nothing can be printed, and nohup goes on."""
@@ -283,6 +297,9 @@ class SlurmTest(LauncherTest):
     (self.folder / "experiments" / "__init__.py").write_text("raise 1\n")
     self.enterContext(contextlib.chdir(self.folder))
 
+  def slurm(self, *options):
+    return launchers.slurm(self.folder, options, stopping.Signals())
+
   def test_jobs_go_on_and_are_waited_for(self):
     """Law: a run has one live job, however often the sweep is started."""
     release = self.folder / "release"
@@ -290,17 +307,21 @@ class SlurmTest(LauncherTest):
         self.folder / "long": python(waited_for(release)),
         self.folder / "ill": python("exit('last')"),
     }
-    start = lambda: launchers.slurm(
-        self.folder, ["timeout_min=5", "mem_gb=4.5"]
+    start = lambda signals: launchers.slurm(
+        self.folder, ["timeout_min=5", "mem_gb=4.5"], signals
     )(commands)
-    launch = start()
-    self.assertEqual(next(launch), (self.folder / "ill", "(1) last"))
-    self.signals(self.folder)
-    with self.assertRaisesRegex(StoppedError, "jobs go on"):
-      list(launch)
+    with stopping.Signals() as signals:
+      launch = start(signals)
+      self.assertEqual(next(launch), (self.folder / "ill", "(1) last"))
+      self.signals(self.folder)
+      with self.assertRaisesRegex(StoppedError, "jobs go on"):
+        list(launch)
+      # Law: a second signal ends the command at once.
+      with self.assertRaises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
     self.assertEqual((self.folder / "long" / "job.txt").read_text(), "1\n")
 
-    launch = start()
+    launch = start(stopping.Signals())
     self.assertEqual(next(launch)[0], self.folder / "ill")
     release.touch()
     self.assertEqual(list(launch), [(self.folder / "long", None)])
@@ -309,7 +330,7 @@ class SlurmTest(LauncherTest):
 
   def test_refused_by_sbatch(self):
     """A line for each run, and no job.txt."""
-    launch = launchers.slurm(self.folder, ["slurm_partition=none"])
+    launch = self.slurm("slurm_partition=none")
     ends = dict(launch({self.folder / "run": python("")}))
     (why,) = ends.values()
     self.assertEqual(why, "sbatch: error: invalid partition specified: none")
@@ -318,14 +339,14 @@ class SlurmTest(LauncherTest):
   @parameterized.parameters("no_such=1", "timeout_min=1h", "timeout_min", "x=")
   def test_bad_options(self, option):
     with self.assertRaises(ConfigError) as caught:
-      launchers.slurm(self.folder, [option])
+      self.slurm(option)
     self.assertStartsWith(str(caught.exception), f"--slurm={option}: must be ")
     self.assertLen(str(caught.exception).splitlines(), 1)
 
   def test_no_slurm(self):
     with mock.patch.dict(os.environ, PATH="/nowhere"):
       with self.assertRaisesRegex(ConfigError, "^--launcher=slurm: must "):
-        launchers.slurm(self.folder, [])
+        self.slurm()
 
 
 if __name__ == "__main__":

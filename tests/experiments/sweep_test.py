@@ -4,7 +4,6 @@ import collections
 import contextlib
 import csv
 import dataclasses
-import io
 import os
 import shlex
 import shutil
@@ -31,8 +30,9 @@ from agsfl.errors import ConfigError
 from agsfl.parts import Parts
 from agsfl.records.read import Run, read_run
 from experiments import export, plot, run, sweep
-from experiments.lib import dashboards, drawing, groups, scripts, stopping
+from experiments.lib import dashboards, drawing, groups, launchers, stopping
 from experiments.report import __main__ as report
+from tests.small import given, main
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -73,38 +73,6 @@ def start(script, *arguments, **environment):
       env={**os.environ, **environment},
       check=False,
   )
-
-
-@contextlib.contextmanager
-def given(*arguments):
-  """The flags as this command line sets them."""
-  with flagsaver.flagsaver():
-    flags.FLAGS(["sweep", *map(str, arguments)])
-    yield
-
-
-def main(script, *arguments):
-  """Runs a command in this process, for a process takes seconds to start.
-
-  Returns:
-    (its error where the exit code is 1, or else the code; what it printed).
-  """
-  words = [str(argument) for argument in arguments]
-  names = [word for word in words if not word.startswith("--")]
-  printed, errors = io.StringIO(), io.StringIO()
-  with (
-      given(*[word for word in words if word.startswith("--")]),
-      mock.patch.object(scripts, "start"),
-      contextlib.redirect_stdout(printed),
-      contextlib.redirect_stderr(errors),
-  ):
-    try:
-      script.main(["script", *names])
-    except SystemExit as end:
-      if end.code == 1:
-        return errors.getvalue(), printed.getvalue()
-      return end.code, printed.getvalue() + errors.getvalue()
-  return 0, printed.getvalue()
 
 
 class CombinationsTest(parameterized.TestCase):
@@ -185,13 +153,13 @@ class CombinationsTest(parameterized.TestCase):
   def test_command_says_it_all(self):
     """Law: the flags of a command make the same Config."""
     config = Config(k=33.5, per_layer=True, num_clients=7, time_budget=9.5)
-    given = dict(
+    words = dict(
         argument.removeprefix("--").split("=", 1)
         for argument in sweep.command(config, Path("place"))[4:]
     )
-    self.assertEqual(given.pop("workdir"), "place")
+    self.assertEqual(words.pop("workdir"), "place")
     with flagsaver.flagsaver():
-      for name, text in given.items():
+      for name, text in words.items():
         flags.FLAGS[name].parse(text)
       self.assertEqual(sweep.run_flags.config_from_flags(), config)
 
@@ -200,7 +168,7 @@ class CombinationsTest(parameterized.TestCase):
     passed_on = [
         "--checkpoint_every=7", "--checkpoints_kept=3", "--log_every=9",
         "--quiet", "--tensorboard", "--wandb=project", "--plugins=a,b",
-        "--nokeep_state",
+        "--nokeep_state", "--compilation_cache_dir=programs",
     ]
     own = ["--sweep=k=1", "--jobs=2", "--workdir=all", "--k=5"]
     settings = len(sweep.command(Config(), Path("place")))
@@ -556,21 +524,26 @@ class StopTest(absltest.TestCase):
 
   def test_a_signal_while_a_sweep_is_prepared(self):
     """It is noted, no run begins, and the sweep can go on."""
-    asked = []
+    for seed in (3, 9):  # 9 is the last: nothing is asked after it
+      asked = []
 
-    def is_finished(config, *_):
-      asked.append(config.seed)
-      if config.seed == 3:
-        signal.raise_signal(signal.SIGTERM)
-      return False
+      def is_finished(config, *_, seed=seed, asked=asked):
+        asked.append(config.seed)
+        if config.seed == seed:
+          signal.raise_signal(signal.SIGTERM)
+        return False
 
-    place = Path(self.enterContext(tempfile.TemporaryDirectory())) / "sweep"
-    with mock.patch.object(simulation, "is_finished", is_finished):
-      code, printed = main(sweep, "--sweep=seed=0..9", f"--workdir={place}")
-    self.assertEqual(code, 130)
-    self.assertEqual(asked, [0, 1, 2, 3])
-    self.assertIn("stopped; to go on: ", printed)
-    self.assertEmpty(list(place.iterdir()))
+      place = Path(self.enterContext(tempfile.TemporaryDirectory())) / "sweep"
+      with (
+          mock.patch.object(simulation, "is_finished", is_finished),
+          mock.patch.object(launchers, "_start", side_effect=OSError) as begun,
+      ):
+        code, printed = main(sweep, "--sweep=seed=0..9", f"--workdir={place}")
+      begun.assert_not_called()
+      self.assertEqual(code, 130)
+      self.assertEqual(asked, list(range(seed + 1)))
+      self.assertRegex(printed, "stopped; .*to go on: ")
+      self.assertEmpty(list(place.iterdir()))
 
   def test_a_signal_while_data_are_loaded(self):
     """It stops the run after its first rounds; the run can go on later."""

@@ -24,8 +24,7 @@ from agsfl.records import read, summary, tables
 from agsfl.records.folder import Extent, RunFolder
 from experiments import export, plot
 from experiments.report import __main__ as report
-from tests.experiments.sweep_test import main
-from tests.small import MANY
+from tests.small import MANY, main
 
 # Left by version 0.1; its params.npy is made here.
 OLD = Path(__file__).parent / "run_of_0_1"

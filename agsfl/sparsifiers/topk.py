@@ -86,7 +86,8 @@ def _zero_bins(dim):
 def num_bins(dim: int) -> int:
   """How many `bins` there are for D entries: fewer than D / 3, but for D < 99.
 
-  So the counts of all clients take less than the third part of their gradients.
+  So the counts of all clients take less than a third of the memory of their
+  gradients.
   """
   return _zero_bins(dim) + (1 << _high_bits(dim))
 

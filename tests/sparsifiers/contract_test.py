@@ -170,7 +170,10 @@ class LawsTest(parameterized.TestCase):
 
 class TransformationsTest(parameterized.TestCase):
 
-  @parameterized.parameters(*CONTRACT)
+  # Those for accelerators are called by the same code as those of a CPU.
+  @parameterized.parameters(
+      *(name for name in CONTRACT if not name.startswith("accelerator"))
+  )
   def test_jit_and_scan_agree_in_one_trace(self, name):
     """Law: k is a number, and the state is of the same types after."""
     sparsifier = CONTRACT[name][1]
@@ -216,13 +219,13 @@ class DevicesTest(parameterized.TestCase):
 
   @parameterized.parameters(*CONTRACT)
   def test_devices_change_nothing(self, name):
-    """Law: on 1, 2 and 8 devices the same; in lanes too."""
+    """Law: on 2 and 8 devices the same as on one; in lanes too."""
     one = functools.partial(cases.outcome, CONTRACT[name][1])
     alone = jax.jit(one)
     # A k among the few that a fast choice sorts, and a deeper one.
     ks = jnp.array([2, 13])
     wants = [jax.device_get(alone(example(), WEIGHTS, k)) for k in ks]
-    for num_devices in (1, 2, 8):
+    for num_devices in (2, 8):
       mesh = devices.client_mesh(num_devices)
       with jax.set_mesh(mesh):
         accumulated, weights = cases.split_over(mesh, example(), WEIGHTS)

@@ -196,13 +196,14 @@ def search(
   Returns:
     [S, D] i32.
   """
-  clients = sent.clients
-  dim = clients.accumulated.shape[1]
-  # So two ends of stretches of `room` entries fit into a window.
+  dim = sent.clients.accumulated.shape[1]
+
+  # A window of `span` ranks, and `room` more at both ends, has W entries.
   room = width // 4
   span = width + 1 - 2 * room
+
   # kappa is at least k / N and at most k.
-  num_active = lax.psum(jnp.sum(clients.active), clients.axes)
+  num_active = lax.psum(jnp.sum(sent.clients.active), sent.clients.axes)
   least = ks // num_active
 
   def goes_on(carry):
@@ -210,11 +211,19 @@ def search(
 
   def move(carry):
     found, guess, low, high, step = carry
+    clients = sent.clients._replace(
+        accumulated=order.in_each_step(sent.clients.accumulated, step)
+    )
     start = jnp.maximum(guess - span // 2, 0)
     window, covered = open_window(
-        sent, start, jnp.minimum(start + span, dim), width, room
+        sent._replace(clients=clients),
+        start,
+        jnp.minimum(start + span, dim),
+        width,
+        room,
     )
     seen = look(clients, window, covered, ks)
+
     # A depth that is too small, or too large, is one end of what is left.
     is_deeper = seen.size_low <= ks
     low = jnp.where(is_deeper, jnp.maximum(low, seen.high), low)
@@ -280,9 +289,8 @@ def open_window(
     )
     above = jax.tree.map(lambda x: x[: start.size], ends.above)
     last = jax.tree.map(lambda x: x[start.size :], ends.last)
-    sort = jax.vmap(order.sort, (None, 0, None))
-    coordinates = sort(accumulated, order.Stretch(above, last), width)
-    return Window(above, last.rank, coordinates)
+    stretches = order.Stretch(above, last)
+    return Window(above, last.rank, order.sort(accumulated, stretches, width))
 
   window = jax.vmap(of_client)(
       clients.accumulated, sent.samples, clients.active

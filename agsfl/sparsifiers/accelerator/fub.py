@@ -59,11 +59,9 @@ def fub_tree(
     num_here = clients.accumulated.shape[0]
     weighted = clients.weights[:, None] * clients.accumulated
 
-    def one(index, k):
-      uplink_of_k = sent.sent(index)
-
+    def one(is_sent, k):
       # Every device merges the messages of all clients, already weighted.
-      messages = jnp.where(uplink_of_k, weighted, 0.0)
+      messages = jnp.where(is_sent, weighted, 0.0)
       if clients.axes:
         messages = lax.all_gather(messages, clients.axes, tiled=True)
 
@@ -78,7 +76,7 @@ def fub_tree(
       # From here each device looks only at its own clients.
       first = num_here * lax.axis_index(clients.axes)
       survives = lax.dynamic_slice_in_dim(survives, first, num_here)
-      used = uplink_of_k & survives & mask[None]
+      used = is_sent & survives & mask[None]
       return Choice(
           mask=mask,
           clients=used,
@@ -86,8 +84,8 @@ def fub_tree(
           contributed=jnp.sum(used, axis=1, dtype=jnp.int32),
       )
 
-    choices = [one(index, ks[index]) for index in range(ks.size)]
-    return jax.tree.map(lambda *of_ks: jnp.stack(of_ks), *choices)
+    is_sent = jnp.stack([sent.sent(index) for index in range(ks.size)])
+    return jax.vmap(one)(is_sent, ks)
 
   return over_devices(local, accumulated, weights, ks)
 

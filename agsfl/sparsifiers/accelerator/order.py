@@ -152,12 +152,9 @@ def stretches(
     entries = where(is_sampled, sampled, _halvings(stretch, dim))
 
     # How many entries come no later than each of them.
-    keys = topk.magnitude_key(accumulated)
-    counts = count([
-        topk.at_or_above(keys, topk.Entry(*place))
-        for of_rank in zip(*entries, strict=True)
-        for place in zip(*of_rank, strict=True)
-    ]).reshape(positions.shape)
+    keys = topk.magnitude_key(in_each_step(accumulated, step))
+    places = jax.tree.map(jnp.ravel, entries)
+    counts = count([topk.at_or_above(keys, place) for place in _each(places)])
 
     # The nearest places on both sides of the rank are the new ends.
     places = jax.tree.map(
@@ -165,10 +162,11 @@ def stretches(
             [low[:, None], inner, high[:, None]], axis=1
         ),
         stretch.above,
-        Place(entries, counts, positions),
+        Place(entries, counts.reshape(positions.shape), positions),
         stretch.last,
     )
-    before = jnp.sum(counts < ranks[:, None], axis=1, keepdims=True)
+    is_before = places.rank[:, 1:-1] < ranks[:, None]
+    before = jnp.sum(is_before, axis=1, keepdims=True)
     above, last = (
         jax.tree.map(
             lambda x, i=i: jnp.take_along_axis(x, before + i, axis=1)[:, 0],
@@ -180,6 +178,16 @@ def stretches(
     return Stretch(above, last), step + 1
 
   return lax.while_loop(is_wide, narrow, (start, jnp.int32(0)))[0]
+
+
+def in_each_step(accumulated: jax.Array, step: jax.Array) -> jax.Array:
+  """The same array, for the body of a loop.
+
+  What is computed from it alone, such as keys, is computed in each step, within
+  the pass that reads the array. Otherwise the compiler would store it before
+  the loop, as a second array of this size.
+  """
+  return lax.optimization_barrier((accumulated, step))[0]
 
 
 def where(condition: jax.Array, some: PyTree, others: PyTree) -> PyTree:
@@ -226,30 +234,41 @@ def _middle(above, last, dim):
   )
 
 
-def sort(accumulated: jax.Array, stretch: Stretch, width: int) -> jax.Array:
-  """The coordinates of a stretch, in its order.
+def sort(accumulated: jax.Array, stretches: Stretch, width: int) -> jax.Array:
+  """The coordinates of stretches, in their order.
 
   One pass packs 32 flags a word; the rest works on these words and on the
-  entries of the stretch.
+  entries of the stretches.
 
   Args:
     accumulated: [D] f32, a_i.
-    stretch: [] with at most W entries.
+    stretches: [R] with at most W entries each.
     width: W.
 
   Returns:
-    [W] i32; D after the last entry.
+    [R, W] i32; D after the last entry.
   """
-  dim = accumulated.size
   keys = topk.magnitude_key(accumulated)
-  inside = topk.at_or_above(keys, stretch.last.entry)
-  inside &= ~topk.at_or_above(keys, stretch.above.entry)
-
-  # One word for each column: bit b says whether its row b is in the stretch.
-  flags = _rows(inside.astype(jnp.uint32), _FLAG_ROWS)
   bits = lax.iota(jnp.uint32, _FLAG_ROWS)[:, None]
-  words = jnp.sum(flags << bits, axis=0, dtype=jnp.uint32)
+  words = []
+  for above, last in zip(
+      _each(stretches.above.entry), _each(stretches.last.entry), strict=True
+  ):
+    inside = topk.at_or_above(keys, last) & ~topk.at_or_above(keys, above)
+    # One word for each column: bit b says whether row b is in the stretch.
+    flags = _rows(inside.astype(jnp.uint32), _FLAG_ROWS)
+    words.append(jnp.sum(flags << bits, axis=0, dtype=jnp.uint32))
+  of_words = lambda words: _sort_marked(accumulated, words, width)
+  return jax.vmap(of_words)(jnp.stack(words))
 
+
+def _each(entries):
+  """The single entries of an array [R]."""
+  return [topk.Entry(*entry) for entry in zip(*entries, strict=True)]
+
+
+def _sort_marked(accumulated, words, width):
+  """`sort` from the words of one stretch."""
   # The entry in each slot: its word, and which of the word's bits it is.
   sizes = lax.population_count(words).astype(jnp.int32)
   ends = jnp.cumsum(sizes, dtype=jnp.int32)
@@ -257,7 +276,9 @@ def sort(accumulated: jax.Array, stretch: Stretch, width: int) -> jax.Array:
   column = jnp.searchsorted(ends, slot, side="right", method="scan_unrolled")
   column = jnp.minimum(column, words.size - 1)
   row = _nth_bit(words[column], slot - (ends - sizes)[column])
-  coordinate = jnp.where(slot < ends[-1], row * words.size + column, dim)
+  coordinate = jnp.where(
+      slot < ends[-1], row * words.size + column, accumulated.size
+  )
 
   # By coordinate, then by magnitude: of equal ones the lower comes first.
   coordinate = jnp.sort(coordinate)

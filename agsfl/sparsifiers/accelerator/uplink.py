@@ -77,8 +77,7 @@ def open_client(
   """
   sample = order.sample(accumulated)
   stretches = order.stretches(accumulated, sample, ranks, width)
-  sort = jax.vmap(order.sort, (None, 0, None))
-  coordinates = sort(accumulated, stretches, width)
+  coordinates = order.sort(accumulated, stretches, width)
 
   # The entry at its place in the stretch.
   position = jnp.maximum(ranks - stretches.above.rank - 1, 0)

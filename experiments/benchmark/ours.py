@@ -146,10 +146,15 @@ class Rounds(Program):
         jnp.float32(settings.LARGEST),
         mesh=compiled.mesh,
     )
-    # Beside the data, for all devices together.
-    data = sum(x.nbytes for x in jax.tree.leaves(clients))
-    floats = (self.memory_bytes * compiled.mesh.size - data) / _BYTES_PER_FLOAT
-    self.memory_in_nd_floats = floats / (work.num_clients * model.dim)
+    self._num_devices = compiled.mesh.size
+    self._num_floats = work.num_clients * model.dim
+
+  @property
+  def memory_in_nd_floats(self) -> float:
+    """Memory of all devices beside the data, in units of N D floats."""
+    data = sum(x.nbytes for x in jax.tree.leaves(self.arguments[0]))
+    size = self.memory_bytes * self._num_devices - data
+    return size / _BYTES_PER_FLOAT / self._num_floats
 
   def at(self, k: int) -> "Rounds":
     """The same program, which begins anew with this k."""

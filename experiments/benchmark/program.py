@@ -14,7 +14,8 @@ class Program:
   Attributes:
     arguments: of the next call.
     compile_seconds: that tracing and compiling took.
-    memory_bytes: on each device, for arguments, results and all between.
+    memory_bytes: on each device, for arguments, results and all between; None
+      where the compiler does not say.
   """
 
   def __init__(self, function: Any, *arguments: Any, mesh: Mesh | None = None):
@@ -32,7 +33,7 @@ class Program:
       self._compiled = function.lower(*arguments).compile()
     self.compile_seconds = time.perf_counter() - start
     memory = self._compiled.memory_analysis()
-    self.memory_bytes = (
+    self.memory_bytes = memory and (
         memory.argument_size_in_bytes
         + memory.temp_size_in_bytes
         + memory.output_size_in_bytes

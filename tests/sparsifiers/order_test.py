@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl.sparsifiers import accelerator, topk
+from agsfl import platforms
+from agsfl.sparsifiers import accelerator, methods, topk
 from agsfl.sparsifiers.accelerator import order
 from tests.sparsifiers.topk_test import order_of
 
@@ -126,7 +127,7 @@ class ProgramTest(parameterized.TestCase):
     for equation in equations(program.jaxpr):
       operation = equation.primitive.name
       names.add(operation)
-      self.assertNotEqual(operation, "scan")
+      self.assertNotEqual(equation.params.get("length"), num_clients)
       self.assertNotEqual(operation, "scatter-add")
       if operation.startswith("scatter"):
         updates = equation.invars[2].aval.size
@@ -135,6 +136,24 @@ class ProgramTest(parameterized.TestCase):
         self.assertLessEqual(equation.invars[0].aval.size, num_ks * dim)
     # The walk has seen the inner functions.
     self.assertLessEqual({"sort", "while", "population_count"}, names)
+
+  @parameterized.parameters(True, False)
+  def test_the_platform_decides(self, is_cpu):
+    """Law: on a CPU clients go one by one, elsewhere all at once."""
+    with mock.patch.object(platforms, "keeps_to_caches", lambda: is_cpu):
+      program = jax.make_jaxpr(methods.fab_top_k().select)(
+          jax.random.key(0),
+          jax.ShapeDtypeStruct((5, 10_000), jnp.float32),
+          jax.ShapeDtypeStruct((5,), jnp.float32),
+          jnp.int32(9),
+          (),
+      )
+    loops = {
+        equation.params["length"]
+        for equation in equations(program.jaxpr)
+        if equation.primitive.name == "scan"
+    }
+    self.assertEqual(5 in loops, is_cpu)
 
 
 if __name__ == "__main__":

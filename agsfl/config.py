@@ -202,11 +202,30 @@ class Config(Partition, SourceOptions):
           f"false with --method={self.method}, which has no k to share out",
       )
     require(
+        self.local_optimizer != "momentum" or not self._has_one_local_step,
+        "local_optimizer",
+        self.local_optimizer,
+        "sgd or adam with one local step, because clients begin their momentum "
+        "anew in every round; see --local_steps",
+    )
+    require(
         (self.replay is not None) == (self.controller == "replay"),
         "replay",
         self.replay,
         "a run's folder with --controller=replay, and unset without",
     )
+
+  @property
+  def _has_one_local_step(self) -> bool:
+    """Whether this is so for all models; with FedAvg's default it may be."""
+    if self.local_steps is None:
+      return not METHODS[self.method].sends_models
+    return self.local_steps == 1
+
+  @property
+  def sends_plain_gradients(self) -> bool:
+    """Whether clients send gradients, in which their learning rate is not."""
+    return self._has_one_local_step and self.local_optimizer == "sgd"
 
   @property
   def used_controller(self) -> str:

@@ -235,7 +235,7 @@ def _build_training(config, dim):
       steps > 1 or config.local_optimizer != "momentum",
       "local_optimizer",
       config.local_optimizer,
-      f"sgd or adam with --local_steps={steps}, because clients begin their "
-      "momentum anew in every round",
+      "sgd or adam where k makes one local step, ceil(D / 2k), because clients "
+      "begin their momentum anew in every round",
   )
   return LocalTraining(steps, optimizers.local(config.local_optimizer))

@@ -18,7 +18,6 @@ from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.read import Run
 from agsfl.records.strict_json import finite
 from agsfl.records.summary import by_client, summarize
-from agsfl.sparsifiers import METHODS
 from agsfl.training.evaluation import Evaluation
 from agsfl.types import PyTree, RoundInfo, RoundState
 
@@ -265,11 +264,7 @@ def diverged(round_index: int, what: str, config: Config) -> str:
   }
   if rates["server_learning_rate"] is None:
     del rates["server_learning_rate"]  # the server uses learning_rate
-  elif (
-      config.local_steps in (None, 1)
-      and config.local_optimizer == "sgd"
-      and not METHODS[config.method].sends_models
-  ):
+  elif config.sends_plain_gradients:
     del rates["learning_rate"]  # the clients send plain gradients
   flags = " or a smaller ".join(
       f"--{flag} than {rate:g}" for flag, rate in rates.items()

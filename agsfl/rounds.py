@@ -307,8 +307,9 @@ def _check_optimizer(name, optimizer, dim):
   weights = jax.ShapeDtypeStruct((dim,), jnp.float32)
   with refused(
       name,
-      "must be an optax optimiser of one vector [D] of weights; where masks or "
-      "labels by array are needed, use np.repeat(of_arrays, model.sizes)",
+      "must be an optax optimiser that works on one vector [D] of weights; a "
+      "mask or label for each array becomes a vector with "
+      "np.repeat(of_each_array, model.sizes)",
       (AttributeError, TypeError, ValueError),
   ):
     jax.eval_shape(lambda w: optimizer.update(w, optimizer.init(w), w), weights)

@@ -32,7 +32,10 @@ OTHERS = {
     (float, str): ("x", "101%", True, [1.0]),
 }
 # Settings that one value needs beside it.
-NEEDS = {"replay": {"controller": "replay", "replay": "runs/a"}}
+NEEDS = {
+    "replay": {"controller": "replay", "replay": "runs/a"},
+    "momentum": {"local_steps": 2},
+}
 
 
 def refusal(**given):
@@ -130,6 +133,7 @@ class TogetherTest(parameterized.TestCase):
       ("controller", {"method": "send_all", "controller": "sign"}, "fixed"),
       ("controller", {"method": "fedavg", "controller": "exp3"}, "fixed"),
       ("per_layer", {"method": "fedavg", "per_layer": True}, "false"),
+      ("local_optimizer", {"local_optimizer": "momentum"}, "--local_steps"),
       ("replay", {"controller": "replay"}, "a run's folder"),
       ("replay", {"controller": "sign", "replay": "runs/a"}, "unset"),
   )
@@ -261,6 +265,7 @@ def other(name):
       "k_max": "90%", "replay": "runs/b", "label_column": "y",
       "client_column": "who", "init_from": "runs/c", "bandit_radius": 0.5,
       "bandit_step": 0.5, "time_budget": 9.0, "server_learning_rate": 0.5,
+      "local_optimizer": "adam",
   }
   if name in special:
     return special[name]

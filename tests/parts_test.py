@@ -176,12 +176,11 @@ class WiringTest(absltest.TestCase):
       first, _ = local(name).update(gradient, local(name).init(gradient))
       plain = name != "sgd" and np.allclose(first, -gradient)
       for settings in ({}, {"method": "fedavg", "k": MODEL.dim}):
-        config = Config(**(BASE | settings | {"local_optimizer": name}))
         with self.subTest(name=name, **settings), (
             self.assertRaisesRegex(ConfigError, "^--local_optimizer=momentum: ")
             if plain else contextlib.nullcontext()
         ):
-          composed(config)
+          composed(Config(**(BASE | settings | {"local_optimizer": name})))
 
   def test_settings_are_the_parts_they_name(self):
     """Law: the round of settings is the program of parts made directly.

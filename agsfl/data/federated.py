@@ -12,13 +12,14 @@ import numpy as np
 from agsfl.data import sources
 from agsfl.data.partitions import Partition, assign
 from agsfl.data.samples import (
-    Samples,
-    as_whole,
-    checked_features,
-    checked_labels,
-    form,
-    is_text,
-    most_classes,
+  Samples,
+  as_array,
+  as_whole,
+  checked_features,
+  checked_labels,
+  form,
+  is_text,
+  most_classes,
 )
 from agsfl.data.sources import SourceOptions, arrays
 from agsfl.errors import refuse, refused
@@ -90,7 +91,7 @@ class ClientData:
     """
     setting, whole = "ClientData.of", []
     for client, own in enumerate(rows):
-      given = _array(setting, f"rows of client {client}", own)
+      given = as_array(setting, f"rows of client {client}", own)
       of_client = as_whole(given, 1)
       if of_client is None:
         refuse(
@@ -235,13 +236,13 @@ def validated(data: FederatedData) -> FederatedData:
   # Each array by itself.
   clients, setting = data.clients, "data"
   features = checked_features(
-      setting, "features", _array(setting, "features", clients.features)
+      setting, "features", as_array(setting, "features", clients.features)
   )
   count = len(features)
   most = most_classes(count)
   num_classes = _whole("num_classes", data.num_classes, 1, most + 1)
   labels = checked_labels(
-      setting, "labels", _array(setting, "labels", clients.labels), count,
+      setting, "labels", as_array(setting, "labels", clients.labels), count,
       int(num_classes),
   )
   order = _whole("order", clients.order, 0, count, axes=1)
@@ -277,17 +278,11 @@ def validated(data: FederatedData) -> FederatedData:
   )
 
 
-def _array(setting, name, values):
-  errors = (ValueError, TypeError, OverflowError)
-  with refused(setting, f"{name} must be one array", errors):
-    return np.asarray(values)
-
-
 def _names(setting, values):
   """Names of clients, as text that can be written."""
   problem = "client_names must be text that can be written as UTF-8"
   with refused(setting, problem, ValueError):
-    names = _array(setting, "client_names", values).astype(str)
+    names = as_array(setting, "client_names", values).astype(str)
   if not is_text(names):
     refuse(setting, problem)
   return names
@@ -295,7 +290,7 @@ def _names(setting, values):
 
 def _whole(name, values, least, end, axes=0):
   """Whole numbers from `least` to below `end`, as int32."""
-  given = _array("data", name, values)
+  given = as_array("data", name, values)
   array = as_whole(given, axes)
   if array is None:
     refuse(

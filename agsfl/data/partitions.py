@@ -63,8 +63,8 @@ def _natural(samples, settings):
   if not others.size and not any(map(len, tested)):
     refuse(
         "--partition=natural",
-        f"its {len(owners)} clients have no test samples; the other clients, "
-        "which num_clients and min_samples leave out, have all of them",
+        "none of the clients that train has a test sample; all test samples "
+        "belong to clients that num_clients or min_samples leaves out",
     )
   return ClientRows(
       mine, tested, others, np.array(samples.owner_names[owners], str)

@@ -1,14 +1,14 @@
 """A data set before its samples go to clients, and checks of its arrays."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
 from agsfl.data import aligned
-from agsfl.errors import refuse
+from agsfl.errors import refuse, refused
 
 # The share of samples held out for testing, if a source has no test samples.
 TEST_SHARE = 0.2
@@ -19,8 +19,8 @@ _BLOCK = 1024
 _ID_BLOCK = 1 << 16
 # If the last axis of images is longer, it is no axis of channels.
 _MOST_CHANNELS = 4
-# Features above it are warned of; for images without negative numbers the
-# second one.
+# There is a warning if features exceed the first number. For images without
+# negative numbers it is the second.
 _LARGE, _LARGE_PIXEL = 100, 2
 
 
@@ -233,6 +233,19 @@ def checked_features(
   if not np.isfinite(_range(features)).all():
     refuse(setting, f"{name} hold values that are not finite")
   return features
+
+
+def as_array(setting: str, name: str, values: Any) -> np.ndarray:
+  """Anything that NumPy takes as one array; else a ConfigError.
+
+  Args:
+    setting: what the message begins with.
+    name: of the array.
+    values: the array.
+  """
+  errors = (ValueError, TypeError, OverflowError)
+  with refused(setting, f"{name} must be one array", errors):
+    return np.asarray(values)
 
 
 def warn_of_range(features: jax.Array | np.ndarray):

@@ -55,7 +55,7 @@ class Extent(NamedTuple):
     return bool(np.float32(elapsed) >= np.float32(self.time_budget))
 
 
-# Settings that may change when a run goes on, if its identity has them not.
+# Settings that may change when a run goes on, unless its identity has them.
 _FREE = (*Extent._fields, "eval_every")
 
 

@@ -59,10 +59,8 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
   return register
 
 
-# The names that JAX has for all platforms.
-MATMUL_PRECISIONS = (
-    "default", "high", "highest", "bfloat16", "tensorfloat32", "float32",
-)
+# JAX's names for the three precisions of accelerators.
+MATMUL_PRECISIONS = ("default", "high", "highest")
 
 
 def build(

@@ -110,6 +110,11 @@ OPERATIONS = {
     "max pool of windows that overlap": (
         functools.partial(max_pool, (3, 2), (2, 1), "SAME"), ((2, 7, 8, 3),)
     ),
+    "max pool of bfloat16": (
+        lambda x: max_pool((2, 2), (2, 2), "SAME", x.astype(jnp.bfloat16))
+        .astype(jnp.float32),
+        ((2, 8, 8, 3),),
+    ),
     "max pool of a large window": (
         functools.partial(max_pool, (9, 9), (1, 1), "VALID"),
         ((2, 10, 12, 3),),
@@ -184,6 +189,12 @@ class OperationsTest(parameterized.TestCase):
     plain = value_and_gradients(pooled)
     tied = jnp.round(normal(3, 2, 8, 8, 3))
     assert_near(faster(plain)(tied), plain(tied))
+
+  def test_no_gradient_is_lost_where_a_maximum_is_not_a_number(self):
+    pooled = functools.partial(max_pool, (2, 2), (2, 2), "SAME")
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1).at[0, 1, 1, 0].set(jnp.nan)
+    gradient = faster(jax.grad(lambda x: jnp.sum(pooled(x))))(x)
+    self.assertEqual(float(jnp.sum(gradient)), 4.0)
 
 
   @parameterized.parameters(

@@ -2,10 +2,14 @@
 
 from typing import Any
 
-import numpy as np
-
-from agsfl.data.samples import Names, Samples, checked, coded, hold_out
-from agsfl.errors import refused
+from agsfl.data.samples import (
+  Names,
+  Samples,
+  as_array,
+  checked,
+  coded,
+  hold_out,
+)
 
 _NAMES = Names("x", "y", "is_train", "clients")
 
@@ -32,10 +36,10 @@ def samples_of(
   Raises:
     ConfigError: the text names the array.
   """
-  x, y = _array(setting, "x", x), _array(setting, "y", y)
+  x, y = as_array(setting, "x", x), as_array(setting, "y", y)
   owners = owner_names = None
   if clients is not None:
-    ids = _array(setting, "clients", clients)
+    ids = as_array(setting, "clients", clients)
     if ids.dtype == object and all(isinstance(one, str) for one in ids.flat):
       ids = ids.astype(str)
     owners, owner_names = coded(setting, "clients", ids)
@@ -46,15 +50,9 @@ def samples_of(
           setting,
           x,
           y,
-          _array(setting, "is_train", is_train),
+          as_array(setting, "is_train", is_train),
           owners,
           owner_names,
           _NAMES,
       )
   )
-
-
-def _array(setting, name, values):
-  errors = (ValueError, TypeError, OverflowError)
-  with refused(setting, f"{name} must be one array", errors):
-    return np.asarray(values)

@@ -50,48 +50,80 @@ def as_product(lhs: jax.Array, rhs: jax.Array, params: Params) -> jax.Array:
   Returns:
     [B, ..., O].
   """
-  small_windows = has_small_windows(lhs, rhs, params)
   result = _result_shape(lhs, rhs, params)
-  strides, gaps = params["window_strides"], params["rhs_dilation"]
-  lhs = _padded(lhs, params["padding"], params["lhs_dilation"])
-  batch, height, *_, channels = lhs.shape
-  window, outputs = rhs.shape[:-2], rhs.shape[-1]
+  if has_small_windows(lhs, rhs, params):
+    form = by_windows
+  elif _copies_less_split(lhs, rhs, result, params):
+    form = by_columns_and_rows
+  else:
+    form = by_places
   dot = functools.partial(
       jnp.einsum,
       precision=params["precision"],
       preferred_element_type=params["preferred_element_type"],
   )
+  lhs = _padded(lhs, params["padding"], params["lhs_dilation"])
+  return form(dot, lhs, rhs, result, params)
 
-  # A row for each window.
-  if small_windows:
-    rows = jnp.concatenate(_parts(lhs, window, gaps, result, strides), axis=-1)
-    return dot("...i,io->...o", rows, rhs.reshape(-1, outputs))
 
-  # A row for each place of the result. In two dimensions, it can be cheaper to
-  # copy the columns of one operand, and the rows of the other.
-  if len(result) == 2 and {*strides, *gaps} == {1}:
-    copied = height * window[1] * channels
-    copied *= result[1] * batch + result[0] * outputs
-    if copied < math.prod((*result, batch, *window, channels)):
-      columns = jnp.stack(
-          _parts(lhs, (1, result[1]), (1, 1), (height, window[1]), (1, 1))
+def _copies_less_split(lhs, rhs, result, params):
+  """Whether `by_columns_and_rows` can be used, and copies less."""
+  steps = {*params["window_strides"], *params["rhs_dilation"]}
+  if len(result) != 2 or steps != {1}:
+    return False
+  # Without the factors that both have: the window's width and the channels.
+  batch, height, outputs = lhs.shape[0], rhs.shape[0], rhs.shape[-1]
+  split = (result[0] + height - 1) * (result[1] * batch + result[0] * outputs)
+  return split < math.prod(result) * batch * height
+
+
+def by_windows(dot, lhs, rhs, result, params):
+  """A row of the product for each window, as long as the window."""
+  rows = jnp.concatenate(
+      _parts(
+          lhs, rhs.shape[:-2], params["rhs_dilation"],
+          result, params["window_strides"],
+      ),
+      axis=-1,
+  )
+  return dot("...i,io->...o", rows, rhs.reshape(-1, rhs.shape[-1]))
+
+
+def by_places(dot, lhs, rhs, result, params):
+  """A row for each place of the result, as long as the window."""
+  places = jnp.stack(
+      _parts(
+          lhs, result, params["window_strides"],
+          rhs.shape[:-2], params["rhs_dilation"],
       )
-      rows = jnp.stack([
-          jnp.pad(rhs, ((row, result[0] - 1 - row), *((0, 0),) * 3))
-          for row in range(result[0])
-      ])
-      return dot(
-          "cbi,rio->brco",
-          columns.reshape(*columns.shape[:2], -1),
-          rows.reshape(result[0], -1, outputs),
-      )
-  places = jnp.stack(_parts(lhs, result, strides, window, gaps))
+  )
   product = dot(
       "pbi,io->bpo",
       places.reshape(*places.shape[:2], -1),
-      rhs.reshape(-1, outputs),
+      rhs.reshape(-1, rhs.shape[-1]),
   )
-  return product.reshape(batch, *result, outputs)
+  return product.reshape(lhs.shape[0], *result, -1)
+
+
+def by_columns_and_rows(dot, lhs, rhs, result, params):
+  """Shifted columns of one operand times shifted rows of the other.
+
+  In two dimensions, without strides, this copies less than `by_places` if the
+  result has many places.
+  """
+  del params
+  columns = jnp.stack(
+      _parts(lhs, (1, result[1]), (1, 1), (lhs.shape[1], rhs.shape[1]), (1, 1))
+  )
+  rows = jnp.stack([
+      jnp.pad(rhs, ((row, result[0] - 1 - row), *((0, 0),) * 3))
+      for row in range(result[0])
+  ])
+  return dot(
+      "cbi,rio->brco",
+      columns.reshape(*columns.shape[:2], -1),
+      rows.reshape(result[0], -1, rhs.shape[-1]),
+  )
 
 
 def _padded(lhs, padding, dilation):

@@ -101,7 +101,8 @@ def to_winners(dy: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
   taken = jnp.zeros(dy.shape, bool)
   offsets, parts = [], []
   for offset, part in _slices(x, -jnp.inf, **window):
-    wins = (part == best) & ~taken
+    # A gradient is not lost where the maximum is not a number.
+    wins = ((part == best) | jnp.isnan(best)) & ~taken
     taken = taken | wins
     offsets.append(offset)
     parts.append(jnp.where(wins, dy, jnp.zeros_like(dy)))

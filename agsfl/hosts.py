@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from agsfl.errors import ConfigError, refuse, refused, require
 
@@ -70,6 +72,25 @@ def join(
         heartbeat_timeout_seconds=_PATIENCE,
         shutdown_timeout_seconds=_PATIENCE,
     )
+  _connect()
+
+
+def _connect():
+  """Connects all devices, and those of the same place in each process.
+
+  The first message on CPU waits for 30 seconds only, so it is sent before one
+  process may be slower at reading or compiling. Later ones wait for minutes.
+  """
+  mesh = Mesh(np.array(jax.devices()), ("all",))
+  one_each = jax.make_array_from_callback(
+      (mesh.size,),
+      NamedSharding(mesh, PartitionSpec("all")),
+      lambda index: np.zeros(1, np.int32),
+  )
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  jax.block_until_ready(jax.jit(jnp.sum, out_shardings=everywhere)(one_each))
+  from_first(int)
+  wait_for_all()
 
 
 def _check(address, num_processes, process_id):

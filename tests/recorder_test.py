@@ -187,7 +187,7 @@ class RecorderTest(parameterized.TestCase):
               "than 0.5",
           )
           for own in (
-              {"local_steps": 2}, {"local_optimizer": "momentum"},
+              {"local_steps": 2}, {"local_optimizer": "adam"},
               {"method": "fedavg"},
           )
       ),

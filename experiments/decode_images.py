@@ -16,8 +16,9 @@ from PIL import Image
 from agsfl.data import samples
 from agsfl.data.sources import npz
 from agsfl.errors import refuse, refused
+from agsfl.files import expanded
 from agsfl.settings import require_utf8
-from experiments.lib import out, scripts
+from experiments.lib import out, scripts, stopping
 
 _TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
 _TEST = flags.DEFINE_string("test", "", "File of the test images.")
@@ -26,7 +27,7 @@ flags.adopt_module_key_flags(out)
 
 def read(flag: str, path: str):
   """The encoded images and labels of the file that a flag names."""
-  where, place = f"{flag}={path}", out.expanded(path)
+  where, place = f"{flag}={path}", expanded(path)
   keys = "jpeg", "offsets", "labels"
   arrays = npz.read_arrays(where, place, keys)
   for key in keys:
@@ -66,8 +67,18 @@ def _decoded(where, encoded, offsets):
     yield index, pixels
 
 
-def convert(parts, path: Path):
-  """Writes all images into one file, whole or not at all."""
+def convert(parts, path: Path, signals: stopping.Signals):
+  """Writes all images into one file, whole or not at all.
+
+  Args:
+    parts: what `read` returned for each file.
+    path: of the file.
+    signals: already entered.
+
+  Raises:
+    ConfigError: an image or a label cannot be used.
+    StoppedError: a signal came.
+  """
   total = sum(len(labels) for *_, labels in parts)
   images, filled, all_labels = None, 0, []
   for where, encoded, offsets, labels in parts:
@@ -77,6 +88,7 @@ def convert(parts, path: Path):
         )
     )
     for index, image in _decoded(where, encoded, offsets):
+      signals.check()
       if images is None:
         images = np.empty((total, *image.shape), np.uint8)
       if image.shape != images.shape[1:]:
@@ -99,15 +111,15 @@ def convert(parts, path: Path):
 
 def main(argv):
   scripts.start(argv)
-  with scripts.one_line_errors():
+  with scripts.one_line_errors(), stopping.Signals() as signals:
     path = out.path()
     require_utf8("out", str(path))
     parts = []
     for flag, given in (("--train", _TRAIN.value), ("--test", _TEST.value)):
       parts.append(read(flag, given))
-      if path.exists() and path.samefile(out.expanded(given)):
+      if path.exists() and path.samefile(expanded(given)):
         refuse(f"--out={path}", f"must be another file than {flag}")
-    convert(parts, path)
+    convert(parts, path, signals)
     print(f"--dataset=npz:{path}")
 
 

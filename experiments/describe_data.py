@@ -113,7 +113,7 @@ def main(argv):
   with scripts.one_line_errors():
     plugins.load()
     config = run_flags.config_from_flags()
-    federated = data.load(config.dataset, config, config)
+    federated = data.load(*config.data_settings())
     names = federated.client_names
     present, counts = histograms(federated)
     train, test = counts

@@ -2,7 +2,8 @@
 
 from absl import flags
 
-from experiments.lib import out, scripts
+from agsfl.files import expanded
+from experiments.lib import scripts, stopping
 
 _LEAF_DIR = flags.DEFINE_string(
     "leaf_dir",
@@ -21,15 +22,18 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv):
   scripts.start(argv)
-  with scripts.one_line_errors():
+  with scripts.one_line_errors(), stopping.Signals() as signals:
     import tensorflow_datasets as tfds  # takes a second
 
     from agsfl.data.sources import femnist
 
     # A bar would stand on the same line as an error.
     tfds.disable_progress_bar()
-    data_dir = _DATA_DIR.value and str(out.expanded(_DATA_DIR.value))
-    print(femnist.prepare(str(out.expanded(_LEAF_DIR.value)), data_dir))
+    data_dir = _DATA_DIR.value and str(expanded(_DATA_DIR.value))
+    place = femnist.prepare(
+        expanded(_LEAF_DIR.value), data_dir, should_stop=lambda: signals.seen
+    )
+    print(place)
 
 
 if __name__ == "__main__":

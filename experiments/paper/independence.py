@@ -165,7 +165,6 @@ def compare(base: Config):
       "unset, because lines are compared over the same rounds",
   )
   folder = study.folder()
-  study.share_compiled_code()
   done = {}
   first_ks = study.numbers("first_ks")
   for text, first_k in zip(FIRST_KS.value, first_ks, strict=True):

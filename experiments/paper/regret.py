@@ -363,7 +363,6 @@ def compare(base: Config):
       noisy, f"{accuracy:.0%} right", accuracy, NOISE_SEEDS.value
   )
   limit, notes = bound(PLAY_ROUNDS.value), []
-  study.share_compiled_code()
   _draw(
       regrets,
       np.arange(1, len(limit) + 1),

@@ -5,19 +5,18 @@ folder for each seed. The same command goes on where a study was stopped.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from tqdm import tqdm
 
 from agsfl import files, simulation
 from agsfl.config import Config
 from agsfl.errors import refused, require
+from agsfl.records import strict_json
 from agsfl.records.folder import refuse_other
 from agsfl.records.read import Run, read_run
 from agsfl.types import PyTree
@@ -89,22 +88,10 @@ def seeded(config: Config) -> Callable[[int], Config]:
   return lambda seed: dataclasses.replace(config, seed=seed)
 
 
-def share_compiled_code():
-  """Keeps compiled programs for other seeds and later starts.
-
-  They go to the folder that the environment names, or else to the study's.
-  """
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update("jax_compilation_cache_dir", str(folder() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
 def run_all(
     settings: dict[str, Callable[[int], Config]],
 ) -> dict[str, list[Run]]:
   """The runs of a study, seed by seed within each setting.
-
-  Seeds of one setting share compiled code, by JAX's cache in the folder.
 
   Args:
     settings: by label, which names a folder: seed -> Config.
@@ -116,7 +103,6 @@ def run_all(
     ConfigError: the folder holds a run of other settings or other data.
   """
   study = folder()
-  share_compiled_code()
   done, fingerprint_of = {}, simulation.data_fingerprints()
   with stopping.Signals(runner.say_stopping) as signals:
     for label, config_of in settings.items():
@@ -152,7 +138,7 @@ def cached(
     problem = "must be a file of this study"
     damage = (OSError, ValueError, KeyError, TypeError, RecursionError)
     with refused(str(path), problem, damage):
-      saved = json.loads(path.read_text(encoding="utf-8"))
+      saved = strict_json.parsed(path.read_bytes())
       asked_then, made = dict(saved["asked"]), saved["made"]
     refuse_other(asked_then, asked, str(path))
     return made
@@ -160,8 +146,8 @@ def cached(
   with files.usable(folder()):
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.written_whole(path) as temporary:
-      text = json.dumps({"asked": asked, "made": made}, allow_nan=False)
-      temporary.write_text(text + "\n", encoding="utf-8")
+      text = strict_json.written({"asked": asked, "made": made})
+      temporary.write_text(text, encoding="utf-8")
   return made
 
 

@@ -13,7 +13,7 @@ from agsfl.data import federated as data
 from agsfl.data.partitions import Partition
 from agsfl.data.sources import femnist
 from agsfl.data.sources import tfds as sources
-from agsfl.errors import ConfigError
+from agsfl.errors import ConfigError, StoppedError
 from tests.data.leaf_test import document, ink, user
 
 
@@ -151,6 +151,20 @@ class PreparedTest(parameterized.TestCase):
             for i in offsets
         )
         self.assertEqual(got, want)
+
+  def test_femnist_that_is_stopped(self):
+    """Law: no writer is read after a signal, and no set is left."""
+    self.write_leaf(f0=0, f1=100, f10=200)
+    asked = []
+    with self.assertRaises(StoppedError):
+      femnist.prepare(
+          self.leaf,
+          self.place,
+          should_stop=lambda: asked.append(1) or len(asked) == 2,
+      )
+    self.assertLen(asked, 2)
+    with self.assertRaisesRegex(ConfigError, "is not prepared"):
+      data.load("femnist")
 
   def test_femnist_of_other_files(self):
     """A set made of other files is not used for these."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -20,7 +21,8 @@ from agsfl.data import federated as data
 from agsfl.data.partitions import Partition
 from agsfl.errors import ConfigError
 from experiments import decode_images, describe_data
-from experiments.lib import scripts
+from experiments.lib import scripts, stopping
+from tests.small import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,6 +151,7 @@ class ScriptsTest(parameterized.TestCase):
                 decode_images.read("--test", test),
             ],
             out,
+            stopping.Signals(),
         )
       problem = str(caught.exception)
       self.assertNotIn("\n", problem)
@@ -164,10 +167,31 @@ class ScriptsTest(parameterized.TestCase):
     for dtype in (np.uint64, np.int64, np.float32):
       np.savez(path, **{**one, "labels": np.array([0, 1], dtype)})
       parts.append(decode_images.read("--train", path))
-    decode_images.convert(parts, out)
+    decode_images.convert(parts, out, stopping.Signals())
     with np.load(out) as file:
       self.assertEqual(file["labels"].dtype, np.int32)
       self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1, 0, 1])
+
+  def test_a_signal_stops_decoding(self):
+    """Law: no image is read after a signal, and no file is left."""
+    train, test, out = (self.folder / f"{x}.npz" for x in ("a", "b", "out"))
+    for path in (train, test):
+      np.savez(path, **encoded(np.zeros((3, 4, 4), np.uint8), [0, 1, 2]))
+    real, opened = Image.open, []
+
+    def opening(file):
+      opened.append(file)
+      if len(opened) == 2:
+        signal.raise_signal(signal.SIGTERM)
+      return real(file)
+
+    with mock.patch.object(Image, "open", opening):
+      end = main(
+          decode_images, f"--train={train}", f"--test={test}", f"--out={out}"
+      )
+    self.assertEqual(end, (130, ""))
+    self.assertLen(opened, 2)
+    self.assertCountEqual(self.folder.iterdir(), [train, test])
 
   def test_no_input_is_written_over(self):
     paths = [self.folder / f"{name}.npz" for name in ("train", "test")]
@@ -288,7 +312,7 @@ class EndsTest(parameterized.TestCase):
 
   def test_a_platform_that_is_absent(self):
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.run", "--workdir=none"],
+        [sys.executable, "-m", "experiments.run", "--workdir=none", "--quiet"],
         capture_output=True, text=True, cwd=ROOT, check=False,
         env={**os.environ, "JAX_PLATFORMS": "none", "MPLBACKEND": "none"},
     )

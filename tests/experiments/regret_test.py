@@ -12,7 +12,6 @@ import numpy as np
 import optax
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
-from jax.experimental.compilation_cache import compilation_cache
 
 from agsfl import controllers
 from agsfl.config import Config
@@ -202,12 +201,6 @@ class ScriptsTest(absltest.TestCase):
         num_rounds=8,
         eval_every=4,
     )
-    self.addCleanup(self.leave_no_cache, jax.config.jax_compilation_cache_dir)
-
-  def leave_no_cache(self, folder):
-    """So that later tests do not write compiled code to a deleted folder."""
-    jax.config.update("jax_compilation_cache_dir", folder)
-    compilation_cache.reset_cache()
 
   def lines(self):
     """The table's cells without its header, and the whole text."""

@@ -1,7 +1,6 @@
 """The studies as real processes: what they leave, and a second start."""
 
 import json
-import os
 import signal
 import tempfile
 from pathlib import Path
@@ -69,7 +68,7 @@ class StudyTest(parameterized.TestCase):
     return {
         path: path.stat().st_mtime_ns
         for path in workdir.rglob("*")
-        if path.is_file() and "compiled" not in path.parts
+        if path.is_file()
     }
 
   @parameterized.parameters(*sorted(set(STUDIES) - {"compare_methods"}))
@@ -115,17 +114,16 @@ class StudyTest(parameterized.TestCase):
         loss = rows[-1]["train_loss"]
         self.assertEqual(line[1 + column], f"{loss:.4g}")
 
-  @mock.patch.dict(os.environ)
   def test_a_second_start_does_what_is_missing(self):
     """One study stands for all; they leave the same files."""
-    del os.environ["JAX_COMPILATION_CACHE_DIR"]
     name = "compare_methods"
     arguments, labels = STUDIES[name]
     workdir = self.folder / name
-    start = lambda *more: self.start(name, *arguments, *more)
+    stored = f"--compilation_cache_dir={self.folder / 'programs'}"
+    start = lambda *more: self.start(name, *arguments, stored, *more)
     self.check(name, start())
     # Law: seeds of one setting share a program.
-    programs = list((workdir / "compiled").glob("jit_run-*-cache"))
+    programs = list((self.folder / "programs").glob("jit_run-*-cache"))
     self.assertLen(programs, len(labels))
     before, table = self.times(workdir), (workdir / "table.md").read_text()
     # As if it was stopped in the middle of the last run.
@@ -192,7 +190,6 @@ class StopTest(absltest.TestCase):
     with (
         mock.patch.object(study.runner, "run", signal_in),
         mock.patch.object(study, "read_run"),
-        mock.patch.object(study, "share_compiled_code"),
         self.assertRaises(StoppedError),
     ):
       study.run_all({"a": study.seeded(Config())})

@@ -10,6 +10,7 @@ Importing this registers the builder `agsfl_femnist`. It needs no TensorFlow:
 import io
 import os
 import string
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from agsfl.data.sources import leaf
-from agsfl.errors import refuse, refused
+from agsfl.errors import StoppedError, refuse, refused
 from agsfl.settings import require_utf8
 
 CLASSES = (*string.digits, *string.ascii_uppercase, *string.ascii_lowercase)
@@ -33,6 +34,8 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
   The folder data/femnist/data of LEAF (https://github.com/TalwalkarLab/leaf)
   after its ./preprocess.sh -s niid -t sample: it holds train/ and test/.
   """
+
+  should_stop: Callable[[], bool] = staticmethod(lambda: False)
 
   def _info(self):
     return self.dataset_info_from_configs(
@@ -72,6 +75,8 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
       for name, pixels, labels in leaf.users_of(
           setting, path, sizes, len(CLASSES)
       ):
+        if self.should_stop():
+          raise StoppedError("stopped")
         images = leaf.as_bytes(pixels)
         if images is None or pixels.shape[1] != _SIDE**2:
           refuse(
@@ -102,12 +107,17 @@ def _png(image: np.ndarray) -> bytes:
   return file.getvalue()
 
 
-def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
+def prepare(
+    leaf_dir: str | Path,
+    data_dir: str | Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Path:
   """Converts LEAF's folders; a set that is already there stays as it is.
 
   Args:
     leaf_dir: the folder with `train` and `test`; ~ is the home folder.
     data_dir: of TensorFlow Datasets; None means its default.
+    should_stop: asked before each writer.
 
   Returns:
     The folder of the data set.
@@ -115,6 +125,7 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
   Raises:
     ConfigError: the text names the file and the key, or the folder of a set
       that was made from other files.
+    StoppedError: `should_stop` said so; nothing of the set is left.
   """
   leaf_dir = os.path.expanduser(leaf_dir)
   for name, path in (("leaf_dir", leaf_dir), ("data_dir", data_dir or "")):
@@ -125,6 +136,7 @@ def prepare(leaf_dir: str | Path, data_dir: str | Path | None = None) -> Path:
       f"--data_dir={data_dir}", "must be a folder that can be written"
   ):
     builder = AgsflFemnist(data_dir=data_dir, file_format="array_record")
+    builder.should_stop = should_stop
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(manual_dir=leaf_dir)
     )

@@ -49,8 +49,7 @@ class FastTest(parameterized.TestCase):
   @parameterized.product(
       [dict(wing="cpu", width=1),
        dict(wing="cpu", width=64),
-       dict(wing="accelerator", width=1),
-       dict(wing="accelerator", width=64)],
+       dict(wing="accelerator", width=1)],
       name=NAMES,
   )
   @hypothesis.settings(max_examples=100, deadline=None)
@@ -93,7 +92,7 @@ class FastTest(parameterized.TestCase):
     # The order of sums that are no numbers is not defined.
     for k in (0,) if name in BY_SUMS else (0, 3, 11, 39):
       case = accumulated, np.arange(1, 8), k
-      got = cases.quickly(name, wing, 64)(*case)
+      got = cases.quickly(name, wing, 1)(*case)
       want = cases.plainly(name)(*case)
       np.testing.assert_allclose(got.aggregate, want.aggregate, rtol=1e-6)
       jax.tree.map(

@@ -55,6 +55,9 @@ TOP_K = tuple(
 NOT_FAST = tuple(
     name for name in CONTRACT if not name.startswith(tuple(cases.FAST))
 )
+# A mesh and runs side by side take long to compile. Of the choices for
+# accelerators, that of FUB differs from the unidirectional one by a sort alone.
+IN_PARALLEL = tuple(name for name in CONTRACT if name != "accelerator_fub")
 # Their J has k elements.
 EXACTLY_K = (
     *(name for name in TOP_K if "unidirectional" not in name),
@@ -199,7 +202,9 @@ class TransformationsTest(parameterized.TestCase):
     _, scanned = jax.lax.scan(once, start, ks)
     np.testing.assert_array_equal(scanned, np.stack(one_by_one))
 
-  @parameterized.parameters(*CONTRACT)
+  @parameterized.parameters(
+      *(name for name in IN_PARALLEL if name != "accelerator_fub_tree")
+  )
   def test_several_k_at_once_are_each_alone(self, name):
     """Law: vmap over k shares work, not results; with seeds around it too."""
     sparsifier = CONTRACT[name][1]
@@ -217,7 +222,7 @@ class TransformationsTest(parameterized.TestCase):
 
 class DevicesTest(parameterized.TestCase):
 
-  @parameterized.parameters(*CONTRACT)
+  @parameterized.parameters(*IN_PARALLEL)
   def test_devices_change_nothing(self, name):
     """Law: on 2 and 8 devices the same as on one; in lanes too."""
     one = functools.partial(cases.outcome, CONTRACT[name][1])

@@ -19,8 +19,9 @@ _FOLDER = flags.DEFINE_string(
 
 
 def use_cache():
-  """Sets where JAX stores compiled programs.
+  """Sets where JAX stores compiled programs, short ones too.
 
+  A run has many that JAX would compile anew; together they take over a second.
   It stores none if the folder cannot be written, or if there is no home folder.
   """
   folder = _folder()
@@ -28,6 +29,8 @@ def use_cache():
     jax.config.update("jax_enable_compilation_cache", False)
   else:
     jax.config.update("jax_compilation_cache_dir", folder)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def _folder():

@@ -253,13 +253,13 @@ class CompilationTest(parameterized.TestCase):
         mock.patch.object(jax.config, "update") as update,
     ):
       compilation.use_cache()
-    (((name, value), _),) = update.call_args_list
-    if name == "jax_enable_compilation_cache":
-      self.assertIs(value, False)
+    updates = dict(call.args for call in update.call_args_list)
+    if updates == {"jax_enable_compilation_cache": False}:
       return None
-    self.assertEqual(name, "jax_compilation_cache_dir")
-    self.assertTrue("://" in value or os.path.isdir(value))
-    return value
+    folder = updates.pop("jax_compilation_cache_dir")
+    self.assertEqual(updates, {"jax_persistent_cache_min_compile_time_secs": 0})
+    self.assertTrue("://" in folder or os.path.isdir(folder))
+    return folder
 
   def test_nobody_s_home(self):
     """A container's user may have neither HOME nor a line in passwd."""

@@ -233,6 +233,7 @@ def search(
     depth = jnp.where(is_deeper, seen.high, seen.low).astype(jnp.float32)
     size = jnp.where(is_deeper, seen.size_high, seen.size_low)
     guess = depth * (ks / jnp.maximum(size, 1))
+    guess = jnp.minimum(guess, ks.astype(jnp.float32))  # fits into int32
     guess = jnp.where(step % 3 == 2, (low + high) // 2, guess.astype(jnp.int32))
     guess = jnp.clip(guess, low, jnp.maximum(high - 1, low))
     found = jax.tree.map(

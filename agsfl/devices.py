@@ -85,14 +85,14 @@ def pad_rows(tree: PyTree, multiple: int, axis: int = 0) -> PyTree:
 def place_clients(
     clients: ClientData, mesh: Mesh, layout: Layout | None = None
 ) -> ClientData:
-  """The data on the devices: each device has its own clients' samples.
+  """The data on the devices, each with its own clients.
 
   In data of several runs `order`, `starts` and `counts` have a leading axis.
 
   Args:
     clients: NumPy arrays.
     mesh: the devices.
-    layout: from `layout_of`; None if all devices have all samples.
+    layout: which samples each device has; None means all of them.
 
   Returns:
     The data, padded.
@@ -103,6 +103,7 @@ def place_clients(
   per_client = NamedSharding(mesh, PartitionSpec(*runs, AXIS))
   counts = pad_rows(np.asarray(clients.counts), mesh.size, axis=-1)
   starts = pad_rows(np.asarray(clients.starts), mesh.size, axis=-1)
+  # The samples; where devices have only their own, `order` and `starts` follow.
   if layout.rows is None:
     # The cores of a CPU use such arrays without a copy.
     features = put(aligned.aligned(np.asarray(clients.features)), everywhere)

@@ -125,10 +125,12 @@ class RoundsTest(parameterized.TestCase):
       ("over_devices_one_by_one", 8),
   )
   def test_own_samples_give_the_same_bits(self, way, num_devices):
-    """Law: where the samples lie changes nothing."""
+    """Law: where the samples lie changes nothing, and none are sent."""
     everywhere = played("fab_top_k", way, num_devices, 5)
     own = played("fab_top_k", way, num_devices, 5, shared=False)
     chex.assert_trees_all_equal(own[:2], everywhere[:2])
+    if way != "vmap":  # which gathers samples
+      self.assertEqual(gathered(own[2]), gathered(everywhere[2]))
 
   @parameterized.product(
       method=[name for name in ROUNDS if name != "fub_top_k_tree"],

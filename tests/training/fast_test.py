@@ -11,9 +11,11 @@ from absl.testing import absltest, parameterized
 from jax import lax
 from jax.extend.core import primitives
 
+from agsfl import platforms
 from agsfl.training.fast import faster, products, slow
 from agsfl.training.fast.convolution import in_one_order
 from agsfl.training.fast.rewriting import rewritten
+from agsfl.training.fast.rules import _RULES
 
 _CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -157,17 +159,19 @@ class OperationsTest(parameterized.TestCase):
     assert_near(one_by_one(*stacked), want)
 
   @parameterized.named_parameters(
-      (name, *case)
-      for name, case in OPERATIONS.items()
-      if len(case[1]) == 2 and name not in ("grouped", "depthwise")
+      (name, *OPERATIONS[name])
+      for name in OPERATIONS
+      if ("pool" not in name and name not in ("grouped", "depthwise"))
+      or name == "max pool"
   )
-  def test_products_of_accelerators_are_the_plain_ones(self, function, shapes):
-    """CPUs do not run this form unless it is called by hand."""
+  def test_forms_of_accelerators_are_the_plain_ones(self, function, shapes):
+    """CPUs do not run these forms unless they are chosen by hand."""
     plain = value_and_gradients(function)
     arguments = [normal(i, *shape) for i, shape in enumerate(shapes)]
-    rule = in_one_order(products.as_product)
-    rules = {primitives.conv_general_dilated_p: rule}
-    got = jax.jit(rewritten(plain, rules))(*arguments)
+    conv = in_one_order(products.as_product)
+    rules = _RULES | {primitives.conv_general_dilated_p: conv}
+    with mock.patch.object(platforms, "keeps_to_caches", lambda: False):
+      got = jax.jit(rewritten(plain, rules))(*arguments)
     assert_near(got, jax.jit(plain)(*arguments))
 
   @parameterized.parameters("images", "kernel")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import primitives
 
+from agsfl import platforms
 from agsfl.training.fast import slow
 
 # With more elements than this, a window is left to XLA.
@@ -107,13 +108,14 @@ def to_winners(dy: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
     offsets.append(offset)
     parts.append(jnp.where(wins, dy, jnp.zeros_like(dy)))
 
-  # Back to the places in the padded array.
+  # Back to the places in the padded array. On accelerators XLA computes the sum
+  # in one pass; on CPU it would compute each part for each of its uses.
   lows, highs = zip(*padding, strict=True)
   padded = [
       low + n + high
       for low, n, high in zip(lows, x.shape, highs, strict=True)
   ]
-  if sizes == strides:
+  if sizes == strides and platforms.keeps_to_caches():
     total = _interleaved(parts, sizes, padded)
   else:
     total = sum(

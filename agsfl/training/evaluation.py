@@ -106,18 +106,18 @@ def build_evaluate(
   of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
   num_clients = len(data.client_names)
   samples = clients.without("order", "starts", "counts")
-  train = _in_batches(layout.train_rows(data), layout)
-  test = _in_batches(layout.test_rows(data), layout)
+  # One call computes the training and the test samples of each device.
+  train, test = layout.train_rows(data), layout.test_rows(data)
+  batches, places = _in_batches(
+      [np.concatenate(both) for both in zip(train, test, strict=True)], layout
+  )
+  is_test = np.concatenate([
+      np.arange(len(own) + len(tested)) >= len(own)
+      for own, tested in zip(train, test, strict=True)
+  ])
   owned = data.test_clients >= 0
   owners = data.test_clients[owned]
   test_counts = np.bincount(owners, minlength=num_clients)
-
-  def results(params, batches, places):
-    """Losses and hits on the host, in float64: long float32 sums drift."""
-    with jax.set_mesh(layout.mesh):
-      each = of_batches(params, samples, batches)
-    each = multihost_utils.process_allgather(each, tiled=True)
-    return (x.ravel()[places].astype(np.float64) for x in each)
 
   def client_means(values):
     sums = np.bincount(owners, values[owned], num_clients)
@@ -125,10 +125,16 @@ def build_evaluate(
       return sums / test_counts
 
   def evaluate(params):
-    train_loss, _ = results(params, *train)
-    losses, right = results(params, *test)
+    with jax.set_mesh(layout.mesh):
+      each = of_batches(params, samples, batches)
+    each = multihost_utils.process_allgather(each, tiled=True)
+
+    # On the host in float64, because long float32 sums drift.
+    losses, right = (x.ravel()[places].astype(np.float64) for x in each)
+    train_losses = losses[~is_test]
+    losses, right = losses[is_test], right[is_test]
     return Evaluation(
-        train_loss=float(train_loss.mean()),
+        train_loss=float(train_losses.mean()),
         test_loss=float(losses.mean()),
         test_accuracy=float(right.mean()),
         client_test_loss=client_means(losses),

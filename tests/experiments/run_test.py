@@ -543,7 +543,7 @@ class BadFlagsTest(parameterized.TestCase):
     batch, process = self.results[name], self.processes[name]
     self.assertEqual(process.returncode, batch.returncode)
     self.assertEqual(process.stdout, batch.stdout)
-    self.assertEqual(process.stderr, batch.stderr)
+    self.assertEqual(error_lines(process), error_lines(batch))
 
   def test_nothing_is_left_behind(self):
     """No folder for a run that is refused; files there stay as they are."""

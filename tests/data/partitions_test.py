@@ -255,7 +255,7 @@ class NaturalTest(parameterized.TestCase):
     samples = samples_of(np.zeros(5), [1, 1, 1, 0, 0], [1, 1, 2, 2, 2])
     self.assertLen(assign(samples, Partition("natural")).names, 2)
     with self.assertRaisesRegex(
-        ConfigError, "--partition=natural: none of the clients that train has a test"
+        ConfigError, "--partition=natural: none of the clients that train"
     ):
       assign(samples, Partition("natural", **settings))
 

@@ -225,4 +225,4 @@ def _bytes_of(array: np.ndarray) -> np.ndarray:
 def _checksum(leaves: list[np.ndarray], content: np.ndarray) -> np.ndarray:
   """[] u32, the CRC-32 of shapes, types and bytes; the files have none."""
   form = repr([(leaf.shape, leaf.dtype.str) for leaf in leaves])
-  return np.array(zlib.crc32(content, zlib.crc32(form.encode())), "<u4")
+  return np.array(zlib.crc32(content.data, zlib.crc32(form.encode())), "<u4")

@@ -1,6 +1,7 @@
 """Local response normalisation, which the paper's network has."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,8 @@ def local_response_norm(
   """
   band = alpha * _band(x.shape[-1], radius)
   # The gradient is traced later, where another precision may be set.
-  precision = jax.config.jax_default_matmul_precision
+  settings: Any = jax.config
+  precision = settings.jax_default_matmul_precision
   near = functools.partial(jnp.matmul, b=band, precision=precision)
   return _norm(x, near)
 

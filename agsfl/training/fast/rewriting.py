@@ -37,7 +37,7 @@ def rewritten(function: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
   return exchanged
 
 
-def _rewrite(value, rules, done):
+def _rewrite(value: Any, rules: Rules, done: dict[int, Any]) -> Any:
   """A trace with its equations exchanged; other values as they are.
 
   Args:
@@ -50,15 +50,16 @@ def _rewrite(value, rules, done):
     return tuple(_rewrite(item, rules, done) for item in value)
   if not isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
     return value
-  if id(value) not in done:
-    if getattr(value, "jaxpr", value) is not value:
-      new = value.replace(jaxpr=_rewrite(value.jaxpr, rules, done))
+  trace: Any = value  # versions of JAX differ in its type
+  if id(trace) not in done:
+    if getattr(trace, "jaxpr", trace) is not trace:
+      new = trace.replace(jaxpr=_rewrite(trace.jaxpr, rules, done))
     else:
-      new = value.replace(
-          eqns=[_exchange(equation, rules, done) for equation in value.eqns]
+      new = trace.replace(
+          eqns=[_exchange(equation, rules, done) for equation in trace.eqns]
       )
-    done[id(value)] = value, new
-  return done[id(value)][1]
+    done[id(trace)] = trace, new
+  return done[id(trace)][1]
 
 
 def _exchange(equation, rules, done):

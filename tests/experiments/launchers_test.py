@@ -98,13 +98,15 @@ class LauncherTest(parameterized.TestCase):
     def send():
       for path in paths:
         while not path.exists():
-          done.wait(0.02)
+          if done.wait(0.02):  # the test ended without the file
+            return
         os.kill(os.getpid(), number)
 
     done = threading.Event()
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     self.addCleanup(thread.join)
+    self.addCleanup(done.set)
 
 
 class LocalTest(LauncherTest):

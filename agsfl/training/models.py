@@ -126,7 +126,8 @@ def as_model(
     network: a `Network` or a `Model`.
     feature_shape: of one sample.
     standardize: whether its input is `standardized`.
-    precision: of its products, and of those of its gradient; one of
+    precision: of its products, and of those of its gradient, except where the
+      network has gradients of its own (`jax.custom_vjp`); one of
       `MATMUL_PRECISIONS`, or None for JAX's default.
     name: for messages; None for the name of the network's type.
 

@@ -108,7 +108,8 @@ def register_source(name: str) -> Callable[[OwnReader], OwnReader]:
   Returns:
     A decorator for functions of the place ("" without a colon). They return a
     dict with the arguments of `agsfl.from_arrays`: x, y, and perhaps clients
-    and is_train. It is checked as files are.
+    and is_train. It is checked as files are. The place is as the user wrote it:
+    use `agsfl.files.expanded` where "~" may stand for the home folder.
 
   Raises:
     ConfigError: the name cannot be used, or is one of the package's.

@@ -52,18 +52,9 @@ def one_by_one(
   """
 
   def mapped(*args):
-    # vmap refuses arguments that do not fit.
-    jax.vmap(lambda *args: None, in_axes)(*args)
-    axes = _each(in_axes, args)
-    own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+    own, of_own = _apart(function, in_axes, args)
     stacked, structure = jax.tree.flatten(own)
-
-    def of_client(rows):
-      own = iter(jax.tree.unflatten(structure, rows))
-      return function(*(
-          next(own) if axis == 0 else arg
-          for arg, axis in zip(args, axes, strict=True)
-      ))
+    of_client = lambda rows: of_own(jax.tree.unflatten(structure, rows))
 
     # Which results take the memory of an argument; the others get their own.
     shapes, result_structure = jax.tree.flatten(jax.eval_shape(of_client, [
@@ -105,6 +96,23 @@ def one_by_one(
   return mapped
 
 
+def _apart(function, in_axes, args):
+  """The arguments with the axis N, and the function of one client's alone."""
+  # vmap refuses arguments that do not fit.
+  jax.vmap(lambda *args: None, in_axes)(*args)
+  axes = _each(in_axes, args)
+  own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
+
+  def of_own(own):
+    own = iter(own)
+    return function(*(
+        next(own) if axis == 0 else arg
+        for arg, axis in zip(args, axes, strict=True)
+    ))
+
+  return own, of_own
+
+
 def _homes(stacked, shapes):
   """For each result, the index of the argument whose memory it takes, or None.
 
@@ -144,18 +152,7 @@ def in_pieces(memory: float) -> ForEachClient:
     at_once = jax.vmap(function, in_axes)
 
     def mapped(*args):
-      # vmap refuses arguments that do not fit.
-      jax.vmap(lambda *args: None, in_axes)(*args)
-      axes = _each(in_axes, args)
-      own = [arg for arg, axis in zip(args, axes, strict=True) if axis == 0]
-
-      def of_client(own):
-        own = iter(own)
-        return function(*(
-            next(own) if axis == 0 else arg
-            for arg, axis in zip(args, axes, strict=True)
-        ))
-
+      own, of_client = _apart(function, in_axes, args)
       row = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
       trace = jax.make_jaxpr(of_client)(jax.tree.map(row, own))
       size = max(1, memory // max(1, _bytes_made(trace.jaxpr)))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -358,8 +359,9 @@ class AttackTest(FolderTest):
 
     def on_row(row):
       if row["round"] == 7:
-        while place.exists():  # a checkpoint may be on its way
-          shutil.rmtree(place, ignore_errors=True)
+        while every and not (place / "checkpoints" / "6").exists():
+          time.sleep(0.01)  # its writer would make the folder anew
+        shutil.rmtree(place)
         agsfl.simulate(other, workdir=place)
         files.update(files_of(place))
 

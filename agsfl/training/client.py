@@ -27,12 +27,16 @@ class LocalResult(NamedTuple):
     loss: [] f32, of the first minibatch at w(m-1).
     sample: [...] f32, the features of one sample h of that minibatch.
     label: [] i32, its label.
+    steps: [] i32, local gradients computed; 0 without samples.
+    seen: [] i32, samples in all of these minibatches together.
   """
 
   gradient: jax.Array
   loss: jax.Array
   sample: jax.Array
   label: jax.Array
+  steps: jax.Array
+  seen: jax.Array
 
 
 class LocalTraining(NamedTuple):
@@ -120,8 +124,15 @@ def build_client(
     if training is not None:
       gradient = _train(training, params, gradient, gradient_at, learning_rate)
 
+    # A client without samples takes no part, so it computes nothing.
+    steps = 1 if training is None else training.steps
+    steps = jnp.where(count > 0, jnp.int32(steps), 0)
+
     # Sec. IV: the sample h. Draws are independent, so the first one will do.
-    return LocalResult(gradient, first_loss, batch[0][0], batch[1][0])
+    return LocalResult(
+        gradient, first_loss, batch[0][0], batch[1][0], steps,
+        steps * jnp.int32(batch_size),
+    )
 
   return local_result
 

@@ -208,16 +208,35 @@ class KController(NamedTuple):
   probes: bool
 
 
+class Cohort(NamedTuple):
+  """The clients that take part in a round, in n places.
+
+  Attributes:
+    clients: [n] i32, their numbers, ascending; a place with a number >= N is
+      empty.
+    weights: [n], what a client counts in the mean, before the division by the
+      sum; in the paper C_i.
+    began: [n] i32, after how many rounds each took the weights that it trains;
+      None if all of them took the present ones.
+  """
+
+  clients: jax.Array
+  weights: jax.Array
+  began: jax.Array | None = None
+
+
 @flax.struct.dataclass
 class RoundState:
   """All that the next round needs, beside the data.
+
+  A part that the settings do not need is (), which has no arrays.
 
   Attributes:
     key: [] the root key of every draw; it never changes.
     learning_rate: [] f32, eta of the clients' steps.
     comm_time: [] f32, beta.
     params: [D] f32, w(m).
-    residual: [N, D] f32, accumulated and not yet sent.
+    residual: [N, D] f32, accumulated and not yet sent; () if clients keep none.
     sparsifier: the sparsifier's state.
     server: the server optimiser's state, its learning rate in it.
     controller: the controller's state.
@@ -225,6 +244,10 @@ class RoundState:
     round_index: [] i32, rounds done, m.
     elapsed: [] f32, normalised time; the unit is one round's computation.
     elapsed_rest: [] f32, what `elapsed` lost by rounding, see `cost.add_time`.
+    feedback: what clients without a residual, or with one that decays, need;
+      see `feedback.Feedback`.
+    seconds: the simulated time, (seconds [] f32, what they lost by rounding).
+    attendance: what the choice of the next cohort needs.
   """
 
   key: jax.Array
@@ -239,6 +262,9 @@ class RoundState:
   round_index: jax.Array
   elapsed: jax.Array
   elapsed_rest: jax.Array
+  feedback: PyTree = ()
+  seconds: PyTree = ()
+  attendance: PyTree = ()
 
 
 class RoundInfo(NamedTuple):
@@ -254,9 +280,14 @@ class RoundInfo(NamedTuple):
     minibatch_loss: [] f32, data-size-weighted mean at w(m-1).
     sign: [] f32, of the cost's estimated slope: -1, 0 or 1.
     has_sign: [] bool, whether there was an estimate. If not, sign is 0.
-    contributed: [N] i32, elements of each client that the server used.
+    contributed: [n] i32, elements of each client that the server used.
     finite: [] bool, whether all gradients were finite. If not, nothing is sent.
     metrics: [] each by name, the user's own numbers; see `build_round`.
+    clients: [n] i32, the numbers of the clients that took part; a place with a
+      number >= N is empty. None if all N take part in order.
+    arrived: [n] bool, whose message the server had in time; None if that is
+      so for all.
+    timing: of the simulated seconds; None without a clock in seconds.
   """
 
   round_index: jax.Array
@@ -273,3 +304,23 @@ class RoundInfo(NamedTuple):
   contributed: jax.Array
   finite: jax.Array
   metrics: dict[str, jax.Array]
+  clients: jax.Array | None = None
+  arrived: jax.Array | None = None
+  timing: "Timing | None" = None
+
+
+class Timing(NamedTuple):
+  """The simulated seconds of a round.
+
+  Attributes:
+    seconds: [] f32, at the round's end, since the start of the run.
+    late: [] i32, clients that the deadline left out.
+    slowest: [] i32, the number of the client that the round waited for; -1 if
+      there is none.
+    cause: [] i32, what took it most of its time, a place in `clocks.CAUSES`.
+  """
+
+  seconds: jax.Array
+  late: jax.Array
+  slowest: jax.Array
+  cause: jax.Array

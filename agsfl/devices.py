@@ -11,8 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from agsfl import hosts
-from agsfl.data import aligned
+from agsfl import aligned, hosts
 from agsfl.data.federated import ClientData
 from agsfl.errors import require
 from agsfl.for_each_client import AXIS, EVERYWHERE, PER_CLIENT

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.errors import refuse, refused
 
 # The share of samples held out for testing, if a source has no test samples.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.data.samples import Samples, hold_out
 from agsfl.data.sources.options import SourceOptions
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.data.samples import Samples, checked, hold_out
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused

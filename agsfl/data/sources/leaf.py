@@ -14,8 +14,7 @@ import ijson
 import numpy as np
 from absl import logging
 
-from agsfl import files
-from agsfl.data import aligned
+from agsfl import aligned, files
 from agsfl.data.samples import Names, Samples, checked, in_order, most_classes
 from agsfl.data.sources import npz, shallow
 from agsfl.data.sources.options import SourceOptions

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.data.samples import Names, Samples, checked, coded, with_channels
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.data.samples import Names, Samples, checked, hold_out, in_order
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused

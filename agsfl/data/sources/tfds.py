@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from agsfl.data import aligned
+from agsfl import aligned
 from agsfl.data.samples import (
     Names,
     Samples,

@@ -1,0 +1,129 @@
+"""How long a cohort's round takes in seconds, and who makes it so long."""
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.clocks.speeds import Speeds
+
+# Bytes of a number.
+_NUMBER = 4
+
+# A round in which nobody takes part lasts so many seconds: the server looks
+# again every minute. Of clients that are on for minutes to hours, it misses
+# none for long; and a run in which nobody is ever on does not stand still.
+EMPTY_ROUND = 60.0
+
+# Why a round lasted as long as it did; `slowest` gives the place in this list.
+CAUSES = ("computation", "upload", "latency", "deadline", "nobody")
+
+
+def arrival(
+    speeds: Speeds, seen: jax.Array, volume_up: jax.Array
+) -> jax.Array:
+  """When each client's message is at the server, after the round's beginning.
+
+  Args:
+    speeds: [n] each.
+    seen: [n] or [] samples whose gradients a client computes.
+    volume_up: [n] or [] numbers of 32 bits in its message.
+
+  Returns:
+    [n] f32 seconds: latency + computation + upload.
+  """
+  computation, upload, latency = _parts(speeds, seen, volume_up)
+  return latency + computation + upload
+
+
+def _parts(speeds, seen, volume_up):
+  """Seconds [n] by cause, in the order of `CAUSES`."""
+  volume_up = jnp.float32(volume_up)
+  return (
+      speeds.seconds_per_sample * jnp.float32(seen),
+      _NUMBER * volume_up / speeds.up,
+      jnp.float32(speeds.latency),
+  )
+
+
+def download(speeds: Speeds, volume_down: jax.Array) -> jax.Array:
+  """How long the server's message takes to each client.
+
+  Args:
+    speeds: [n] each.
+    volume_down: [] numbers of 32 bits.
+
+  Returns:
+    [n] f32 seconds: latency + download.
+  """
+  return speeds.latency + _NUMBER * jnp.float32(volume_down) / speeds.down
+
+
+def in_time(
+    arrivals: jax.Array, takes_part: jax.Array, deadline: float | jax.Array
+) -> jax.Array:
+  """Whose message the server uses.
+
+  Args:
+    arrivals: [n] seconds.
+    takes_part: [n] bool, who began.
+    deadline: [] seconds, infinite if the server waits for all.
+
+  Returns:
+    [n] bool.
+  """
+  return takes_part & (arrivals <= deadline)
+
+
+def round_seconds(
+    arrivals: jax.Array,
+    downloads: jax.Array,
+    takes_part: jax.Array,
+    deadline: float | jax.Array = jnp.inf,
+) -> jax.Array:
+  """How long a synchronous round takes.
+
+  The server waits for the last message, or until the deadline if a message is
+  not there by then. Then it sends its own, and the round ends when the last of
+  those who took part has it, late or not.
+
+  Args:
+    arrivals, downloads: [n] seconds.
+    takes_part: [n] bool, who began.
+    deadline: [] seconds, infinite if the server waits for all.
+
+  Returns:
+    [] f32; `EMPTY_ROUND` if nobody takes part.
+  """
+  last = lambda seconds: jnp.max(seconds, where=takes_part, initial=0.0)
+  lasts = jnp.minimum(last(arrivals), deadline) + last(downloads)
+  return jnp.where(jnp.any(takes_part), lasts, jnp.float32(EMPTY_ROUND))
+
+
+def slowest(
+    speeds: Speeds,
+    seen: jax.Array,
+    volume_up: jax.Array,
+    takes_part: jax.Array,
+    deadline: float | jax.Array = jnp.inf,
+) -> tuple[jax.Array, jax.Array]:
+  """For whom the server waited longest, and why.
+
+  Args:
+    speeds, seen, volume_up: as for `arrival`.
+    takes_part, deadline: as for `round_seconds`.
+
+  Returns:
+    place: [] i32 in the cohort, the first of several; -1 if nobody takes part.
+    cause: [] i32, a place in `CAUSES`: the longest part of this client's time,
+      or the deadline if it missed that.
+  """
+  parts = jnp.stack(jnp.broadcast_arrays(*_parts(speeds, seen, volume_up)))
+  arrivals = jnp.where(takes_part, arrival(speeds, seen, volume_up), -jnp.inf)
+  place = jnp.argmax(arrivals).astype(jnp.int32)
+  of_parts = jnp.argmax(parts[:, place])
+  missed = arrivals[place] > deadline
+  cause = jnp.where(missed, CAUSES.index("deadline"), of_parts)
+  anybody = jnp.any(takes_part)
+  return (
+      jnp.where(anybody, place, -1),
+      jnp.where(anybody, cause, CAUSES.index("nobody")).astype(jnp.int32),
+  )

@@ -1,0 +1,1 @@
+"""What each of many clients keeps between the rounds in which it takes part."""

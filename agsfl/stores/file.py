@@ -40,20 +40,20 @@ class FileStore:
     Raises:
       ConfigError: the file cannot be made.
     """
-    self._initial = [np.asarray(row, order="C") for row in initial]
-    self._num_clients = num_clients
-    self._file = SlotFile(path, sum(row.nbytes for row in self._initial))
+    self.initial = [np.asarray(row, order="C") for row in initial]
+    self.num_clients = num_clients
+    self._file = SlotFile(path, sum(row.nbytes for row in self.initial))
     self._table = SlotTable(num_clients, states + _ON_THE_WAY)
     self._sums = np.zeros(num_clients, np.uint32)
     self._saved = Saved(self._table.tables, self._sums.copy())
 
   def gather(self, ids: np.ndarray, out: Rows | None = None) -> Rows:
     """See `Store`."""
-    out = of_rows.empty(self._initial, len(ids)) if out is None else out
+    out = of_rows.empty(self.initial, len(ids)) if out is None else out
     for place, client in enumerate(ids.tolist()):
-      slot = self._table.slots[client] if client < self._num_clients else -1
+      slot = self._table.slots[client] if client < self.num_clients else -1
       if slot < 0:
-        for field, row in zip(out, self._initial, strict=True):
+        for field, row in zip(out, self.initial, strict=True):
           field[place] = row
       elif not self._file.read(int(slot), of_rows.bytes_at(out, place)):
         self._refuse([client])
@@ -63,7 +63,7 @@ class FileStore:
     """See `Store`."""
     rows = [np.ascontiguousarray(field) for field in rows]
     for place, client in enumerate(ids.tolist()):
-      if client < self._num_clients:
+      if client < self.num_clients:
         pieces = of_rows.bytes_at(rows, place)
         self._file.write(self._table.to_write(client), pieces)
         self._sums[client] = _checksum(pieces)
@@ -82,7 +82,7 @@ class FileStore:
   def restore(self, saved: Saved):
     """See `Store`; it reads all these rows once, in the order of the file."""
     table = saved.tables[0]
-    row = of_rows.empty(self._initial, 1)
+    row = of_rows.empty(self.initial, 1)
     pieces = of_rows.bytes_at(row, 0)
     clients = np.argsort(table, kind="stable")
     damaged = [

@@ -37,33 +37,33 @@ class HostStore:
     Raises:
       ConfigError: the file cannot be made.
     """
-    self._initial = [np.asarray(row, order="C") for row in initial]
-    self._num_clients = num_clients
+    self.initial = [np.asarray(row, order="C") for row in initial]
+    self.num_clients = num_clients
     self._rows: dict[int, Rows] = {}
     self._changed: set[int] = set()
     self._file = None
     if path is not None:
-      self._file = FileStore(self._initial, num_clients, path, states)
+      self._file = FileStore(self.initial, num_clients, path, states)
 
   def gather(self, ids: np.ndarray, out: Rows | None = None) -> Rows:
     """See `Store`."""
-    out = of_rows.empty(self._initial, len(ids)) if out is None else out
+    out = of_rows.empty(self.initial, len(ids)) if out is None else out
     for place, client in enumerate(ids.tolist()):
       row = self._rows.get(client)
       if row is None and self._file is not None:
         here = slice(place, place + 1)
         self._file.gather(ids[here], [field[here] for field in out])
       else:
-        for field, value in zip(out, row or self._initial, strict=True):
+        for field, value in zip(out, row or self.initial, strict=True):
           field[place] = value
     return out
 
   def scatter(self, ids: np.ndarray, rows: Rows):
     """See `Store`."""
     for place, client in enumerate(ids.tolist()):
-      if client < self._num_clients:
+      if client < self.num_clients:
         if client not in self._rows:
-          self._rows[client] = [np.empty_like(row) for row in self._initial]
+          self._rows[client] = [np.empty_like(row) for row in self.initial]
         for value, field in zip(self._rows[client], rows, strict=True):
           value[...] = field[place]
         self._changed.add(client)
@@ -78,7 +78,7 @@ class HostStore:
     file = self._with_file()
     for client in sorted(self._changed):
       file.scatter(
-          np.int32([client]), [row[None] for row in self._rows[client]]
+          np.array([client]), [row[None] for row in self._rows[client]]
       )
     self._changed.clear()
     return file.commit()

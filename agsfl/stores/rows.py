@@ -30,9 +30,16 @@ class Store(Protocol):
   """The rows of N clients, of which each round needs those of n clients.
 
   Each client begins with the same initial row. Memory or disk is used only for
-  clients that took part. In all methods `ids` is an ascending [n] i32 array of
+  clients that took part. In all methods `ids` is an [n] i32 array of different
   clients; a number from N on is an empty place.
+
+  Attributes:
+    initial: the initial row: an array [...] for each field.
+    num_clients: N.
   """
+
+  initial: Rows
+  num_clients: int
 
   def gather(self, ids: np.ndarray, out: Rows | None = None) -> Rows:
     """Reads rows.

@@ -15,6 +15,7 @@ from agsfl.settings import Amount, elements, setting
 from agsfl.sparsifiers import METHODS
 from agsfl.training.models import MATMUL_PRECISIONS, MODELS
 from agsfl.training.optimizers import OPTIMIZERS
+from agsfl.training.schedules import SCHEDULES
 
 _DEFAULT_K = 1000.0
 # The smallest number above 0 whose inverse float32 can hold.
@@ -140,17 +141,74 @@ class Config(Partition, SourceOptions):
       least=1,
       most=2**20,
   )
+  local_epochs: int | None = setting(
+      None,
+      "Passes of each client over its own samples per round, in place of "
+      "local_steps. The last minibatch of a pass may be short.",
+      least=1,
+      most=1000,
+  )
+  sample_without_replacement: bool = setting(
+      False,
+      "Take the minibatches of a client from passes over its samples in random "
+      "order; a round begins a new pass. With local_epochs it is always so.",
+  )
   local_optimizer: str = setting(
       "sgd",
       "Optimiser of the clients. It begins anew every round, so momentum needs "
       "several local steps.",
       choices=OPTIMIZERS,
   )
+  weight_decay: float = setting(
+      0.0,
+      "Clients add this share of their weights to each gradient, before "
+      "momentum.",
+      least=0,
+  )
+  clip_norm: float | None = setting(
+      None,
+      "Largest norm of a client's gradient; a larger one is scaled down to it, "
+      "before weight decay. Default: no limit.",
+      least=_TINY,
+  )
   server_optimizer: str = setting(
       "sgd", "What applies the aggregate to the weights.", choices=OPTIMIZERS
   )
   server_learning_rate: float | None = setting(
       None, "Step of the server. Default: learning_rate.", least=_TINY
+  )
+  learning_rate_schedule: str = setting(
+      "constant",
+      "How the learning rate of the clients goes from round to round.",
+      choices=SCHEDULES,
+  )
+  server_learning_rate_schedule: str | None = setting(
+      None,
+      "The same for the server. Default: learning_rate_schedule.",
+      choices=SCHEDULES,
+  )
+  warmup_rounds: int = setting(
+      0,
+      "First rounds in which both learning rates grow in equal steps: round m "
+      "has m / warmup_rounds of them.",
+      least=0,
+      most=2**31 - 2,
+  )
+  schedule_rounds: int | None = setting(
+      None,
+      "Rounds, with warm-up, after which cosine and linear are 0; step shares "
+      "its drops out over them. Default: num_rounds.",
+      least=1,
+      most=2**31 - 2,
+  )
+  schedule_drops: int = setting(
+      2,
+      "step: how many times the learning rate drops, at equal distances.",
+      least=1,
+      most=100,
+  )
+  schedule_drop_factor: float = setting(
+      0.1, "step: the factor of each drop.", least=_TINY, most=1.0
   )
   batch_size: int = setting(32, "Samples per minibatch.", least=1, most=2**20)
   num_rounds: int = setting(300, "Rounds at most.", least=1, most=2**31 - 2)
@@ -209,15 +267,63 @@ class Config(Partition, SourceOptions):
         "anew in every round; see --local_steps",
     )
     require(
+        self.local_epochs is None or self.local_steps is None,
+        "local_epochs",
+        self.local_epochs,
+        "unset with --local_steps",
+    )
+    self._check_schedules()
+    require(
         (self.replay is not None) == (self.controller == "replay"),
         "replay",
         self.replay,
         "a run's folder with --controller=replay, and unset without",
     )
 
+  def _check_schedules(self):
+    """Refuses a warm-up or drops that do not fit into the horizon."""
+    horizon = self.used_schedule_rounds
+    require(
+        self.used_schedules == {"constant"} or self.warmup_rounds < horizon,
+        "warmup_rounds",
+        self.warmup_rounds,
+        f"less than the {horizon} rounds of the schedule; see "
+        "--schedule_rounds",
+    )
+    decay_rounds = horizon - self.warmup_rounds
+    require(
+        "step" not in self.used_schedules or self.schedule_drops < decay_rounds,
+        "schedule_drops",
+        self.schedule_drops,
+        f"less than the {decay_rounds} rounds of the schedule after its "
+        "warm-up; see --schedule_rounds",
+    )
+
+  @property
+  def used_schedules(self) -> set[str]:
+    """The names of the clients' and the server's schedule."""
+    return {
+        self.learning_rate_schedule,
+        self.server_learning_rate_schedule or self.learning_rate_schedule,
+    }
+
+  @property
+  def used_schedule_rounds(self) -> int:
+    """The horizon of the schedules; the default if it is not set."""
+    return self.schedule_rounds or self.num_rounds
+
+  @property
+  def _uses_horizon(self) -> bool:
+    """Whether rounds depend on how many rounds the run is to have."""
+    return CONTROLLERS[self.used_controller].uses_horizon or (
+        self.schedule_rounds is None and self.used_schedules != {"constant"}
+    )
+
   @property
   def _has_one_local_step(self) -> bool:
     """Whether this is so for all models; with FedAvg's default it may be."""
+    if self.local_epochs is not None:
+      return False
     if self.local_steps is None:
       return not METHODS[self.method].sends_models
     return self.local_steps == 1
@@ -243,9 +349,9 @@ class Config(Partition, SourceOptions):
     partition |= {"seed": self.used_data_seed, "data_seed": None}
     return self.dataset, Partition(**partition), SourceOptions(**options)
 
-  def used_local_steps(self, dim: int) -> int:
-    """tau for a model of D = `dim` weights; the default if it is not set."""
-    if self.local_steps is not None:
+  def used_local_steps(self, dim: int) -> int | None:
+    """tau for a model of D = `dim` weights; None with `local_epochs`."""
+    if self.local_steps is not None or self.local_epochs is not None:
       return self.local_steps
     if METHODS[self.method].sends_models:
       return math.ceil(dim / (2 * self.k_range(dim).k))
@@ -299,11 +405,11 @@ class Config(Partition, SourceOptions):
     """The settings that make two runs different.
 
     The extent of a run and its evaluations are not among them, because a run
-    may go on with more rounds. But EXP3 and the bandit choose their steps by
-    the number of rounds, so for them it is included.
+    may go on with more rounds. But EXP3, the bandit and learning-rate schedules
+    choose their steps by the number of rounds, so for them it is included.
     """
     free = {"num_rounds", "time_budget", "eval_every"}
-    if CONTROLLERS[self.used_controller].uses_horizon:
+    if self._uses_horizon:
       free -= {"num_rounds"}
     return {
         name: value
@@ -323,7 +429,7 @@ class Config(Partition, SourceOptions):
     }
     if not METHODS[self.method].sends_models:
       numbers.add("k")  # with models, k decides the number of local steps
-    if CONTROLLERS[self.used_controller].uses_horizon:
+    if self._uses_horizon:
       numbers.discard("num_rounds")
     defaults: dict[str, Any] = {
         field.name: field.default

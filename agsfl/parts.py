@@ -21,6 +21,7 @@ from agsfl.rounds import Metric, Round, build_round
 from agsfl.sparsifiers import METHODS, per_layer
 from agsfl.training import models, optimizers
 from agsfl.training.client import LocalTraining
+from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import KController, Loss, Model, Sparsifier
 
 
@@ -229,13 +230,44 @@ def _build_controller(config, parts, dim, k, recorded_ks):
 def _build_training(config, dim):
   """What clients do between exchanges; None for one plain gradient."""
   steps = config.used_local_steps(dim)
-  if steps == 1 and config.local_optimizer == "sgd":
-    return None
   require(
-      steps > 1 or config.local_optimizer != "momentum",
+      steps != 1 or config.local_optimizer != "momentum",
       "local_optimizer",
       config.local_optimizer,
       "sgd or adam where k makes one local step, ceil(D / 2k), because clients "
       "begin their momentum anew in every round",
   )
-  return LocalTraining(steps, optimizers.local(config.local_optimizer))
+  require(
+      (steps or 1) * config.batch_size < 2**31,  # samples are counted in int32
+      "batch_size",
+      config.batch_size,
+      f"less than 2^31 in all {steps} local steps together",
+  )
+  training = LocalTraining(
+      steps,
+      optimizers.local(
+          config.local_optimizer, config.weight_decay, config.clip_norm
+      ),
+      config.local_epochs,
+      config.sample_without_replacement,
+  )
+  is_plain = config.local_optimizer == "sgd" and not (
+      config.weight_decay or config.clip_norm or training.without_replacement
+  )
+  return None if steps == 1 and is_plain else training
+
+
+def _build_schedules(config):
+  """Factors of the learning rates in each round; None if all are 1."""
+  if config.used_schedules == {"constant"} and not config.warmup_rounds:
+    return None
+  build = functools.partial(
+      build_schedule,
+      warmup_rounds=config.warmup_rounds,
+      horizon=config.used_schedule_rounds,
+      drops=config.schedule_drops,
+      drop_factor=config.schedule_drop_factor,
+  )
+  client = config.learning_rate_schedule
+  server = config.server_learning_rate_schedule or client
+  return Schedules(build(client), build(server))

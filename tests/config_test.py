@@ -134,6 +134,19 @@ class TogetherTest(parameterized.TestCase):
       ("controller", {"method": "fedavg", "controller": "exp3"}, "fixed"),
       ("per_layer", {"method": "fedavg", "per_layer": True}, "false"),
       ("local_optimizer", {"local_optimizer": "momentum"}, "--local_steps"),
+      ("local_epochs", {"local_epochs": 2, "local_steps": 2}, "unset"),
+      (
+          "warmup_rounds",
+          {"warmup_rounds": 9, "num_rounds": 9,
+           "learning_rate_schedule": "cosine"},
+          "less than the 9 rounds",
+      ),
+      (
+          "schedule_drops",
+          {"schedule_drops": 5, "warmup_rounds": 4, "schedule_rounds": 9,
+           "server_learning_rate_schedule": "step"},
+          "less than the 5 rounds",
+      ),
       ("replay", {"controller": "replay"}, "a run's folder"),
       ("replay", {"controller": "sign", "replay": "runs/a"}, "unset"),
   )
@@ -150,6 +163,7 @@ class TogetherTest(parameterized.TestCase):
       ({"method": "fedavg", "k": 7}, "fixed", 8),
       ({"method": "fedavg", "local_steps": 3}, "fixed", 3),
       ({"method": "fab_top_k", "local_steps": 5}, "sign_interval", 5),
+      ({"method": "fedavg", "local_epochs": 3}, "fixed", None),
   )
   def test_defaults_follow_the_method(self, given, controller, steps):
     config = Config(**given)
@@ -265,7 +279,7 @@ def other(name):
       "k_max": "90%", "replay": "runs/b", "label_column": "y",
       "client_column": "who", "init_from": "runs/c", "bandit_radius": 0.5,
       "bandit_step": 0.5, "time_budget": 9.0, "server_learning_rate": 0.5,
-      "local_optimizer": "adam",
+      "local_optimizer": "adam", "schedule_drop_factor": 0.5,
   }
   if name in special:
     return special[name]
@@ -296,6 +310,17 @@ BASES = (
         {"controller": "bandit"},
         SAME_RUN - {"num_rounds"},
         SAME_PROGRAM - {"num_rounds"},
+    ),
+    (
+        {"server_learning_rate_schedule": "cosine"},
+        SAME_RUN - {"num_rounds"},
+        SAME_PROGRAM - {"num_rounds"},
+    ),
+    # Their own number of rounds takes its place.
+    (
+        {"learning_rate_schedule": "step", "schedule_rounds": 40},
+        SAME_RUN,
+        SAME_PROGRAM,
     ),
     # k decides the number of local steps.
     ({"method": "fedavg"}, SAME_RUN, SAME_PROGRAM - {"k"}),

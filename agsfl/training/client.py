@@ -12,6 +12,8 @@ import optax
 from jax import lax
 
 from agsfl.data.federated import ClientData
+from agsfl.errors import require
+from agsfl.training import epochs
 from agsfl.training.fast import faster
 from agsfl.training.models import sample_losses
 from agsfl.types import Loss, Model
@@ -21,9 +23,10 @@ class LocalResult(NamedTuple):
   """What a client computes in a round.
 
   Attributes:
-    gradient: [D] f32, of the minibatch's mean loss at w(m-1). After several
-      local steps it is minus the sum of their updates, divided by eta; for
-      plain SGD that is the sum of gradients.
+    gradient: [D] f32, of the minibatch's mean loss at w(m-1). With
+      `LocalTraining` it is minus the sum of the optimiser's updates at a
+      learning rate of 1; for plain SGD that is the sum of gradients. The client
+      ends at w(m-1) minus eta times this.
     loss: [] f32, of the first minibatch at w(m-1).
     sample: [...] f32, the features of one sample h of that minibatch.
     label: [] i32, its label.
@@ -43,13 +46,19 @@ class LocalTraining(NamedTuple):
   """Several steps at each client between two exchanges.
 
   Attributes:
-    steps: tau, at least 1.
+    steps: tau, at least 1; None with `epochs`.
     optimizer: of the client, with a learning rate of 1, because eta comes from
       the round's state. It starts from its initial state in every round.
+    epochs: E, at least 1: each client makes E passes over its own samples,
+      which are E ceil(C_i / B) steps. None with `steps`.
+    without_replacement: whether `steps` take their minibatches from such passes
+      too. A round always begins a new pass.
   """
 
-  steps: int
+  steps: int | None
   optimizer: optax.GradientTransformation
+  epochs: int | None = None
+  without_replacement: bool = False
 
 
 class Client(Protocol):
@@ -86,73 +95,129 @@ def build_client(
   Minibatches are drawn uniformly with replacement. So each gives an unbiased
   gradient, as the analysis assumes, and any number of samples is enough. A draw
   depends only on its key, so a resumed run needs no position in an epoch.
+  `LocalTraining` may ask for epochs instead; see `epochs.batch_of`.
 
   Args:
     model: the network.
-    batch_size: samples per minibatch.
+    batch_size: B, samples per minibatch.
     training: None for one gradient; eta then has no effect.
     loss: of samples.
 
   Returns:
     (key, params [D], ClientData, start [] i32, count [] i32, learning_rate []
     f32) -> LocalResult; the client's own samples are order[start : start +
-    count] of the data.
+    count] of the data. eta may be 0.
+
+  Raises:
+    ConfigError: `training` has both steps and epochs, or neither.
 
   Source: one gradient: Han, Wang, Leung, ICDCS 2020, Alg. 1; several steps:
   McMahan et al., "Communication-Efficient Learning of Deep Networks from
   Decentralized Data", AISTATS 2017.
   """
+  in_epochs = False
+  if training is not None:
+    require(
+        (training.steps is None) != (training.epochs is None),
+        "training",
+        f"steps {training.steps}, epochs {training.epochs}",
+        "one of the two",
+    )
+    in_epochs = training.without_replacement or training.epochs is not None
 
-  def loss_of(params, features, labels):
-    return jnp.mean(loss(model.apply(params, features), labels))
+  def loss_of(params, features, labels, weights=None):
+    losses = loss(model.apply(params, features), labels)
+    return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
 
   gradient_of = faster(jax.value_and_grad(loss_of))
 
+  def steps_of(count):
+    """Local steps: an int if all clients make as many."""
+    if training is None:
+      return 1
+    if training.epochs is None:
+      return training.steps
+    return training.epochs * epochs.batches_per_epoch(count, batch_size)
+
   def local_result(key, params, data, start, count, learning_rate):
-    def draw(key):
-      chosen = jax.random.randint(key, (batch_size,), 0, count, jnp.int32)
+    def draw(step, step_key):
+      """A minibatch, and the weights of its samples if they differ."""
+      if in_epochs:
+        chosen, *weights = epochs.batch_of(key, step, count, batch_size)
+      else:
+        shape, weights = (batch_size,), []
+        chosen = jax.random.randint(step_key, shape, 0, count, jnp.int32)
       features, labels = data.samples(data.order[start + chosen])
-      return as_float(features), labels
+      return as_float(features), labels, *weights
 
     # Alg. 1: the gradient of one minibatch at w(m-1).
-    batch = draw(key)
+    batch = draw(0, key)
     first_loss, gradient = gradient_of(params, *batch)
 
     def gradient_at(step, params):
-      return gradient_of(params, *draw(jax.random.fold_in(key, step)))[1]
+      batch = draw(step, jax.random.fold_in(key, step))
+      return gradient_of(params, *batch)[1]
 
+    steps = steps_of(count)
     if training is not None:
-      gradient = _train(training, params, gradient, gradient_at, learning_rate)
+      gradient = _train(
+          training.optimizer, steps, params, gradient, gradient_at,
+          learning_rate,
+      )
 
     # A client without samples takes no part, so it computes nothing.
-    steps = 1 if training is None else training.steps
     steps = jnp.where(count > 0, jnp.int32(steps), 0)
+    if in_epochs:
+      seen = epochs.samples_in(steps, count, batch_size)
+    else:
+      seen = steps * jnp.int32(batch_size)
 
-    # Sec. IV: the sample h. Draws are independent, so the first one will do.
+    # Sec. IV: the sample h. The first one will do, as the order is random.
     return LocalResult(
-        gradient, first_loss, batch[0][0], batch[1][0], steps,
-        steps * jnp.int32(batch_size),
+        gradient, first_loss, batch[0][0], batch[1][0], steps, seen
     )
 
   return local_result
 
 
-def _train(training, start, gradient, gradient_at, learning_rate):
-  """All local steps; `gradient` is that of the first one, at `start`."""
-  optimizer = training.optimizer
+def work_of(
+    training: LocalTraining | None, batch_size: int, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """How much a client computes in a round.
 
-  # Carry the displacement, not the weights: a tiny step added to a large
-  # float32 is rounded away.
+  Args:
+    training: see `build_client`.
+    batch_size: B.
+    count: [...] i32, C_i; one without samples computes nothing.
+
+  Returns:
+    (steps, seen), see `LocalResult`.
+  """
+  steps, in_epochs = 1, False
+  if training is not None:
+    in_epochs = training.without_replacement or training.epochs is not None
+    steps = training.steps
+    if training.epochs is not None:
+      steps = training.epochs * epochs.batches_per_epoch(count, batch_size)
+  steps = jnp.where(count > 0, jnp.int32(steps), 0)
+  if in_epochs:
+    return steps, epochs.samples_in(steps, count, batch_size)
+  return steps, steps * jnp.int32(batch_size)
+
+
+def _train(optimizer, steps, start, gradient, gradient_at, learning_rate):
+  """All local steps; `gradient` is that of the first one, at `start`."""
+
+  # Carry the sum of updates, not the weights: a tiny step added to a large
+  # float32 is rounded away. The sum has no eta in it, so eta may be 0.
   def step(index, carry):
-    displacement, state = carry
-    params = start + displacement
+    total, state = carry
+    params = start + learning_rate * total
     updates, state = optimizer.update(
         gradient_at(index, params), state, params
     )
-    return displacement + learning_rate * updates, state
+    return total + updates, state
 
-  updates, state = optimizer.update(gradient, optimizer.init(start), start)
-  displacement, _ = lax.fori_loop(
-      1, training.steps, step, (learning_rate * updates, state)
-  )
-  return -displacement / learning_rate
+  first = optimizer.update(gradient, optimizer.init(start), start)
+  total, _ = lax.fori_loop(1, steps, step, first)
+  return -total

@@ -41,7 +41,9 @@ OPTIMIZERS: dict[str, Factory] = {
 }
 
 
-def local(name: str) -> optax.GradientTransformation:
+def local(
+    name: str, weight_decay: float = 0.0, clip_norm: float | None = None
+) -> optax.GradientTransformation:
   """A client's optimiser, with learning rate 1; see `client.LocalTraining`.
 
   It starts again in every round. So one local step of "momentum" is one of
@@ -49,11 +51,21 @@ def local(name: str) -> optax.GradientTransformation:
 
   Args:
     name: a key of `OPTIMIZERS`.
+    weight_decay: of each weight, this share is added to its gradient before the
+      optimiser sees it, as in PyTorch's SGD and Adam.
+    clip_norm: a gradient of a larger Euclidean norm is scaled down to this
+      norm, before weight decay. None for no limit.
 
   Returns:
     The optimiser.
   """
-  return OPTIMIZERS[name](1.0)
+  before = []
+  if clip_norm is not None:
+    before.append(optax.clip_by_global_norm(clip_norm))
+  if weight_decay:
+    before.append(optax.add_decayed_weights(weight_decay))
+  optimizer = OPTIMIZERS[name](1.0)
+  return optax.chain(*before, optimizer) if before else optimizer
 
 
 def server_of(

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agsfl.clocks import draws, phones, tables
+from agsfl.clocks import phones, tables
+from agsfl.clocks.draws import AVAILABILITY, as_float32, uniforms
 from agsfl.clocks.options import ClockOptions, file_of
 from agsfl.errors import refuse
 
@@ -25,9 +26,9 @@ class Availability(NamedTuple):
     period: [] f32 seconds, after which all intervals come again.
   """
 
-  on: jax.Array | np.ndarray
-  off: jax.Array | np.ndarray
-  period: jax.Array | np.ndarray
+  on: jax.Array
+  off: jax.Array
+  period: jax.Array
 
 
 def is_on(availability: Availability, seconds: jax.Array) -> jax.Array:
@@ -47,7 +48,7 @@ def is_on(availability: Availability, seconds: jax.Array) -> jax.Array:
 def availability_of(
     options: ClockOptions, seed: int, client_names: Sequence[str]
 ) -> Availability:
-  """When all clients are on, on the host.
+  """When all clients are on, as NumPy arrays.
 
   Args:
     options: `availability` is not None.
@@ -65,7 +66,7 @@ def availability_of(
   if path is not None:
     setting = f"--availability={options.availability}"
     return _from_file(setting, path, [str(name) for name in client_names])
-  return _phones(draws.uniforms(seed, draws.AVAILABILITY, len(client_names)))
+  return _phones(uniforms(seed, AVAILABILITY, len(client_names)))
 
 
 def _phones(uniform):
@@ -78,9 +79,9 @@ def _phones(uniform):
   off = on + _DAY * phones.share_on(uniform[:, 1])
   after_midnight = np.maximum(off - _DAY, 0)
   return Availability(
-      np.stack((on, np.zeros_like(on)), 1).astype(np.float32),
-      np.stack((np.minimum(off, _DAY), after_midnight), 1).astype(np.float32),
-      np.float32(_DAY),
+      as_float32(np.stack((on, np.zeros_like(on)), axis=1)),
+      as_float32(np.stack((np.minimum(off, _DAY), after_midnight), axis=1)),
+      as_float32(_DAY),
   )
 
 
@@ -94,18 +95,17 @@ def _from_file(setting, path, client_names):
   tables.require_all(setting, set(found), client_names)
   for client, intervals in found.items():
     intervals.sort()
-    for (_, off, _), (on, _, where) in itertools.pairwise(intervals):
-      if on < off:
+    for (_, end, _), (begin, _, where) in itertools.pairwise(intervals):
+      if begin < end:
         refuse(
             setting,
-            f"{where}: client {client!r} is on at {on:g} and, by another row, "
-            f"until {off:g}",
+            f"{where}: client {client!r} is on at {begin:g}, but by another "
+            f"row until {end:g}",
         )
   own = [found[name] for name in client_names]
-  shape = (len(own), max(map(len, own)))
-  on, off = np.zeros((2, *shape), np.float32)
-  for client, intervals in enumerate(own):
-    on[client, : len(intervals)] = [interval[0] for interval in intervals]
-    off[client, : len(intervals)] = [interval[1] for interval in intervals]
-  last = max(rows[-1][1] for rows in found.values())
-  return Availability(on, off, np.float32(last))
+  edges = np.zeros((2, len(own), max(map(len, own))))
+  for row, intervals in enumerate(own):
+    for place, (on, off, _) in enumerate(intervals):
+      edges[:, row, place] = on, off
+  period = max(intervals[-1][1] for intervals in found.values())
+  return Availability(*map(as_float32, (*edges, period)))

@@ -1,5 +1,7 @@
 """Random numbers of clients that never change during a run."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,11 @@ def uniforms(seed: int, purpose: int, num_clients: int) -> np.ndarray:
   of_client = lambda client: jax.random.uniform(
       jax.random.fold_in(key, client), (2,), jnp.float32
   )
-  drawn = jax.vmap(of_client)(jnp.arange(num_clients))
+  drawn = jax.jit(jax.vmap(of_client))(jnp.arange(num_clients))
   # JAX draws multiples of 2^-23 from 0 on; half a step more is never 0.
   return np.asarray(drawn, np.float64) + 2.0**-24
+
+
+def as_float32(values: Any) -> Any:
+  """A NumPy array for a field that a compiled program reads."""
+  return np.asarray(values, np.float32)

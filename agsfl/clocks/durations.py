@@ -18,7 +18,7 @@ CAUSES = ("computation", "upload", "latency", "deadline", "nobody")
 
 
 def arrival(
-    speeds: Speeds, seen: jax.Array, volume_up: jax.Array
+    speeds: Speeds, seen: jax.Array | float, volume_up: jax.Array | float
 ) -> jax.Array:
   """When each client's message is at the server, after the round's beginning.
 
@@ -44,7 +44,7 @@ def _parts(speeds, seen, volume_up):
   )
 
 
-def download(speeds: Speeds, volume_down: jax.Array) -> jax.Array:
+def download(speeds: Speeds, volume_down: jax.Array | float) -> jax.Array:
   """How long the server's message takes to each client.
 
   Args:
@@ -100,8 +100,8 @@ def round_seconds(
 
 def slowest(
     speeds: Speeds,
-    seen: jax.Array,
-    volume_up: jax.Array,
+    seen: jax.Array | float,
+    volume_up: jax.Array | float,
     takes_part: jax.Array,
     deadline: float | jax.Array = jnp.inf,
 ) -> tuple[jax.Array, jax.Array]:

@@ -5,7 +5,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from agsfl.clocks import draws, phones, tables
+from agsfl.clocks import phones, tables
+from agsfl.clocks.draws import SPEEDS, as_float32, uniforms
 from agsfl.clocks.options import (
     LEAST_MBIT,
     MOST_MBIT,
@@ -24,7 +25,7 @@ _COLUMNS = ("seconds_per_sample", "up_mbit", "down_mbit", "latency")
 def speeds_of(
     options: ClockOptions, seed: int, client_names: Sequence[str]
 ) -> Speeds:
-  """The speeds of all clients, on the host.
+  """The speeds of all clients, as NumPy arrays.
 
   A client's device and link are drawn apart. Its uplink and downlink share one
   draw, because they are one link. The draws depend only on the seed and the
@@ -44,7 +45,7 @@ def speeds_of(
   path = file_of(options.clock)
   if path is not None:
     return _from_file(f"--clock={options.clock}", path, client_names)
-  device, link = draws.uniforms(seed, draws.SPEEDS, len(client_names)).T
+  device, link = uniforms(seed, SPEEDS, len(client_names)).T
   if options.clock == "phones":
     slower, faster = phones.step_to_median(device), phones.link_to_median(link)
   else:
@@ -68,7 +69,7 @@ def _log_normal(uniform, sigma):
 
 def _speeds(seconds, up_mbit, down_mbit, latency):
   columns = (seconds, up_mbit * _MBIT, down_mbit * _MBIT, latency)
-  return Speeds(*(np.asarray(column, np.float32) for column in columns))
+  return Speeds(*map(as_float32, columns))
 
 
 def _from_file(setting, path, client_names):

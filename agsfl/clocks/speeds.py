@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 
 class Speeds(NamedTuple):
@@ -18,7 +17,7 @@ class Speeds(NamedTuple):
     latency: [N] f32, seconds until the first byte of a message arrives.
   """
 
-  seconds_per_sample: jax.Array | np.ndarray
-  up: jax.Array | np.ndarray
-  down: jax.Array | np.ndarray
-  latency: jax.Array | np.ndarray
+  seconds_per_sample: jax.Array
+  up: jax.Array
+  down: jax.Array
+  latency: jax.Array

@@ -10,7 +10,7 @@ from agsfl.clocks.speeds import Speeds
 
 def k_together(
     speeds: Speeds,
-    seen: jax.Array,
+    seen: jax.Array | float,
     k: jax.Array,
     takes_part: jax.Array,
     bytes_per_element: float | jax.Array,
@@ -32,9 +32,9 @@ def k_together(
     seen: [n] or [] samples whose gradients a client computes.
     k: [] i32, the mean over those who take part; from 0 to D.
     takes_part: [n] bool; n is their number, at most 2^15.
-    bytes_per_element: [] of a message of k elements. Index codes other than raw
-      need fewer bytes for each element of a longer message; then the uploads
-      end only nearly together.
+    bytes_per_element: [] above 0, of a message of k elements. With bitmask,
+      golomb and entropy a longer message has fewer bytes for each element, and
+      the uploads end only nearly together.
     dim: D.
 
   Returns:

@@ -25,12 +25,17 @@ def uniforms(seed: int, purpose: int, num_clients: int) -> np.ndarray:
     [N, 2] f64.
   """
   key = jax.random.fold_in(jax.random.key(seed), np.uint32(purpose))
+  drawn = _of_clients(key, jnp.arange(num_clients))
+  # JAX draws multiples of 2^-23 from 0 on; half a step more is never 0.
+  return np.asarray(drawn, np.float64) + 2.0**-24
+
+
+@jax.jit
+def _of_clients(key, clients):
   of_client = lambda client: jax.random.uniform(
       jax.random.fold_in(key, client), (2,), jnp.float32
   )
-  drawn = jax.jit(jax.vmap(of_client))(jnp.arange(num_clients))
-  # JAX draws multiples of 2^-23 from 0 on; half a step more is never 0.
-  return np.asarray(drawn, np.float64) + 2.0**-24
+  return jax.vmap(of_client)(clients)
 
 
 def as_float32(values: Any) -> Any:

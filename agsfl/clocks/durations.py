@@ -8,9 +8,9 @@ from agsfl.clocks.speeds import Speeds
 # Bytes of a number.
 _NUMBER = 4
 
-# A round in which nobody takes part lasts so many seconds: the server looks
-# again every minute. Of clients that are on for minutes to hours, it misses
-# none for long; and a run in which nobody is ever on does not stand still.
+# Seconds of a round in which nobody takes part. Time must pass, or nobody would
+# ever be on. Clients are on for minutes to hours, so a server that looks again
+# after a minute finds each of them.
 EMPTY_ROUND = 60.0
 
 # Why a round lasted as long as it did; `slowest` gives the place in this list.

@@ -24,9 +24,9 @@ class ClockOptions:
   clock: str | None = setting(
       None,
       "Devices and links of clients, for time in seconds: constant, phones "
-      "(published quantiles of phones), or file:PATH, a csv with the columns "
-      "client, seconds_per_sample, up_mbit, down_mbit, latency. Default: no "
-      "seconds.",
+      "(quantiles of published measurements), or file:PATH, a csv with the "
+      "columns client, seconds_per_sample, up_mbit, down_mbit, latency. "
+      "Default: no seconds.",
   )
   seconds_per_sample: float = setting(
       0.172,
@@ -83,7 +83,7 @@ class ClockOptions:
   )
   availability: str | None = setting(
       None,
-      "When clients are on: phones (published shares of the day), or "
+      "When clients are on: phones (published shares of a day), or "
       "file:PATH, a csv with the columns client, on, off in seconds. Default: "
       "always.",
   )

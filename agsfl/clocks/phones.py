@@ -1,29 +1,29 @@
-"""Published quantiles of phones, and their inverse distribution functions.
+"""Phones as published measurements show them, by quantiles alone.
 
 Source: Zhang et al., "FLHetBench: Benchmarking Device and State Heterogeneity
-in Federated Learning", CVPR 2024, from the data of its repository. Only the
-quantiles are here.
+in Federated Learning", CVPR 2024: quantiles of the data in its repository.
 
-What is assumed beyond them: between two quantiles the inverse is a straight
-line. Below the first and above the last it is constant, as no more is
-published; a share of time begins at 0.
+Assumed beyond them: the inverse of the distribution function is a straight line
+between two quantiles. Below the first and above the last it is constant, so no
+client is faster or slower than these. A share of time begins at 0.
 """
 
 import numpy as np
 
 _PERCENTS = np.array([5, 10, 25, 50, 75, 90, 95]) / 100
 
-# Milliseconds of a training step of a ResNet, 978 records. The data do not name
-# the batch. One image is assumed: a ResNet-50 takes about 25 * 10^9 operations
-# for an image of 224 x 224, as many as a phone does in such a time.
+# Milliseconds of a training step of a ResNet: 978 records, from AI-Benchmark
+# and from FLHetBench itself. The data name neither the batch nor the size of
+# images. Assumed: a step has one image, and the simulated network takes as long.
 _STEP = np.array([60, 69, 96, 172, 309, 476, 559])
 
-# 10^6 bits a second of MobiPerf's TCP downloads, as sampled there. FLHetBench
-# takes the same numbers for uploads, and so do we.
+# 10^6 bits a second of TCP downloads: 44 records of MobiPerf from 2018, mostly
+# WLAN, as FLHetBench samples them in its case 4. It takes the same records for
+# uploads; so a client's uplink is assumed to be as fast as its downlink.
 _LINK = np.array([4.7, 8, 21, 40, 72, 87, 93])
 
-# The share of time in which a phone is idle, on WLAN and charging, 704 traces
-# that were recorded by FLASH (Yang et al., WWW 2021).
+# The share of time in which a phone is locked, on WLAN and charging: 704 traces
+# of FLASH (Yang et al., WWW 2021).
 _ON_PERCENTS = np.array([0, 25, 50, 75, 90, 95]) / 100
 _ON = np.array([0, 1, 6, 13, 26, 33]) / 100
 

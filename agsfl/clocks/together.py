@@ -19,23 +19,24 @@ def k_together(
   """Shares n k elements among n clients so that their uploads end together.
 
   Client i has k_i = up_i (T - latency_i - computation_i) / bytes_per_element
-  elements, between floor(k / n) and D, and T is the moment at which the k_i add
-  up to n k. The last elements go to clients in their order; they change an
-  upload by the least step of T, or by one element.
+  elements, but at least floor(k / n) and at most D. T is the moment at which
+  the k_i add up to n k. float32 may lack this T. Then the k_i are those of the
+  largest T that is too small, and the few elements that are left go to the
+  first clients.
 
-  floor(k / n) elements are what FAB-top-k guarantees to each client. A client
-  that is too slow to send them until T sends them all the same, and its upload
-  ends later. A client of D elements ends earlier.
+  FAB-top-k guarantees that floor(k / n) elements of each client are used. A
+  client that cannot send so many until T sends them all the same, and its
+  upload ends later than T. A client that sends all D elements ends earlier.
 
   Args:
     speeds: [n] each.
     seen: [n] or [] samples whose gradients a client computes.
     k: [] i32, the mean over those who take part; from 0 to D.
-    takes_part: [n] bool; n is their number, at most 2^15.
+    takes_part: [n] bool; n is their number.
     bytes_per_element: [] above 0, of a message of k elements. With bitmask,
       golomb and entropy a longer message has fewer bytes for each element, and
       the uploads end only nearly together.
-    dim: D.
+    dim: D; n D is below 2^41.
 
   Returns:
     [n] i32, whose sum is n k; 0 for clients that do not take part.
@@ -47,7 +48,10 @@ def k_together(
   gradient quantization", INFOCOM 2023).
   """
   k = jnp.int32(k)
+  # Uploads begin at different times. From the first on, float32 has the finest
+  # steps of T.
   begins = arrival(speeds, seen, 0)
+  begins -= jnp.min(begins, where=takes_part, initial=jnp.inf)
   least = k // jnp.maximum(jnp.sum(takes_part, dtype=jnp.int32), 1)
 
   def elements(seconds):
@@ -88,8 +92,8 @@ def _float32(bits):
 def _is_positive_sum(x):
   """Whether a sum of int32 is above 0, even if int32 cannot hold it.
 
-  The upper 16 bits and the lower 16 bits are added apart.
+  The lower 10 bits and the others are added apart.
   """
-  low = jnp.sum(x & 0xFFFF, dtype=jnp.int32)
-  high = jnp.sum(x >> 16, dtype=jnp.int32) + (low >> 16)
-  return (high > 0) | ((high == 0) & (low & 0xFFFF > 0))
+  low = jnp.sum(x & 1023, dtype=jnp.int32)
+  high = jnp.sum(x >> 10, dtype=jnp.int32) + (low >> 10)
+  return (high > 0) | ((high == 0) & (low & 1023 > 0))

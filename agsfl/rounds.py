@@ -1,5 +1,6 @@
 """One round of federated learning, in the order in which it happens."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -8,15 +9,28 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from agsfl import platforms
+from agsfl import clocks, cohorts, devices, platforms
+from agsfl.attendance import Attendance
 from agsfl.controllers.cost import add_time, cost_slope, round_time
 from agsfl.data.federated import ClientData
+from agsfl.delivery import (
+  EVERYTHING_ARRIVES,
+  Delivery,
+  meet,
+  pass_seconds,
+  seconds_of,
+  sendable,
+)
 from agsfl.errors import refused
+from agsfl.feedback import AS_IN_THE_PAPER, Feedback
 from agsfl.for_each_client import ForEachClient
-from agsfl.training.client import LocalTraining, build_client
+from agsfl.gradients import build_accumulate
+from agsfl.training.client import LocalTraining, build_client, work_of
 from agsfl.training.fast import faster
 from agsfl.training.models import sample_losses
+from agsfl.training.schedules import Schedules
 from agsfl.types import (
+  Cohort,
   KController,
   Loss,
   Model,
@@ -48,16 +62,55 @@ class RoundStep(Protocol):
     """Returns the state after the round, and what a reader wants to know."""
 
 
+class Draw(Protocol):
+  """Who takes part in the next round."""
+
+  def __call__(
+      self, data: ClientData, state: RoundState, /
+  ) -> tuple[Cohort | None, RoundState]:
+    """Returns the cohort, None for all; and the state, which may note it."""
+
+
+class Play(Protocol):
+  """A round of its cohort."""
+
+  def __call__(
+      self, data: ClientData, state: RoundState, cohort: Cohort | None, /
+  ) -> tuple[RoundState, RoundInfo]:
+    """Data and state have the rows of the cohort only, in its order."""
+
+
+class Close(Protocol):
+  """The end of a round, for all clients."""
+
+  def __call__(
+      self, data: ClientData, state: RoundState, info: RoundInfo, /
+  ) -> RoundState:
+    """Returns the state from which the next cohort can be drawn."""
+
+
 class Round(NamedTuple):
-  """A simulation as two pure functions.
+  """A simulation as pure functions.
+
+  `step` is the whole round. Its parts are for states that are not on the device
+  as a whole: draw a cohort, play the round with its rows, close it.
 
   Attributes:
     init: (root key, N) -> RoundState.
     step: (ClientData, RoundState) -> (RoundState, RoundInfo).
+    draw: (ClientData, RoundState) -> (Cohort or None, RoundState).
+    play: (ClientData, RoundState, Cohort or None) -> (RoundState, RoundInfo).
+    close: (ClientData, RoundState, RoundInfo) -> RoundState.
+    specs: which arrays of the state have an axis of clients, as
+      `devices.specs_of` says.
   """
 
   init: RoundInit
   step: RoundStep
+  draw: Draw
+  play: Play
+  close: Close
+  specs: PyTree
 
 
 class Trial(NamedTuple):
@@ -67,12 +120,14 @@ class Trial(NamedTuple):
     selection: what is sent.
     sparsifier, server: their new states.
     params: [D] f32, the new weights.
+    feedback: see `Feedback.after`.
   """
 
   selection: Selection
   sparsifier: PyTree
   server: PyTree
   params: jax.Array
+  feedback: PyTree
 
 
 def build_round(
@@ -88,6 +143,10 @@ def build_round(
     loss: Loss = sample_losses,
     metrics: Mapping[str, Metric] | None = None,
     for_each_client: ForEachClient | None = None,
+    attendance: Attendance | None = None,
+    feedback: Feedback = AS_IN_THE_PAPER,
+    delivery: Delivery = EVERYTHING_ARRIVES,
+    schedules: Schedules | None = None,
 ) -> Round:
   """Composes a round of gradient sparsification.
 
@@ -105,13 +164,18 @@ def build_round(
       sees them as one vector [D], see `Model.sizes`.
     batch_size: samples per minibatch.
     comm_time: beta, see `cost.round_time`. It goes into the state at `init`.
-    learning_rate: eta of the clients' local steps; only `training` uses it. It
-      goes into the state at `init`.
+    learning_rate: eta of the clients' local steps; only `training` and
+      `feedback` use it. It goes into the state at `init`.
     training: what clients do between two messages; None for one gradient.
     loss: of samples; the gradient is that of its mean.
-    metrics: by name (state after the round, RoundInfo) -> a number [].
+    metrics: by name (state after the round, RoundInfo) -> a number []. With
+      `attendance` this state has the rows of the round's clients only.
     for_each_client: how to run one client's work for all clients, such as
       `jax.vmap`; None for the fastest way on this platform.
+    attendance: who takes part in a round; None for all clients.
+    feedback: what clients do with what they have not sent.
+    delivery: how messages are coded, and when they arrive.
+    schedules: factors of the learning rates by round; None for 1.
 
   Returns:
     The round.
@@ -126,84 +190,94 @@ def build_round(
     _check_optimizer("training", training.optimizer, model.dim)
   over_clients = for_each_client or platforms.for_each_client()
   local_result = build_client(model, batch_size, training, loss)
+  accumulate = build_accumulate(local_result, feedback, over_clients)
   logits_of = faster(model.apply)
-  compute = 1.0 if training is None else float(training.steps)
-  if controller.observes:
-    compute += 1.0 / batch_size  # one more sample per client
+  # The controller needs one more sample per client.
+  observing = 1.0 / batch_size if controller.observes else 0.0
 
   def init(key, num_clients):
     key_model, key_controller = jax.random.split(jax.random.fold_in(key, 0))
     params = model.init(key_model)
     proposal, controller_state = controller.init(key_controller)
+    of_all = num_clients, model.dim
     return RoundState(
         key=key,
         learning_rate=jnp.float32(learning_rate),
         comm_time=jnp.float32(comm_time),
         params=params,
-        residual=jnp.zeros((num_clients, model.dim), jnp.float32),
-        sparsifier=sparsifier.init(num_clients, model.dim),
+        residual=() if feedback.stateless else jnp.zeros(of_all, jnp.float32),
+        sparsifier=sparsifier.init(*of_all),
         server=server.init(params),
         controller=controller_state,
         proposal=proposal,
         round_index=jnp.int32(0),
         elapsed=jnp.float32(0.0),
         elapsed_rest=jnp.float32(0.0),
+        feedback=feedback.init(*of_all),
+        seconds=(jnp.float32(0.0),) * 2 if delivery.in_seconds else (),
+        attendance=() if attendance is None else attendance.init(params),
     )
 
-  def accumulate(key, data, state):
-    """All a_i [N, D], all losses [N], and one sample h of each client."""
+  specs = devices.specs_of(lambda n: init(jax.random.key(0), n))
 
-    def one(key, params, data, rate, residual, client, start, count):
-      key = jax.random.fold_in(key, client)
-      local = local_result(key, params, data, start, count, rate)
-      gradient = jnp.where(count > 0, local.gradient, 0.0)
-      return residual + gradient, local.loss, (local.sample, local.label)
-
-    clients = jnp.arange(data.counts.shape[0], dtype=jnp.int32)
-    shared, own = (None,) * 4, (0,) * 4
-    return over_clients(one, (*shared, *own))(
-        key, state.params, data.replace(starts=None, counts=None),
-        state.learning_rate,
-        state.residual, clients, data.starts, data.counts,
-    )
-
-  def send(key, accumulated, weights, state, k):
+  def send(key, view, meeting, state, k):
     """Clients send k elements, the server takes its step."""
     selection, sparsifier_state = sparsifier.select(
-        key, accumulated, weights, k, state.sparsifier
+        key, view, meeting.weights, k, state.sparsifier
     )
-    updates, server_state = server.update(
-        selection.aggregate, state.server, state.params
-    )
+    b = feedback.step(selection.aggregate, state.feedback)
+    if meeting.damping is not None:
+      b = meeting.damping * b
+    updates, server_state = server.update(b, state.server, state.params)
+    round_index = state.round_index + 1
+    if schedules is not None:
+      updates = schedules.server(round_index) * updates
     params = optax.apply_updates(state.params, updates)
-    return Trial(selection, sparsifier_state, server_state, params)
+    return Trial(
+        delivery.coded(selection, model.dim),
+        sparsifier_state,
+        server_state,
+        params,
+        feedback.after(state.feedback, b, round_index),
+    )
 
-  def residuals_after(accumulated, selection):
-    """[N, D], what was not sent, or sent but not used by the server."""
-    # Every row waits for b; otherwise XLA copies [N, D]. Where b is not a
+  def residuals_after(accumulated, view, selection):
+    """[n, D], what was not sent, or sent but not used by the server."""
+    if feedback.stateless:
+      return ()
+    # Every row waits for b; otherwise XLA copies [n, D]. Where b is not a
     # number, the elements stay at the clients.
     mask = selection.mask & ~jnp.isnan(selection.aggregate)
-    of_client = lambda mask, accumulated, own: (
-        sparsifier.split(accumulated, mask, own).residual
+    if view is accumulated:
+      of_client = lambda mask, accumulated, own: (
+          sparsifier.split(accumulated, mask, own).residual
+      )
+      return over_clients(of_client, (None, 0, 0))(
+          mask, accumulated, selection.clients
+      )
+    # The client also has what its message lacks.
+    of_client = lambda mask, accumulated, view, own: (
+        accumulated - sparsifier.split(view, mask, own).sent
     )
-    return over_clients(of_client, (None, 0, 0))(
-        mask, accumulated, selection.clients
+    return over_clients(of_client, (None, 0, 0, 0))(
+        mask, accumulated, view, selection.clients
     )
 
-  def theta(selection, state):
+  def theta(selection, state, steps):
     """The round's normalised time with this selection."""
     return round_time(
         selection.volume_up,
         selection.volume_down,
         dim=model.dim,
         comm_time=state.comm_time,
-        compute=compute,
+        compute=steps + observing,
     )
 
-  def observe(samples, weights, state, played, probe):
+  def observe(local, weights, state, played, probe, time_of):
     """Times and falls of the one-sample loss for k and k'."""
-    features, labels = samples
-    losses_at = lambda params: loss(logits_of(params, features), labels)
+    losses_at = lambda params: loss(
+        logits_of(params, local.sample), local.label
+    )
     before = losses_at(state.params)
 
     # Subtract sample by sample: the means are large and differ by little.
@@ -214,31 +288,59 @@ def build_round(
     return Observation(
         k=played.selection.k_up.astype(jnp.float32),
         k_probe=probe.selection.k_up.astype(jnp.float32),
-        time=theta(played.selection, state),
-        time_probe=theta(probe.selection, state),
+        time=time_of(played.selection),
+        time_probe=time_of(probe.selection),
         loss=jnp.sum(weights * before),
         fall=fall,
         fall_probe=fall_to(probe.params) if controller.probes else fall,
     )
 
-  def step(data, state):
+  def rounding(state):
+    """[] from [0, 1): one draw rounds both k and k' of the next round."""
+    key = jax.random.fold_in(state.key, state.round_index + 1)
+    key_rounding = jax.random.split(key, 4)[2]
+    return jax.random.uniform(key_rounding, dtype=jnp.float32)
+
+  def seconds_until_sent(data, state):
+    """[n], of clients that begin now; k is that of the next round."""
+    k = stochastic_round(state.proposal.k, rounding(state))
+    _, seen = work_of(training, batch_size, data.counts)
+    return clocks.arrival(data.speeds, seen, delivery.planned(k, model.dim))
+
+  def draw(data, state):
+    if attendance is None:
+      return None, state
+    cohort, noted = attendance.draw(data, state, seconds_until_sent)
+    return cohort, state.replace(attendance=noted)
+
+  def play(data, state, cohort):
     round_index = state.round_index + 1
     key = jax.random.fold_in(state.key, round_index)
-    key_batch, key_select, key_rounding, key_update = jax.random.split(key, 4)
+    _, key_select, _, key_update = jax.random.split(key, 4)
 
     # Alg. 1: every client adds its gradient to what it has not sent yet.
-    accumulated, losses, samples = accumulate(key_batch, data, state)
-    counts = data.counts.astype(jnp.float32)
-    weights = counts / jnp.float32(jnp.sum(data.counts))  # C_i / C
+    eta = state.learning_rate
+    if schedules is not None:
+      eta = schedules.client(round_index) * eta
+    accumulated, local = accumulate(data, state, cohort, eta)
     finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
     all_finite = jnp.all(finite)
 
     # Sec. IV: one draw rounds both k and k' to whole numbers.
-    uniform = jax.random.uniform(key_rounding, dtype=jnp.float32)
+    uniform = rounding(state)
+    k = stochastic_round(state.proposal.k, uniform)
+
+    # Whose message arrives, and what it can hold.
+    meeting = meet(delivery, data, state, cohort, local.seen, k, model.dim)
+    view = accumulated
+    if delivery.changes_messages:
+      of_client = functools.partial(sendable, delivery)
+      view = over_clients(of_client)(accumulated, meeting.most)
+    can_send = all_finite & jnp.any(meeting.arrived)
 
     def try_k(k):
-      k = jnp.where(all_finite, stochastic_round(k, uniform), 0)
-      return send(key_select, accumulated, weights, state, k)
+      k = jnp.where(can_send, stochastic_round(k, uniform), 0)
+      return send(key_select, view, meeting, state, k)
 
     # One vmap over k and k', so that a sparsifier can share work between them.
     ks = [state.proposal.k]
@@ -246,23 +348,45 @@ def build_round(
       ks.append(state.proposal.k_probe)
     trials = jax.vmap(try_k)(jnp.stack(ks))
     played, probe = (jax.tree.map(lambda x, i=i: x[i], trials) for i in (0, -1))
+    selection = played.selection
 
     # Alg. 2 and 3: the next k follows from what k and k' cost.
+    steps: float | jax.Array = 1.0
+    if training is not None:
+      # The round waits for the client that takes most steps.
+      steps = float(training.steps or 0) or jnp.float32(jnp.max(local.steps))
+
+    def time_of(selection):
+      if not delivery.in_seconds:
+        return theta(selection, state, steps)
+      return seconds_of(
+          delivery, data, meeting, selection, local.seen, model.dim
+      )
+
     observed = None
     if controller.observes:
-      observed = observe(samples, weights, state, played, probe)
+      observed = observe(
+          local, meeting.weights, state, played, probe, time_of
+      )
     proposal, controller_state = controller.update(
         key_update, observed, state.controller
     )
 
-    # Alg. 1: what the server used leaves the residuals; time passes.
-    selection = played.selection
+    # Time passes.
     elapsed, rest = add_time(
-        state.elapsed, state.elapsed_rest, theta(selection, state)
+        state.elapsed, state.elapsed_rest, theta(selection, state, steps)
     )
+    seconds, timing = state.seconds, None
+    if delivery.in_seconds:
+      seconds, timing = pass_seconds(
+          delivery, data, state, cohort, meeting, selection, local.seen,
+          model.dim,
+      )
+
+    # Alg. 1: what the server used leaves the residuals.
     new_state = state.replace(
         params=played.params,
-        residual=residuals_after(accumulated, selection),
+        residual=residuals_after(accumulated, view, selection),
         sparsifier=played.sparsifier,
         server=played.server,
         controller=controller_state,
@@ -270,6 +394,8 @@ def build_round(
         round_index=round_index,
         elapsed=elapsed,
         elapsed_rest=rest,
+        feedback=played.feedback,
+        seconds=seconds,
     )
 
     # What a reader wants to know.
@@ -286,12 +412,15 @@ def build_round(
         k_down=selection.k_down,
         volume_up=selection.volume_up,
         volume_down=selection.volume_down,
-        minibatch_loss=jnp.sum(weights * losses),
+        minibatch_loss=jnp.sum(meeting.weights * local.loss),
         sign=sign,
         has_sign=has_sign,
         contributed=selection.contributed,
         finite=all_finite,
         metrics={},
+        clients=None if cohort is None else cohort.clients,
+        arrived=None if delivery.is_certain else meeting.arrived,
+        timing=timing,
     )
     if metrics:
       info = info._replace(metrics={
@@ -299,7 +428,35 @@ def build_round(
       })
     return new_state, info
 
-  return Round(init, step)
+  def close(data, state, info):
+    if attendance is None:
+      return state
+
+    def seconds_from_here(own, state):
+      # The seconds of a round end when the last one of it has the server's
+      # message. Clients begin as soon as they have it.
+      last = data.only(info.clients)
+      delay = clocks.download(own.speeds, info.volume_down)
+      delay -= jnp.max(
+          clocks.download(last.speeds, info.volume_down),
+          where=last.counts > 0,
+          initial=0.0,
+      )
+      return delay + seconds_until_sent(own, state)
+
+    noted = attendance.after(data, state, info, seconds_from_here)
+    return state.replace(attendance=noted)
+
+  def step(data, state):
+    cohort, state = draw(data, state)
+    if cohort is None:
+      return play(data, state, None)
+    own = cohorts.take(state, specs, cohort.clients)
+    own, info = play(data.only(cohort.clients), own, cohort)
+    state = cohorts.put(state, specs, cohort.clients, own)
+    return close(data, state, info), info
+
+  return Round(init, step, draw, play, close, specs)
 
 
 def _check_optimizer(name, optimizer, dim):

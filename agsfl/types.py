@@ -214,15 +214,30 @@ class Cohort(NamedTuple):
   Attributes:
     clients: [n] i32, their numbers, ascending; a place with a number >= N is
       empty.
-    weights: [n], what a client counts in the mean, before the division by the
-      sum; in the paper C_i.
-    began: [n] i32, after how many rounds each took the weights that it trains;
-      None if all of them took the present ones.
+    weights: [n] i32, what a client counts in the mean, before the division by
+      the sum; in the paper C_i.
+    flights: of clients that began in earlier rounds; None if all of them begin
+      in this one.
   """
 
   clients: jax.Array
   weights: jax.Array
-  began: jax.Array | None = None
+  flights: "Flights | None" = None
+
+
+class Flights(NamedTuple):
+  """Clients that work while the server goes on: asynchronous rounds.
+
+  Attributes:
+    began: [n] i32, after how many rounds each took the weights that it trains.
+    left: [n] f32, seconds from now until its message arrives.
+    trust: [n] f32, factor of its weight, less than 1 if it is stale; 0 if its
+      weights are older than all that are stored.
+  """
+
+  began: jax.Array
+  left: jax.Array
+  trust: jax.Array
 
 
 @flax.struct.dataclass
@@ -314,6 +329,7 @@ class Timing(NamedTuple):
 
   Attributes:
     seconds: [] f32, at the round's end, since the start of the run.
+    duration: [] f32, seconds of the round.
     late: [] i32, clients that the deadline left out.
     slowest: [] i32, the number of the client that the round waited for; -1 if
       there is none.
@@ -321,6 +337,7 @@ class Timing(NamedTuple):
   """
 
   seconds: jax.Array
+  duration: jax.Array
   late: jax.Array
   slowest: jax.Array
   cause: jax.Array

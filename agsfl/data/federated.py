@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agsfl.data import sources
@@ -47,6 +48,9 @@ class ClientData:
     counts: [N] i32, C_i.
     first: [devices] i32, where each device has only some of the samples: the
       row of the first of them. None where all have all.
+    speeds: of each client, for a clock in seconds, see `clocks.Speeds`.
+    availability: when each client is available, see `clocks.Availability`;
+      None if they always are.
   """
 
   features: Array
@@ -55,6 +59,8 @@ class ClientData:
   starts: Array
   counts: Array
   first: Array | None = None
+  speeds: PyTree | None = None
+  availability: PyTree | None = None
 
   def samples(self, rows: Array) -> tuple[Array, Array]:
     """Features and labels of some rows, which this device has."""
@@ -66,6 +72,26 @@ class ClientData:
     """The data without some of the arrays, for work that needs only others."""
     absent: dict[str, Any] = dict.fromkeys(names)
     return dataclasses.replace(self, **absent)
+
+  @property
+  def shared(self) -> "ClientData":
+    """The data without the arrays that have an axis of clients."""
+    return self.without("starts", "counts", "speeds", "availability")
+
+  def only(self, clients: jax.Array) -> "ClientData":
+    """The data of some clients.
+
+    Args:
+      clients: [n] i32; a number >= N is a client without samples.
+    """
+    own = lambda x: jnp.take(x, clients, 0, mode="fill", fill_value=0)
+    return dataclasses.replace(
+        self,
+        starts=own(self.starts),
+        counts=own(self.counts),
+        speeds=jax.tree.map(own, self.speeds),
+        availability=None,
+    )
 
   @property
   def specs(self) -> PyTree:

@@ -1,0 +1,308 @@
+"""Who takes part in a round: some clients of all, drawn anew every round.
+
+A draw depends only on the root key, the round and the client. So it is the same
+on any number of devices, and it is known before the round begins, unless it
+depends on who is available.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from agsfl.clocks import is_on
+from agsfl.data.federated import ClientData
+from agsfl.types import Cohort, Flights, PyTree, RoundInfo, RoundState
+
+# The root key's round key -> a key for each purpose; a round uses 0 to 3.
+_WHO, _DROPOUT = 4, 5
+
+
+class Wait(Protocol):
+  """How long clients need that begin now."""
+
+  def __call__(self, data: ClientData, state: RoundState, /) -> jax.Array:
+    """data of these clients -> [n] f32, seconds until the message arrives."""
+
+
+class Attendance(NamedTuple):
+  """Who takes part.
+
+  Attributes:
+    init: params [D] -> the state before round 1.
+    draw: (data of all clients, state, wait) -> the cohort of the next round,
+      and the attendance's state.
+    after: (data of all clients, state after a round, its info, wait) -> the
+      attendance's state.
+  """
+
+  init: Callable[[jax.Array], PyTree]
+  draw: Callable[[ClientData, RoundState, Wait], tuple[Cohort, PyTree]]
+  after: Callable[[ClientData, RoundState, RoundInfo, Wait], PyTree]
+
+
+def round_key(key: jax.Array, round_index: jax.Array, purpose: int):
+  """The key of a round's draws for one purpose."""
+  return jax.random.fold_in(jax.random.fold_in(key, round_index), purpose)
+
+
+def drops_out(
+    key: jax.Array, round_index: jax.Array, clients: jax.Array, share: float
+) -> jax.Array:
+  """[n] bool, which clients drop out in the middle of a round.
+
+  Args:
+    key: the root key.
+    round_index: [] i32, m.
+    clients: [n] i32.
+    share: probability.
+  """
+  key = round_key(key, round_index, _DROPOUT)
+  return _uniform_by_client(key, clients) < share
+
+
+def _uniform_by_client(key, clients):
+  """[n] f32 from [0, 1), which depends only on the key and the client."""
+  of_client = lambda client: jax.random.uniform(
+      jax.random.fold_in(key, client), dtype=jnp.float32
+  )
+  return jax.vmap(of_client)(clients)
+
+
+# (key, data, round_index) -> [N] f32, not negative; the largest are drawn.
+Rule = Callable[[jax.Array, ClientData, jax.Array, int], jax.Array]
+
+
+def _uniform(key, data, round_index, places):
+  """Every client with the same probability."""
+  del round_index, places
+  return _uniform_by_client(key, jnp.arange(len(data.counts)))
+
+
+def _by_size(key, data, round_index, places):
+  """One after another, with probabilities in proportion to C_i.
+
+  Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
+  Information Processing Letters 2006.
+  """
+  del round_index, places
+  u = _uniform_by_client(key, jnp.arange(len(data.counts)))
+  # log(1 - u) is 0 for u = 0; the least number keeps the quotient finite.
+  return data.counts / (jnp.float32(1e-30) - jnp.log1p(-u))
+
+
+def _round_robin(key, data, round_index, places):
+  """In the order of their numbers, n after n."""
+  del key
+  has_samples = data.counts > 0
+  number = jnp.cumsum(has_samples) - 1
+  total = jnp.maximum(jnp.sum(has_samples, dtype=jnp.int32), 1)
+  first = _times(round_index - 1, places, total)
+  after_first = (number - first) % total
+  return (total - after_first).astype(jnp.float32)
+
+
+def _times(a, b: int, modulus):
+  """a * b mod modulus in int32, which the product itself may exceed."""
+
+  def add_bit(total, bit):
+    doubled = 2 * total % modulus
+    return (doubled + jnp.where(bit, a % modulus, 0)) % modulus, None
+
+  bits = jnp.array([int(bit) for bit in f"{b:b}"], bool)
+  return lax.scan(add_bit, jnp.zeros_like(modulus), bits)[0]
+
+
+class Sampling(NamedTuple):
+  """An entry of `SAMPLINGS`.
+
+  Attributes:
+    rule: which clients are drawn.
+    weighs_alike: whether all count alike in the mean, because the size of their
+      data is in the draw already.
+  """
+
+  rule: Rule
+  weighs_alike: bool = False
+
+
+SAMPLINGS = {
+    "uniform": Sampling(_uniform),
+    "by_size": Sampling(_by_size, weighs_alike=True),
+    "round_robin": Sampling(_round_robin),
+}
+
+
+def _largest(scores, may, number, places):
+  """The best `number` clients, ascending; then empty places."""
+  number = min(number, len(scores))
+  found, clients = lax.top_k(jnp.where(may, scores, -1.0), number)
+  # An empty place has a number of its own, beyond all clients.
+  empty = len(scores) + jnp.arange(places, dtype=jnp.int32)
+  clients = jnp.where(found < 0, empty[:number], clients)
+  return jnp.sort(jnp.concatenate([clients, empty[number:]]))
+
+
+def _eligible(data, state):
+  """[N] bool, clients with samples that are available now."""
+  may = data.counts > 0
+  if data.availability is not None:
+    may &= is_on(data.availability, state.seconds[0])
+  return may
+
+
+def sampled(sampling: Sampling, number: int, places: int) -> Attendance:
+  """A new draw in every round, without replacement.
+
+  Clients without samples, or that are not available, do not take part. If too
+  few are left, places stay empty.
+
+  Args:
+    sampling: which clients are drawn.
+    number: n, the clients of a round.
+    places: at least n; the others stay empty.
+
+  Returns:
+    The attendance, without a state.
+  """
+
+  def draw(data, state, wait):
+    del wait
+    m = state.round_index + 1
+    key = round_key(state.key, m, _WHO)
+    scores = sampling.rule(key, data, m, number)
+    clients = _largest(scores, _eligible(data, state), number, places)
+    return Cohort(clients, _weights(sampling, data, clients)), ()
+
+  return Attendance(lambda params: (), draw, lambda *arguments: ())
+
+
+def _weights(sampling, data, clients):
+  """[n] i32, C_i; or 1 for each client if the draw has regarded the sizes."""
+  counts = data.only(clients).counts
+  return (counts > 0).astype(jnp.int32) if sampling.weighs_alike else counts
+
+
+class BufferState(NamedTuple):
+  """State of `buffered`.
+
+  Attributes:
+    clients: [n] i32, who is at work.
+    began, left: of each, see `Flights`.
+    history: [V, D] f32, the weights after m rounds in row m mod V.
+  """
+
+  clients: jax.Array
+  began: jax.Array
+  left: jax.Array
+  history: jax.Array
+
+
+# Seconds of an empty place: it never arrives before a client.
+_NEVER = 1e30
+
+
+def buffered(
+    sampling: Sampling,
+    at_work: int,
+    arrivals: int,
+    places: int,
+    max_staleness: int,
+) -> Attendance:
+  """The server takes a step whenever K messages have arrived.
+
+  n clients are at work at any time. For each one that arrives another one, or
+  the same, begins with the present weights. A client whose weights are s rounds
+  old counts (1 + s)^(-1/2) times. If they are older than `max_staleness`
+  rounds, the client only begins anew.
+
+  Args:
+    sampling: which clients begin.
+    at_work: n.
+    arrivals: K.
+    places: at least K; the others stay empty.
+    max_staleness: in rounds.
+
+  Returns:
+    The attendance.
+
+  Source: Nguyen et al., "Federated Learning with Buffered Asynchronous
+  Aggregation", AISTATS 2022.
+  """
+  versions = max_staleness + 1
+
+  def init(params):
+    return BufferState(
+        clients=jnp.zeros(at_work, jnp.int32),
+        began=jnp.zeros(at_work, jnp.int32),
+        left=jnp.zeros(at_work, jnp.float32),
+        history=jnp.zeros((versions, *params.shape), jnp.float32),
+    )
+
+  def start(data, state, may, number, wait):
+    """Clients that begin now, after m rounds, and their seconds."""
+    m = state.round_index
+    key = round_key(state.key, m + 1, _WHO)
+    scores = sampling.rule(key, data, m + 1, number)
+    clients = _largest(scores, may, number, number)
+    return clients, _left(data, state, clients, wait)
+
+  def next_ones(now):
+    """[K] places; of equal times the lower number comes first."""
+    return jnp.lexsort((now.clients, now.left))[:arrivals]
+
+  def draw(data, state, wait):
+    m, now = state.round_index, state.attendance
+
+    # Before round 1 nobody is at work.
+    def first():
+      clients, left = start(data, state, _eligible(data, state), at_work, wait)
+      return now._replace(clients=clients, left=left)
+
+    now = lax.cond(m == 0, first, lambda: now)
+    now = now._replace(history=now.history.at[m % versions].set(state.params))
+
+    # The clients of the next K messages, in the order of their numbers.
+    order = next_ones(now)
+    order = order[jnp.argsort(now.clients[order])]
+    clients, began, left = (
+        x[order] for x in (now.clients, now.began, now.left)
+    )
+    num_clients = len(data.counts)
+    empty = num_clients + jnp.arange(places, dtype=jnp.int32)
+    clients = jnp.where(clients < num_clients, clients, empty[:arrivals])
+    staleness = m - began
+    trust = jnp.where(
+        staleness < versions, (1.0 + staleness.astype(jnp.float32)) ** -0.5, 0.0
+    )
+
+    # Places that only fill the devices.
+    fill = lambda x: jnp.pad(x, (0, places - arrivals))
+    clients = jnp.concatenate([clients, empty[arrivals:]])
+    weights = _weights(sampling, data, clients)
+    flights = Flights(fill(began), fill(left), fill(trust))
+    return Cohort(clients, weights, flights), now
+
+  def after(data, state, info, wait):
+    now = state.attendance
+    order = next_ones(now)
+
+    # Who is still at work may not begin again.
+    may = _eligible(data, state)
+    working = now.clients.at[order].set(len(may))
+    may = may.at[working].set(False, mode="drop")
+    clients, left = start(data, state, may, arrivals, wait)
+    return now._replace(
+        clients=now.clients.at[order].set(clients),
+        began=now.began.at[order].set(state.round_index),
+        left=(now.left - info.timing.duration).at[order].set(left),
+    )
+
+  return Attendance(init, draw, after)
+
+
+def _left(data, state, clients, wait):
+  seconds = wait(data.only(clients), state)
+  return jnp.where(clients < len(data.counts), seconds, _NEVER)

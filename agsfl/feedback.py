@@ -1,0 +1,102 @@
+"""ONE client: what it does with the part of its gradient that it did not send.
+
+In the paper a client adds all of it to its next gradient. Where few of many
+clients take part in a round, it waits for long and no longer fits the weights.
+These are three remedies.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.types import PyTree
+
+
+class Feedback(NamedTuple):
+  """The rule; its defaults are those of the paper.
+
+  Attributes:
+    decay: factor of the residual for each round since the client last took
+      part; 1 leaves it as it is.
+    preview: a, the share of the residual that the client applies to the weights
+      before it computes its gradient. Nothing of the residual is lost. Source:
+      SA-PEF, arXiv 2601.20738.
+    stateless: whether clients keep no residual. They send the difference
+      between their gradient and the last aggregate, which all of them know.
+      Source: CAFe, arXiv 2412.04538.
+  """
+
+  decay: float = 1.0
+  preview: float = 0.0
+  stateless: bool = False
+
+  def init(self, num_clients: int, dim: int) -> PyTree:
+    """The state before round 1.
+
+    Returns:
+      With decay [N] i32, the round in which each client last took part; if
+      clients are stateless [D] f32, the last aggregate; else ().
+    """
+    if self.stateless:
+      return jnp.zeros(dim, jnp.float32)
+    if self.decay < 1:
+      return jnp.zeros(num_clients, jnp.int32)
+    return ()
+
+  def start(
+      self, params: jax.Array, residual: jax.Array, step: jax.Array
+  ) -> jax.Array:
+    """[D], the weights at which the client computes.
+
+    Args:
+      params: [D] w(m-1).
+      residual: [D].
+      step: [] f32, eta: the residual is a sum of gradients.
+    """
+    return params - self.preview * step * residual
+
+  def accumulate(
+      self,
+      residual: PyTree,
+      gradient: jax.Array,
+      age: jax.Array,
+      aggregate: jax.Array | None,
+  ) -> jax.Array:
+    """[D], a_i, from which the client's message is chosen.
+
+    Args:
+      residual: [D]; () if clients are stateless.
+      gradient: [D].
+      age: [] i32, rounds since the client last took part; only decay uses it.
+      aggregate: [D], the last one; None unless clients are stateless.
+    """
+    if aggregate is not None:
+      return gradient - aggregate
+    if self.decay < 1:
+      residual = residual * self.decay ** age.astype(jnp.float32)
+    return residual + gradient
+
+  def step(self, aggregate: jax.Array, state: PyTree) -> jax.Array:
+    """[D] b, from which the server steps.
+
+    Args:
+      aggregate: [D], the mean of what arrived.
+      state: before the round.
+    """
+    return aggregate + state if self.stateless else aggregate
+
+  def after(self, state: PyTree, b: jax.Array, m: jax.Array) -> PyTree:
+    """The state after round m, of those who took part.
+
+    Args:
+      state: before the round.
+      b: [D], from which the server stepped.
+      m: [] i32.
+    """
+    if self.stateless:
+      return b
+    return jnp.full_like(state, m) if self.decay < 1 else state
+
+
+AS_IN_THE_PAPER = Feedback()

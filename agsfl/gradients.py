@@ -1,0 +1,126 @@
+"""All clients of a round: from the weights to their accumulated gradients."""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from agsfl.cohorts import numbers_of
+from agsfl.data.federated import ClientData
+from agsfl.feedback import Feedback
+from agsfl.for_each_client import ForEachClient
+from agsfl.training.client import Client, LocalResult
+from agsfl.types import Cohort, PyTree, RoundState
+
+
+class Accumulate(Protocol):
+  """What clients compute before they send."""
+
+  def __call__(
+      self,
+      data: ClientData,
+      state: RoundState,
+      cohort: Cohort | None,
+      learning_rate: jax.Array,
+      /,
+  ) -> tuple[jax.Array, LocalResult]:
+    """Returns all a_i [n, D], and the rest of the results, stacked."""
+
+
+class _Shared(NamedTuple):
+  """What all clients have."""
+
+  key: jax.Array
+  params: jax.Array
+  learning_rate: jax.Array
+  round_index: jax.Array
+  aggregate: jax.Array | None
+  history: jax.Array | None
+
+
+class _Own(NamedTuple):
+  """What each client has, with an axis of clients.
+
+  `residual` comes first: `one_by_one` writes the result into its memory. So the
+  preview reads a copy.
+  """
+
+  residual: PyTree
+  client: jax.Array
+  start: jax.Array
+  count: jax.Array
+  previewed: jax.Array | None
+  last: jax.Array | None
+  began: jax.Array | None
+
+
+def batch_key(key: jax.Array, round_index: jax.Array) -> jax.Array:
+  """The key of a round's minibatches; that of a client is folded in later."""
+  return jax.random.split(jax.random.fold_in(key, round_index), 4)[0]
+
+
+def build_accumulate(
+    local_result: Client,
+    feedback: Feedback,
+    over_clients: ForEachClient,
+) -> Accumulate:
+  """The gradients of all clients, added to what they have not sent.
+
+  Args:
+    local_result: the work of one client.
+    feedback: what a client does with what it has not sent.
+    over_clients: how to run one client's work for all clients.
+
+  Returns:
+    The function.
+
+  Source: Han, Wang, Leung, ICDCS 2020, Alg. 1.
+  """
+
+  def one(shared, data, own):
+    key, params = batch_key(shared.key, shared.round_index), shared.params
+    if own.began is not None:
+      # It took its weights after an earlier round.
+      key = batch_key(shared.key, own.began + 1)
+      params = shared.history[own.began % len(shared.history)]
+    if own.previewed is not None:
+      params = feedback.start(params, own.previewed, shared.learning_rate)
+    local = local_result(
+        jax.random.fold_in(key, own.client),
+        params, data, own.start, own.count, shared.learning_rate,
+    )
+    accumulated = feedback.accumulate(
+        own.residual,
+        jnp.where(own.count > 0, local.gradient, 0.0),
+        shared.round_index if own.last is None
+        else shared.round_index - own.last,
+        shared.aggregate,
+    )
+    return accumulated, local._replace(gradient=None)
+
+  def accumulate(data, state, cohort, learning_rate):
+    flights = None if cohort is None else cohort.flights
+    count = data.counts
+    if flights is not None:
+      # Weights that are no longer stored give no gradient.
+      count = jnp.where(flights.trust > 0, count, 0)
+    shared = _Shared(
+        key=state.key,
+        params=state.params,
+        learning_rate=learning_rate,
+        round_index=state.round_index + 1,
+        aggregate=state.feedback if feedback.stateless else None,
+        history=None if flights is None else state.attendance.history,
+    )
+    own = _Own(
+        residual=state.residual,
+        client=numbers_of(data, cohort),
+        start=data.starts,
+        count=count,
+        previewed=state.residual if feedback.preview else None,
+        last=state.feedback if feedback.decay < 1 else None,
+        began=None if flights is None else flights.began,
+    )
+    return over_clients(one, (None, None, 0))(shared, data.shared, own)
+
+  return accumulate

@@ -60,6 +60,15 @@ class LocalTraining(NamedTuple):
   epochs: int | None = None
   without_replacement: bool = False
 
+  @property
+  def in_epochs(self) -> bool:
+    """Whether minibatches come from passes over the client's samples."""
+    return self.without_replacement or self.epochs is not None
+
+
+# The work of a client without `LocalTraining`, which has no optimiser.
+_ONE_GRADIENT = LocalTraining(1, optax.identity())
+
 
 class Client(Protocol):
   """The work of one client in one round."""
@@ -82,6 +91,29 @@ def as_float(features: jax.Array) -> jax.Array:
   if features.dtype == jnp.uint8:
     return features.astype(jnp.float32) / 255.0
   return features.astype(jnp.float32)
+
+
+def work_of(
+    training: LocalTraining | None, batch_size: int, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """How much a client computes in a round.
+
+  Args:
+    training: see `build_client`.
+    batch_size: B.
+    count: [...] i32, C_i; one without samples computes nothing.
+
+  Returns:
+    (steps, seen), [...] i32 each, see `LocalResult`.
+  """
+  training = training or _ONE_GRADIENT
+  steps: int | jax.Array | None = training.steps
+  if training.epochs is not None:
+    steps = training.epochs * epochs.batches_per_epoch(count, batch_size)
+  steps = jnp.where(count > 0, jnp.int32(steps), 0)
+  if training.in_epochs:
+    return steps, epochs.samples_in(steps, count, batch_size)
+  return steps, steps * jnp.int32(batch_size)
 
 
 def build_client(
@@ -115,7 +147,6 @@ def build_client(
   McMahan et al., "Communication-Efficient Learning of Deep Networks from
   Decentralized Data", AISTATS 2017.
   """
-  in_epochs = False
   if training is not None:
     require(
         (training.steps is None) != (training.epochs is None),
@@ -123,21 +154,13 @@ def build_client(
         f"steps {training.steps}, epochs {training.epochs}",
         "one of the two",
     )
-    in_epochs = training.without_replacement or training.epochs is not None
+  in_epochs = training is not None and training.in_epochs
 
   def loss_of(params, features, labels, weights=None):
     losses = loss(model.apply(params, features), labels)
     return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
 
   gradient_of = faster(jax.value_and_grad(loss_of))
-
-  def steps_of(count):
-    """Local steps: an int if all clients make as many."""
-    if training is None:
-      return 1
-    if training.epochs is None:
-      return training.steps
-    return training.epochs * epochs.batches_per_epoch(count, batch_size)
 
   def local_result(key, params, data, start, count, learning_rate):
     def draw(step, step_key):
@@ -158,19 +181,13 @@ def build_client(
       batch = draw(step, jax.random.fold_in(key, step))
       return gradient_of(params, *batch)[1]
 
-    steps = steps_of(count)
+    steps, seen = work_of(training, batch_size, count)
     if training is not None:
+      # A loop has a fixed length where all clients make as many steps.
       gradient = _train(
-          training.optimizer, steps, params, gradient, gradient_at,
-          learning_rate,
+          training.optimizer, training.steps or steps, params, gradient,
+          gradient_at, learning_rate,
       )
-
-    # A client without samples takes no part, so it computes nothing.
-    steps = jnp.where(count > 0, jnp.int32(steps), 0)
-    if in_epochs:
-      seen = epochs.samples_in(steps, count, batch_size)
-    else:
-      seen = steps * jnp.int32(batch_size)
 
     # Sec. IV: the sample h. The first one will do, as the order is random.
     return LocalResult(
@@ -178,31 +195,6 @@ def build_client(
     )
 
   return local_result
-
-
-def work_of(
-    training: LocalTraining | None, batch_size: int, count: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """How much a client computes in a round.
-
-  Args:
-    training: see `build_client`.
-    batch_size: B.
-    count: [...] i32, C_i; one without samples computes nothing.
-
-  Returns:
-    (steps, seen), see `LocalResult`.
-  """
-  steps, in_epochs = 1, False
-  if training is not None:
-    in_epochs = training.without_replacement or training.epochs is not None
-    steps = training.steps
-    if training.epochs is not None:
-      steps = training.epochs * epochs.batches_per_epoch(count, batch_size)
-  steps = jnp.where(count > 0, jnp.int32(steps), 0)
-  if in_epochs:
-    return steps, epochs.samples_in(steps, count, batch_size)
-  return steps, steps * jnp.int32(batch_size)
 
 
 def _train(optimizer, steps, start, gradient, gradient_at, learning_rate):

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from agsfl import platforms
 from agsfl.errors import refuse, refused
 from agsfl.registry import Registry
-from agsfl.training.networks import CNN, MLP
+from agsfl.training.networks import CNN, MLP, SmallCNN
 from agsfl.types import Model, PyTree
 
 
@@ -34,7 +34,7 @@ class Network(Protocol):
 Factory = TypeVar("Factory", bound=Callable[[int], Any])
 
 MODELS: Registry[Callable[[int], Any]] = Registry(
-    "model", {"cnn": CNN, "mlp": MLP}
+    "model", {"cnn": CNN, "cnn_small": SmallCNN, "mlp": MLP}
 )
 
 

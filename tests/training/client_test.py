@@ -7,7 +7,9 @@ import optax
 from absl.testing import absltest, parameterized
 
 from agsfl.data.federated import ClientData
-from agsfl.training import models, optimizers
+from agsfl.errors import ConfigError
+from agsfl.for_each_client import one_by_one
+from agsfl.training import epochs, models, optimizers
 from agsfl.training.client import LocalTraining, as_float, build_client
 from tests.linear import (
     BATCH,
@@ -102,12 +104,17 @@ class GradientTest(parameterized.TestCase):
     counts = np.bincount(jax.jit(jax.vmap(draw))(keys).astype(int))
     self.assertLess(np.max(np.abs(counts - 1000)), 4 * np.sqrt(900))
 
-  def test_wider_types_change_nothing(self):
+  @parameterized.parameters(
+      LocalTraining(3, optimizers.local("momentum")),
+      LocalTraining(3, optimizers.local("sgd"), without_replacement=True),
+      LocalTraining(None, optimizers.local("sgd", 0.1, 0.1), 1),
+  )
+  def test_wider_types_change_nothing(self, *training):
     """Law: the same with 64-bit types allowed, and strict promotion."""
-    data, params = many_samples(), jnp.zeros(DIM)
-    training = LocalTraining(3, optimizers.local("momentum"))
+    data, params = many_samples(10), jnp.zeros(DIM)
+    training = LocalTraining(*training)
     client = build_client(linear_model(), BATCH, training)
-    key, start, count = jax.random.key(3), jnp.int32(0), jnp.int32(1000)
+    key, start, count = jax.random.key(3), jnp.int32(0), jnp.int32(10)
     play = lambda: jax.jit(client)(
         key, params, data, start, count, jnp.float32(1e-3)
     )
@@ -218,6 +225,142 @@ class LocalStepsTest(parameterized.TestCase):
     jax.effects_barrier()
     drawn = {tuple(features[:, 0].tolist()) for features in seen}
     self.assertLen(drawn, 2)
+
+
+# Clients whose samples all differ. With B = 4 the first has a short minibatch.
+OWN_COUNTS = (10, 8, 3, 1, 0)
+
+
+def own_samples():
+  """The clients of `OWN_COUNTS`, their rows in no order."""
+  rng = np.random.default_rng(5)
+  rows = np.split(rng.permutation(sum(OWN_COUNTS)), np.cumsum(OWN_COUNTS)[:-1])
+  features = rng.normal(size=(sum(OWN_COUNTS), FEATURES)).astype(np.float32)
+  labels = rng.integers(0, CLASSES, sum(OWN_COUNTS)).astype(np.int32)
+  return jax.tree.map(jnp.asarray, ClientData.of(features, labels, rows))
+
+
+@jax.jit
+def batch_of(seed, step, count):
+  return epochs.batch_of(jax.random.key(seed), step, count, BATCH)
+
+
+def batches_of(data, number, steps, seed):
+  """Rows of the minibatches of one client, those of weight 0 left out."""
+  start, count = int(data.starts[number]), int(data.counts[number])
+  own = np.asarray(data.order)[start : start + count]
+  drawn = [batch_of(seed, step, count) for step in range(steps)]
+  return [own[np.asarray(chosen)[weights > 0]] for chosen, weights in drawn]
+
+
+def textbook(data, params, batches, rate, mu=0.0, decay=0.0, clip=np.inf):
+  """w after plain SGD as a textbook has it, float64; and the first loss."""
+  features, labels = np.asarray(data.features), np.asarray(data.labels)
+  w, velocity, first_losses = np.array(params, np.float64), 0.0, []
+  for rows in batches:
+    losses, gradients = losses_and_gradients(w, features[rows], labels[rows])
+    first_losses.append(np.mean(losses))
+    gradient = np.mean(gradients, axis=0)
+    norm = np.sqrt(np.sum(gradient**2))
+    if norm > clip:
+      gradient = clip * gradient / norm
+    gradient = gradient + decay * w
+    velocity = mu * velocity + gradient
+    w = w - rate * velocity
+  return w, first_losses[0]
+
+
+# The way over clients, their training, and the textbook's numbers.
+TRAININGS = (
+    *(
+        (
+            way,
+            LocalTraining(None, optimizers.local("momentum", 0.125, 1.5), 2),
+            {"mu": 0.9, "decay": 0.125, "clip": 1.5},
+        )
+        for way in (jax.vmap, one_by_one)
+    ),
+    # Five steps of ten samples end within the second epoch.
+    (
+        jax.vmap,
+        LocalTraining(5, optimizers.local("sgd"), without_replacement=True),
+        {},
+    ),
+    (
+        jax.vmap,
+        LocalTraining(
+            1, optimizers.local("sgd", 0.125, 1.5), without_replacement=True
+        ),
+        {"decay": 0.125, "clip": 1.5},
+    ),
+)
+
+
+class EpochsTest(parameterized.TestCase):
+
+  @parameterized.parameters(*TRAININGS)
+  def test_is_the_textbook(self, way, training, numbers):
+    """Law: each of all clients ends where its own textbook loop does."""
+    data, params = own_samples(), some_params()
+    client = build_client(linear_model(), BATCH, training)
+
+    def one(seed, start, count, params, data):
+      key = jax.random.key(seed)
+      return client(key, params, data, start, count, jnp.float32(RATE))
+
+    seeds = jnp.arange(len(OWN_COUNTS), dtype=jnp.uint32)
+    got = jax.device_get(jax.jit(way(one, (0, 0, 0, None, None)))(
+        seeds, data.starts, data.counts, jnp.asarray(params, jnp.float32), data
+    ))
+    for number, count in enumerate(OWN_COUNTS):
+      passes = training.epochs and training.epochs * -(-count // BATCH)
+      steps = (training.steps or passes) if count else 0
+      self.assertEqual(got.steps[number], steps)
+      batches = batches_of(data, number, steps, number)
+      self.assertEqual(got.seen[number], sum(map(len, batches)))
+      if not count:
+        continue
+      w, loss = textbook(data, params, batches, RATE, **numbers)
+      np.testing.assert_allclose(
+          params - RATE * got.gradient[number], w, atol=2e-5
+      )
+      np.testing.assert_allclose(got.loss[number], loss, rtol=1e-5)
+      # h is the first sample of the first minibatch.
+      np.testing.assert_array_equal(
+          got.sample[number], data.features[batches[0][0]]
+      )
+      self.assertEqual(got.label[number], data.labels[batches[0][0]])
+
+  def test_steps_of_full_batches(self):
+    """Law: with C_i a multiple of B, one epoch is C_i / B steps."""
+    data = many_samples(12)
+    training = LocalTraining(None, optimizers.local("sgd"), 1)
+    client = jax.jit(build_client(linear_model(), BATCH, training))
+    play = lambda count, rate: client(
+        jax.random.key(0), jnp.zeros(DIM), data, 0, jnp.int32(count),
+        jnp.float32(rate),
+    )
+    for count in (4, 8, 12):
+      local = play(count, 0.0)
+      self.assertEqual(local.steps, count / BATCH)
+      self.assertEqual(local.seen, count)
+      # At eta = 0 the steps stay at w, so the message is their gradients' sum.
+      _, gradients = losses_and_gradients(
+          np.zeros(DIM), *(np.asarray(x)[:count] for x in
+                           (data.features, data.labels))
+      )
+      np.testing.assert_allclose(
+          local.gradient, np.sum(gradients, axis=0) / BATCH, rtol=1e-5,
+          atol=1e-5,
+      )
+    # One program for all numbers of steps.
+    self.assertEqual(client._cache_size(), 1)
+
+  def test_either_steps_or_epochs(self):
+    for steps, passes in ((2, 2), (None, None)):
+      training = LocalTraining(steps, optimizers.local("sgd"), passes)
+      with self.assertRaisesRegex(ConfigError, "^--training=.*one of the two"):
+        build_client(linear_model(), BATCH, training)
 
 
 if __name__ == "__main__":

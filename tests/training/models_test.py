@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from agsfl.errors import ConfigError
 from agsfl.training import models
-from agsfl.training.networks import CNN, MLP
+from agsfl.training.networks import CNN, MLP, SmallCNN
 from agsfl.types import Model
 from experiments.benchmark.networks import PlainCNN
 
@@ -24,6 +24,10 @@ class BuiltInTest(parameterized.TestCase):
       ("cnn", (28, 28, 1), 10, 430_698),
       ("cnn", (28, 28), 10, 430_698),  # one channel
       ("cnn", (32, 32, 3), 10, 555_178),  # CIFAR-10
+      # As PyTorch counts the weights of pfl-research's network.
+      ("cnn_small", (32, 32, 3), 10, 1_626_442),
+      # 320 + 18,496 + 8,320 + 1,290; pooling drops the seventh column.
+      ("cnn_small", (6, 7), 10, 28_426),
       ("mlp", (28, 28, 1), 10, 101_770),
       ("mlp", (784,), 10, 101_770),
       ("mlp", (2, 4, 7, 14), 10, 101_770),
@@ -82,7 +86,7 @@ class BuiltInTest(parameterized.TestCase):
         atol=1e-3,
     )
 
-  @parameterized.parameters("cnn", "mlp")
+  @parameterized.parameters("cnn", "cnn_small", "mlp")
   def test_wider_types_change_nothing(self, name):
     """Law: the same with 64-bit types allowed, and strict promotion."""
 
@@ -154,6 +158,23 @@ class BuiltInTest(parameterized.TestCase):
     self.assertLessEqual(float(jnp.max(jnp.abs(kernel))), 0.2)
     # The deviation that is left after the cut.
     self.assertAlmostEqual(float(jnp.std(kernel)), 0.08796, places=3)
+
+  def test_small_cnn_starts_as_glorot_and_bengio_do(self):
+    """Uniform within sqrt(6 / (inputs + outputs)); biases 0."""
+    params = SmallCNN(10).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    units = {
+        "Conv_0": 9 * (3 + 32),
+        "Conv_1": 9 * (32 + 64),
+        "Dense_0": 2 * 2 * 64 + 128,
+        "Dense_1": 128 + 10,
+    }
+    self.assertEqual(units.keys(), params["params"].keys())
+    for name, layer in params["params"].items():
+      np.testing.assert_array_equal(layer["bias"], 0)
+      scaled = layer["kernel"] / np.sqrt(6 / units[name])
+      self.assertLessEqual(float(jnp.max(jnp.abs(scaled))), 1 + 1e-6)
+      # The deviation of a uniform number from -1 to 1.
+      self.assertAlmostEqual(float(jnp.std(scaled)), 3**-0.5, delta=0.04)
 
   def test_sample_losses_by_hand(self):
     """Equal logits over 4 classes cost log 4; certainty costs nothing."""
@@ -285,9 +306,14 @@ class OwnModelTest(parameterized.TestCase):
     with self.assertRaisesRegex(ConfigError, f"^model: .*{message}"):
       model.apply(model.init(jax.random.key(0)), FEATURES)
 
-  def test_cnn_takes_images_alone(self):
-    with self.assertRaisesRegex(ConfigError, r"^--model=cnn: .*images.*\[6\]"):
-      models.build("cnn", (6,), 3)
+  @parameterized.parameters(
+      ("cnn", (6,), r"images.*\[6\]"),
+      ("cnn_small", (6,), r"images.*\[6\]"),
+      ("cnn_small", (9, 5, 1), r"images.* 6 x 6 .* 9 x 5"),
+  )
+  def test_cnns_take_images_alone(self, name, shape, message):
+    with self.assertRaisesRegex(ConfigError, f"^--model={name}: .*{message}"):
+      models.build(name, shape, 3)
 
   def test_doctests(self):
     failed, attempted = doctest.testmod(models)

@@ -13,7 +13,7 @@ from agsfl import hosts
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData
 from agsfl.errors import ConfigError, DivergedError, require
-from agsfl.records import checkpoints
+from agsfl.records import checkpoints, client_evaluations, fairness
 from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.read import Run
 from agsfl.records.strict_json import finite
@@ -91,7 +91,12 @@ class Recorder:
     self._states = states
     self._on_row = on_row
     self._seconds: list[float] = []
-    self._contributed = np.zeros(len(data.client_names), np.int64)
+    self._evaluations: list[np.ndarray] = []  # of a run without a folder
+    # By client, over all rounds.
+    self._totals = {
+        name: np.zeros(len(data.client_names), np.int64)
+        for name in ("rounds", "contributed")
+    }
 
   def restore(self, like: PyTree) -> PyTree | None:
     """Goes back to the newest saved state, and drops the rows after it.
@@ -108,10 +113,10 @@ class Recorder:
     """
     found = None
     if self._states is not None:
-      found = self._states.newest((like, self._contributed))
+      found = self._states.newest((like, self._totals))
     done, state = 0, None
     if found is not None:
-      done, (state, self._contributed) = found
+      done, (state, self._totals) = found
     if self._folder is not None:
       go_on = functools.partial(self._folder.go_on, done)
       self.rows = hosts.from_first(go_on)
@@ -136,7 +141,7 @@ class Recorder:
     """Records rounds, and sets the outcome if the run ends with them.
 
     Args:
-      infos: of the rounds, NumPy; clients of padding come last.
+      infos: of the rounds, NumPy.
       state: after these rounds.
       seconds: wall time of these rounds.
     """
@@ -177,24 +182,44 @@ class Recorder:
 
   def _append(self, info, evaluation):
     row = as_row(info, evaluation)
-    self._contributed += info.contributed[: len(self._contributed)]
+    self._count(info)
     self.rows.append(row)
+    record = None
+    if evaluation is not None:
+      record = client_evaluations.record(row["round"], evaluation)
     if self._folder is not None:
-      self._folder.row(row)
+      self._folder.row(row, record)
+    elif record is not None:
+      self._evaluations.append(record)
     self._on_row(row)
 
+  def _count(self, info):
+    """Adds a round to the totals of the clients that took part."""
+    rounds, contributed = self._totals["rounds"], self._totals["contributed"]
+    clients = info.clients
+    if clients is None:
+      clients = np.arange(len(info.contributed))
+    # Larger numbers are empty places, or clients of padding.
+    there = clients < len(rounds)
+    np.add.at(rounds, clients[there], 1)
+    np.add.at(contributed, clients[there], info.contributed[there])
+
   def _finish(self, state, evaluation):
-    clients = by_client(self._data, self._contributed, evaluation)
+    clients = by_client(self._data, self._totals, evaluation)
     summary = summarize(self.rows[-1], self._seconds, clients)
     params = np.array(state.params)
     workdir: Path | None = None
-    if self._folder is not None:
+    evaluations = None
+    if self._folder is None:
+      evaluations = np.stack(self._evaluations)
+    else:
       workdir = self._folder.workdir
       if self._states is not None:
         self._states.wait()
       self._folder.finish(summary, clients, params)
     self.outcome = Run(
-        self.rows, clients, summary, self._description, workdir, params
+        self.rows, clients, summary, self._description, workdir, params,
+        evaluations,
     )
 
   def _diverge(self, round_index, what):
@@ -214,7 +239,9 @@ class Recorder:
     if evaluation is not None:
       self.rows[-1] |= _evaluated(evaluation)
       if self._folder is not None:
-        self._folder.replace_last(self.rows[-1])
+        self._folder.replace_last(
+            self.rows[-1], client_evaluations.record(done, evaluation)
+        )
       self._finish(state, evaluation)
 
   def is_save_due(self, stopping: bool) -> bool:
@@ -239,7 +266,7 @@ class Recorder:
     assert self._states is not None
     if self._folder is not None:
       self._folder.sync()
-    self._states.save(len(self.rows), (state, self._contributed))
+    self._states.save(len(self.rows), (state, self._totals))
 
   @_ends_the_run
   def settle(self):
@@ -309,9 +336,10 @@ def as_row(
 
 
 def _evaluated(evaluation):
-  """The numbers of an evaluation, without those by client."""
-  return {
-      name: finite(float(value))
+  """The numbers of an evaluation; those by client as their spread."""
+  numbers = {
+      name: float(value)
       for name, value in evaluation._asdict().items()
       if np.ndim(value) == 0
-  }
+  } | fairness.spread(evaluation.client_test_accuracy)
+  return {name: finite(value) for name, value in numbers.items()}

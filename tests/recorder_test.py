@@ -14,6 +14,7 @@ from agsfl import recorder
 from agsfl.config import Config
 from agsfl.errors import ConfigError, DivergedError
 from agsfl.records.checkpoints import States
+from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.summary import summarize
 from agsfl.training.evaluation import Evaluation
@@ -31,7 +32,9 @@ def data():
   )
 
 
-EVALUATION = Evaluation(1.0, 0.75, 0.5, np.ones(2), np.ones(2))
+# Each client's loss and accuracy.
+EACH = np.array([1.5, 0.25]), np.array([0.25, 0.75])
+EVALUATION = Evaluation(1.0, 0.75, 0.5, *EACH)
 
 
 def info(number, **others):
@@ -67,7 +70,7 @@ class RecorderTest(parameterized.TestCase):
 
     def evaluate(params):
       self.evaluated.append(float(params[0]))
-      return Evaluation(loss, 0.75, 0.5, np.ones(2), np.ones(2))
+      return Evaluation(loss, 0.75, 0.5, *EACH)
 
     config = Config(**{"num_rounds": 10, "eval_every": 4, **settings})
     return recorder.Recorder(
@@ -91,10 +94,32 @@ class RecorderTest(parameterized.TestCase):
     self.assertEqual([row["round"] for row in run.rows], [*range(1, 11)])
     self.assertEqual([row["round"] for row in run.evaluated], [4, 8, 10])
     self.assertEqual(run.contributed.tolist(), [30, 10])
+    self.assertEqual(run.clients["rounds"], [10, 10])
+    records = run.client_evaluations
+    self.assertEqual(records["round"].tolist(), [4, 8, 10])
+    self.assertEqual(records["test_loss"].tolist(), [EACH[0].tolist()] * 3)
+    self.assertEqual(records["test_accuracy"].tolist(), [EACH[1].tolist()] * 3)
     self.assertEqual(run.params.tolist(), [10.0] * 3)
     self.assertEqual(run.config, {"k": 1})
     self.assertEqual(run.summary["round"], 10)
     self.assertEqual(run.summary["test_loss"], 0.75)
+
+  def test_a_few_clients_a_round(self):
+    """Contributions and rounds are of those that took part, by their numbers.
+
+    Two empty places have numbers from N = 2.
+    """
+    one = self.recorder(num_rounds=3)
+    one.add(
+        [
+            info(1, clients=np.int32([1, 2, 3]), contributed=CONTRIBUTED),
+            info(2, clients=np.int32([0, 1, 2]), contributed=CONTRIBUTED),
+            info(3, clients=np.int32([1, 2, 9]), contributed=CONTRIBUTED),
+        ],
+        state(), 1.0,
+    )
+    self.assertEqual(one.outcome.clients["rounds"], [1, 3])
+    self.assertEqual(one.outcome.contributed.tolist(), [3, 3 + 1 + 3])
 
   def test_a_row(self):
     """By hand: 4 bytes a number; an estimate that was not made is null."""
@@ -108,15 +133,29 @@ class RecorderTest(parameterized.TestCase):
     )
     self.assertIsNone(recorder.as_row(info(2, has_sign=False))["sign"])
 
+  def test_the_row_of_an_evaluation(self):
+    """By hand, of accuracies 1/4 and 3/4: 1 / (2 (1/16 + 9/16)) = 0.8."""
+    row = recorder.as_row(info(2), EVALUATION)
+    for name in recorder.as_row(info(2)):
+      del row[name]
+    self.assertEqual(row, {
+        "train_loss": 1.0, "test_loss": 0.75, "test_accuracy": 0.5,
+        "client_test_accuracy_mean": 0.5, "client_test_accuracy_std": 0.25,
+        "client_test_accuracy_worst10": 0.25,
+        "client_test_accuracy_best10": 0.75, "client_test_accuracy_jain": 0.8,
+    })
+
   @parameterized.parameters(math.nan, math.inf, -math.inf)
   def test_what_json_has_no_word_for(self, value):
     """Null in the row: the user's own numbers and losses may overflow."""
     value = np.float32(value)
-    evaluation = Evaluation(1.0, value, value, np.ones(2), np.ones(2))
+    evaluation = Evaluation(1.0, value, value, *[np.full(2, np.nan)] * 2)
     row = recorder.as_row(
         info(1, minibatch_loss=value, metrics={"norm": value}), evaluation
     )
-    for name in ("minibatch_loss", "norm", "test_loss", "test_accuracy"):
+    for name in (
+        "minibatch_loss", "norm", "test_loss", "test_accuracy", *SPREAD
+    ):
       self.assertIsNone(row[name], name)
     json.dumps(row, allow_nan=False)
 
@@ -128,14 +167,8 @@ class RecorderTest(parameterized.TestCase):
 
   def test_the_names_of_rows_and_summaries(self):
     """Law: none of them is free for a metric."""
-    row = recorder.as_row(
-        info(1), Evaluation(1.0, 1.0, 0.5, np.ones(2), np.ones(2))
-    )
-    clients = {
-        "contributed": [1, 2], "test_samples": [1, 0],
-        "test_accuracy": [0.5, math.nan],
-    }
-    summary = summarize(row, [1.0], clients)
+    row = recorder.as_row(info(1), EVALUATION)
+    summary = summarize(row, [1.0], {"contributed": [1, 2]})
     self.assertContainsSubset(row, summary)
     for name in summary:
       with self.assertRaisesRegex(

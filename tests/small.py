@@ -13,6 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from agsfl.config import Config
+from agsfl.records import fairness
 from experiments.lib import scripts
 
 # Whether hypothesis tries many inputs; see conftest.py.
@@ -61,7 +62,7 @@ def rows_of(workdir):
 
 def without_evaluation(rows):
   """The rows but for what an evaluation adds."""
-  columns = ("train_loss", "test_loss", "test_accuracy")
+  columns = ("train_loss", "test_loss", "test_accuracy", *fairness.SPREAD)
   return [
       {name: x for name, x in row.items() if name not in columns}
       for row in rows
@@ -99,6 +100,7 @@ def content_of(workdir):
   return {
       **ends_of(workdir),
       "rows": (workdir / "metrics.jsonl").read_bytes(),
+      "evaluations": (workdir / "client_evaluations.npy").read_bytes(),
       "config": json.loads((workdir / "config.json").read_text()),
   }
 

@@ -17,13 +17,13 @@ import numpy as np
 
 from agsfl import files, hosts
 from agsfl.errors import refuse, require
-from agsfl.records import read, strict_json, tables
+from agsfl.records import client_evaluations, read, strict_json, tables
 from agsfl.settings import require_utf8
 
 # Files of a run. Without a config.json they belong to another program.
 _FILES = (
-    "metrics.jsonl", "clients.csv", "params.npy", "summary.json", "figures",
-    "checkpoints",
+    "metrics.jsonl", client_evaluations.NAME, "clients.csv", "params.npy",
+    "summary.json", "figures", "checkpoints",
 )
 
 _PACKAGES = ("agsfl", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -142,7 +142,8 @@ def _writes(
 class RunFolder:
   """The files of one run, a new one or one that goes on.
 
-  `config.json` is written first. `metrics.jsonl` gets a whole line per round.
+  `config.json` is written first. `metrics.jsonl` gets a whole line per round,
+  and `client_evaluations.npy` a record per evaluation, before its line.
   `clients.csv`, `params.npy` and `summary.json` are written at the end, in this
   order: with a `summary.json` the run is finished. `checkpoints` has states.
 
@@ -176,6 +177,7 @@ class RunFolder:
     self._config = self.workdir / "config.json"
     self._content: dict[str, Any] = {}
     self._metrics: Any = None
+    self._evaluations: client_evaluations.Writer | None = None
     self._look()
 
   @_refuses_in_one_line
@@ -301,11 +303,17 @@ class RunFolder:
 
   def close(self):
     """Unlocks the folder."""
-    metrics, self._metrics = self._metrics, None
-    if metrics is not None:
+    opened = self._opened()
+    self._metrics = self._evaluations = None
+    for file in opened:
       # The write has already raised its error.
       with contextlib.suppress(OSError):
-        metrics.close()
+        file.close()
+
+  def _opened(self):
+    """The files that are open."""
+    evaluations = self._evaluations and self._evaluations.file
+    return [file for file in (self._metrics, evaluations) if file is not None]
 
   def __enter__(self) -> Self:
     return self
@@ -315,7 +323,7 @@ class RunFolder:
 
   @_refuses_in_one_line
   def go_on(self, count: int) -> list[dict[str, Any]]:
-    """Removes all rows after the first `count`, where new rows follow.
+    """Removes all rows after the first `count`, and their evaluations.
 
     A finished run becomes unfinished.
 
@@ -326,8 +334,8 @@ class RunFolder:
       The first `count` rows.
 
     Raises:
-      ConfigError: there are fewer rows, or one is damaged. Or there are more
-        than are asked for. Or a finished run has no checkpoint.
+      ConfigError: there are fewer rows or evaluations, or one is damaged. Or
+        there are more than are asked for. Or a finished run has no checkpoint.
     """
     if not count and self._summary.exists():
       refuse(
@@ -348,50 +356,76 @@ class RunFolder:
       on_disk = read.read_config(self.workdir)
       rows = read.parse_rows(self.workdir, lines, on_disk["num_weights"])
       self._require_ahead(rows)
+      evaluated = [row["round"] for row in rows if "test_loss" in row]
+      num_clients = on_disk["num_clients_used"]
+      if evaluated:
+        read.read_client_evaluations(
+            self.workdir, num_clients, evaluated, may_have_more=True
+        )
 
       # The run is unfinished, its extent may be new, and later rows go.
       self._summary.unlink(missing_ok=True)
       if on_disk["asked"] != self._content["asked"]:
         write_json(self._config, self._content)
       file.truncate(sum(map(len, lines)))
+    self._evaluations = client_evaluations.Writer(
+        self.workdir / client_evaluations.NAME, num_clients, evaluated
+    )
     return rows
 
   @_writes
-  def replace_last(self, row: dict[str, Any]):
-    """Writes the last row again, with more columns.
+  def replace_last(self, row: dict[str, Any], evaluation: np.ndarray):
+    """Writes the last row again, with the columns of an evaluation.
 
     It is one write of a longer line, so a killed process loses no row.
+
+    Args:
+      row: with these columns.
+      evaluation: of all clients, see `client_evaluations.record`.
     """
     self.sync()
+    self._append(evaluation)
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       *before, _ = file.readlines()
       file.seek(sum(map(len, before)))
       file.write(strict_json.written(row).encode())
 
   @_writes
-  def row(self, row: dict[str, Any]):
-    """Appends one round to metrics.jsonl."""
+  def row(self, row: dict[str, Any], evaluation: np.ndarray | None = None):
+    """Appends one round to metrics.jsonl.
+
+    Args:
+      row: of the round.
+      evaluation: of all clients, if the row has one.
+    """
+    if evaluation is not None:
+      self._append(evaluation)
     self._metrics.write(strict_json.written(row))
+
+  def _append(self, evaluation):
+    """Adds an evaluation to client_evaluations.npy."""
+    assert self._evaluations is not None
+    self._evaluations.append(evaluation)
 
   @_writes
   def sync(self):
-    """Brings the rows to the disk, before a checkpoint relies on them.
+    """Brings rows and evaluations to the disk, for a checkpoint needs them.
 
     Raises:
       ConfigError: the folder was removed or replaced during the run.
     """
-    self._metrics.flush()
-    os.fsync(self._metrics.fileno())
-    ours = os.fstat(self._metrics.fileno())
-    try:
-      there = (self.workdir / "metrics.jsonl").stat()
-    except FileNotFoundError:
-      there = None
-    if there is None or not os.path.samestat(ours, there):
-      refuse(
-          self.setting,
-          "another program removed or replaced this folder during the run",
-      )
+    for file in self._opened():
+      file.flush()
+      os.fsync(file.fileno())
+      try:
+        there = Path(file.name).stat()
+      except FileNotFoundError:
+        there = None
+      if there is None or not os.path.samestat(os.fstat(file.fileno()), there):
+        refuse(
+            self.setting,
+            "another program removed or replaced this folder during the run",
+        )
 
   @_writes
   def finish(

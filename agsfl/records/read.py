@@ -17,17 +17,8 @@ import numpy as np
 
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.files import expanded
-from agsfl.records import strict_json, tables
-
-# Columns of the rows: whole numbers, real numbers, numbers that may be null,
-# and columns of some rows only. All other columns are the user's own metrics.
-_COUNTS = ("round", "k_up", "k_down")
-_REALS = ("time", "k", "k_probe")
-_OTHERS = ("minibatch_loss", "sign")
-_EVALUATION = ("train_loss", "test_loss", "test_accuracy")
-# Runs of version 0.1 have neither of these two.
-_BYTES = ("bytes_up", "bytes_down")
-COLUMNS = frozenset((*_COUNTS, *_REALS, *_OTHERS, *_EVALUATION, *_BYTES))
+from agsfl.records import client_evaluations, columns, npy, strict_json, tables
+from agsfl.records.columns import COLUMNS, is_count, is_real, is_share, require
 
 # Errors of files that are damaged or not there.
 _DAMAGE = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
@@ -67,18 +58,22 @@ class Run:
       config: dict[str, Any],
       workdir: Path | None = None,
       params: np.ndarray | None = None,
+      client_evaluations: np.ndarray | None = None,
   ):
     """A run of these parts.
 
     Args:
       rows, clients, summary, config, workdir: see the class.
       params: [D] f32, the final weights; None if they are in `workdir`.
+      client_evaluations: [E] records; None if they are in `workdir`.
     """
     fields = (rows, clients, summary, config, workdir)
     for field, value in zip(dataclasses.fields(self), fields, strict=True):
       object.__setattr__(self, field.name, value)
     if params is not None:
       vars(self)["params"] = params  # the cached property looks here first
+    if client_evaluations is not None:
+      vars(self)["client_evaluations"] = client_evaluations
 
   @functools.cached_property
   def params(self) -> np.ndarray:
@@ -94,6 +89,29 @@ class Run:
       )
     with _file(self.workdir, "params.npy") as path:
       return _read_params(path, self.config["num_weights"])
+
+  @functools.cached_property
+  def client_evaluations(self) -> np.ndarray:
+    """[E] records, one for each row of `evaluated`, read at the first use.
+
+    Their fields are `round` i32, and each client's `test_loss` [N] f32 and
+    `test_accuracy` [N] f32, on its own test samples; NaN for a client without
+    any. So `run.client_evaluations["test_accuracy"]` is [E, N].
+
+    Raises:
+      ConfigError: the file is damaged or missing, as for runs of version 0.1.
+    """
+    if self.workdir is None:
+      refuse(str(self.workdir), f"has no {client_evaluations.NAME}")
+    rounds = [row["round"] for row in self.evaluated]
+    num_clients = self.config["num_clients_used"]
+    records = read_client_evaluations(
+        self.workdir, num_clients, rounds, may_have_more=not self.finished
+    )
+    if self.finished:
+      with _file(self.workdir, client_evaluations.NAME):
+        _check_last_record(records[-1], self.clients)
+    return records
 
   @property
   def finished(self) -> bool:
@@ -261,8 +279,22 @@ def read_summary(workdir: Path) -> dict[str, Any]:
   """summary.json of a finished run; raises ConfigError."""
   with _file(workdir, "summary.json") as path:
     summary = strict_json.parsed(path.read_bytes())
-    _check_row(summary)
+    columns.check(summary)
   return summary
+
+
+def read_client_evaluations(
+    workdir: Path, num_clients: int, rounds: list[int], *, may_have_more: bool
+) -> np.ndarray:
+  """[E] of a run's records, see `client_evaluations.read`.
+
+  Raises:
+    ConfigError: the file is damaged, or cannot be read.
+  """
+  with _file(workdir, client_evaluations.NAME) as path:
+    return client_evaluations.read(
+        path, num_clients, rounds, may_have_more=may_have_more
+    )
 
 
 def parse_rows(
@@ -283,10 +315,10 @@ def parse_rows(
   for number, line in enumerate(lines, 1):
     with _file(workdir, f"metrics.jsonl, line {number}"):
       row = strict_json.parsed(line)
-      _require(row.get("round") == number, "round", row.get("round"))
-      _check_row(row)
+      require(row.get("round") == number, "round", row.get("round"))
+      columns.check(row)
       for name in ("k_up", "k_down"):
-        _require(row[name] <= num_weights, name, row[name])
+        require(row[name] <= num_weights, name, row[name])
       if rows and row["time"] < rows[-1]["time"]:
         raise ValueError(f"time is {row['time']}, less than one line before")
     rows.append(row)
@@ -320,39 +352,19 @@ def _file(workdir: Path, name: str) -> Iterator[Path]:
     raise ConfigError(printable(f"{workdir}: {problem}")) from error
 
 
-def _is_count(value):
-  return type(value) is int and 0 <= value < 2**53
-
-
-def _is_number(value):
-  """Whether it is a number in the range of float32; NaN and infinity count."""
-  if type(value) is float and not math.isfinite(value):
-    return True
-  return type(value) in (int, float) and abs(value) < 2**128
-
-
-def _is_real(value):
-  return _is_number(value) and math.isfinite(value)
-
-
-def _require(fits, name, value):
-  if not fits:
-    raise ValueError(f"{name} is {reprlib.repr(value)}")
-
-
 def _check_config(config):
   asked = config.get("asked")
-  _require(isinstance(asked, dict), "asked", asked)
+  require(isinstance(asked, dict), "asked", asked)
   for name in ("method", "controller"):
     value = config.get(name)
-    _require(isinstance(value, str), name, value)
+    require(isinstance(value, str), name, value)
   for name in ("num_weights", "num_clients_used", "num_rounds"):
     value = config.get(name)
-    _require(_is_count(value) and 0 < value < 2**31, name, value)
+    require(is_count(value) and 0 < value < 2**31, name, value)
   # Runs of an earlier version may lack these.
   for name in ("num_train", "num_test"):
     value = config.get(name, 0)
-    _require(_is_count(value), name, value)
+    require(is_count(value), name, value)
   _check_values("", config)
 
 
@@ -366,48 +378,9 @@ def _check_values(name, value):
     for inner in value:
       _check_values(name, inner)
   elif isinstance(value, str):
-    valid = not any("\ud800" <= c <= "\udfff" for c in value)
-    _require(valid, name, value)
+    columns.check_text(name, value)
   elif not isinstance(value, bool) and value is not None:
-    _require(_is_real(value), name, value)
-
-
-def _check_row(row):
-  """Refuses what is no row; a summary is a row too."""
-  # The columns of every row.
-  for name in _COUNTS:
-    value = row.get(name)
-    _require(_is_count(value), name, value)
-  for name in _REALS:
-    value = row.get(name)
-    # A smaller number than 2^-149 is no float32.
-    fits = _is_real(value) and (value == 0 or abs(value) >= 2**-149)
-    _require(fits, name, value)
-  for name in _OTHERS:
-    _require(name in row, name, None)
-
-  # The columns of some rows.
-  for names in (_EVALUATION, _BYTES):
-    present = [name for name in names if name in row]
-    if present and len(present) < len(names):
-      raise ValueError(f"must have all or none of {', '.join(names)}")
-
-  # All values. Losses and the user's own metrics may not be finite.
-  for name, value in row.items():
-    _require(value is None or _is_number(value), name, value)
-    if name not in COLUMNS:
-      _check_values("a name", name)
-  for name in _BYTES:
-    value = row.get(name, 0)
-    _require(_is_real(value) and value >= 0, name, value)
-  sign, accuracy = row["sign"], row.get("test_accuracy")
-  _require(sign in (-1, 0, 1, None), "sign", sign)
-  _require(_is_share(accuracy), "test_accuracy", accuracy)
-
-
-def _is_share(value):
-  """Whether it is from 0 to 1, or unknown (None or NaN)."""
-  return value is None or math.isnan(value) or 0 <= value <= 1
+    require(is_real(value), name, value)
 
 
 def _check_end(summary, rows):
@@ -437,14 +410,16 @@ def _check_clients(clients, config, num_rounds):
     raise ValueError(
         f"{len(clients['client'])} clients, config.json has {num_clients}"
     )
-  for name in _CLIENT_COUNTS:
-    for value in clients[name]:
-      _require(_is_count(value), name, value)
+  for name in (*_CLIENT_COUNTS, "rounds"):
+    for value in clients.get(name, []):
+      require(is_count(value), name, value)
+  for value in clients.get("rounds", []):
+    require(value <= num_rounds, "rounds", value)
   most = config["num_weights"] * num_rounds
   for value in clients["contributed"]:
-    _require(value <= most, "contributed", value)
+    require(value <= most, "contributed", value)
   for value in clients["test_accuracy"]:
-    _require(_is_share(value), "test_accuracy", value)
+    require(is_share(value), "test_accuracy", value)
   samples, tested = sum(clients["samples"]), sum(clients["test_samples"])
   if samples != config.get("num_train", samples):
     raise ValueError(
@@ -456,18 +431,20 @@ def _check_clients(clients, config, num_rounds):
     )
 
 
+def _check_last_record(last, clients):
+  """Refuses a last evaluation of clients that is not that of clients.csv."""
+  for name in ("test_loss", "test_accuracy"):
+    with np.errstate(over="ignore"):
+      values = np.array(clients[name], np.float32)
+    if not np.array_equal(last[name], values, equal_nan=True):
+      raise ValueError(f"its last {name} are not those of clients.csv")
+
+
 def _read_params(path, num_weights):
   """[D] f32 of an npy file; its header is checked before the data are read."""
   with path.open("rb") as file:
-    # NumPy's parser of the header may raise anything.
-    try:
-      version = np.lib.format.read_magic(file)
-      shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    except OSError:
-      raise
-    except Exception as error:
-      raise ValueError(f"no npy file ({error})") from error
-    if (version, shape, dtype) != ((1, 0), (num_weights,), np.dtype("<f4")):
+    shape, dtype = npy.read_header(file)
+    if (shape, dtype) != ((num_weights,), np.dtype("<f4")):
       raise ValueError(
           f"must hold [{num_weights}] float32, not {list(shape)} {dtype}"
       )

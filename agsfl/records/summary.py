@@ -4,42 +4,32 @@ import re
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from agsfl.data.federated import FederatedData
+from agsfl.records.client_evaluations import OfClients
 from agsfl.records.strict_json import finite
 
 # The columns that `summarize` adds to a row.
 ADDED = frozenset((
     "first_round_seconds", "median_round_seconds", "peak_memory_mb",
-    "least_contributed", "most_contributed", "client_test_accuracy_min",
-    "client_test_accuracy_p10", "client_test_accuracy_median",
+    "least_contributed", "most_contributed",
 ))
 
 
-class OfClients(Protocol):
-  """What an evaluation says of each client.
-
-  Attributes:
-    client_test_loss: [N] mean losses on the client's own test samples, nats;
-      NaN if it has none.
-    client_test_accuracy: [N] shares of them that are classified correctly.
-  """
-
-  client_test_loss: np.ndarray
-  client_test_accuracy: np.ndarray
-
-
 def by_client(
-    data: FederatedData, contributed: np.ndarray, evaluation: OfClients
+    data: FederatedData,
+    totals: Mapping[str, np.ndarray],
+    evaluation: OfClients,
 ) -> dict[str, list]:
   """The columns of clients.csv.
 
   Args:
     data: whose clients they are.
-    contributed: [N] i64, elements that the server used, over all rounds.
+    totals: [N] i64 each, over all rounds: `rounds` in which the client took
+      part, and elements that it `contributed`, which the server used.
     evaluation: of the final weights.
 
   Returns:
@@ -52,7 +42,8 @@ def by_client(
       "test_samples": np.bincount(owners[owners >= 0], minlength=len(counts)),
       "test_loss": evaluation.client_test_loss,
       "test_accuracy": evaluation.client_test_accuracy,
-      "contributed": contributed,
+      "rounds": totals["rounds"],
+      "contributed": totals["contributed"],
   }
   return {name: np.asarray(x).tolist() for name, x in columns.items()}
 
@@ -83,12 +74,10 @@ def summarize(
     clients: from `by_client`.
 
   Returns:
-    The row, wall times, memory, and results by client. A number that is not
+    The row, wall times, memory, and contributions. A number that is not
     finite becomes None, because JSON cannot express it.
   """
   contributed = clients["contributed"]
-  tested = np.array(clients["test_samples"]) > 0
-  own = np.array(clients["test_accuracy"])[tested]
   summary = {
       **row,
       "first_round_seconds": seconds[0] if seconds else None,
@@ -97,24 +86,4 @@ def summarize(
       "least_contributed": min(contributed),
       "most_contributed": max(contributed),
   }
-  if len(own):
-    for name, share in (("min", 0), ("p10", 10), ("median", 50)):
-      summary[f"client_test_accuracy_{name}"] = float(np.percentile(own, share))
   return {name: finite(value) for name, value in summary.items()}
-
-
-def jain_index(contributed: np.ndarray) -> float:
-  """Jain's fairness index, from 1 / N (only one client) to 1 (all equal).
-
-  Args:
-    contributed: [N], at least 0; if all are 0, the index is 1.
-
-  Source: Jain, Chiu, Hawe, "A Quantitative Measure of Fairness and
-  Discrimination", DEC TR-301, 1984.
-
-  >>> jain_index(np.array([0, 7, 0, 0]))
-  0.25
-  """
-  contributed = np.asarray(contributed, float)
-  squares = len(contributed) * np.sum(contributed**2)
-  return float(np.sum(contributed) ** 2 / squares) if squares else 1.0

@@ -11,10 +11,12 @@ import numpy as np
 from absl import logging
 
 from agsfl import files
+from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
 from experiments.lib import groups
 
 ENDINGS = (".png", ".pdf", ".svg")
+_OF_WORST = "test accuracy, worst 10% of clients"
 
 
 def _pyplot():
@@ -50,7 +52,7 @@ def save(figure, path: Path, kind: str = "png"):
 
 
 def draw(run: Run):
-  """Draws loss, accuracy, k, contributions and the user's own metrics.
+  """Draws loss, accuracy, k, fairness and the user's own metrics.
 
   Args:
     run: finished, with a folder; the figures go to the folder `figures` in it.
@@ -73,14 +75,44 @@ def _draw(run, folder):
   _figure(folder, "contributions", _contributions(run.contributed))
   for name in run.metrics:
     _figure(folder, f"metric_{name}", _against_time(run, [name], name))
+  # Runs of version 0.1 have no spread, and without test samples it is unknown.
+  if len(run.series(SPREAD[0])[0]):
+    figure, both = plt.subplots(
+        2, 1, sharex=True, figsize=(6, 5), height_ratios=(5, 2),
+        layout="constrained",
+    )
+    _fairness(run, *both)
+    _save(folder, "fairness", figure)
 
 
 def _figure(folder, name, draw):
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
   axes.grid(alpha=0.3)
   draw(axes)
+  _save(folder, name, figure)
+
+
+def _save(folder, name, figure):
   with files.written_whole(folder / f"{name}.png") as path:
     save(figure, path)
+
+
+def _fairness(run, accuracy, jain):
+  """The clients' accuracies on one pair of axes, their equality on another."""
+  of = {name: run.series(name)[1] for name in SPREAD}
+  mean, _, worst, best, index = of.values()
+  times, _ = run.series(SPREAD[0])
+  (line,) = accuracy.plot(times, mean, marker=".", label="mean over clients")
+  accuracy.fill_between(
+      times, worst, best, color=line.get_color(), alpha=0.2,
+      label="from the worst 10% to the best 10%",
+  )
+  accuracy.set(ylabel="clients' test accuracy", ylim=(-0.02, 1.02))
+  accuracy.legend()
+  jain.plot(times, index, marker=".", color="C1")
+  jain.set(xlabel=groups.TIME, ylabel="Jain's index", ylim=(-0.05, 1.05))
+  for axes in (accuracy, jain):
+    axes.grid(alpha=0.3)
 
 
 def _against_time(run, keys, ylabel):
@@ -122,7 +154,10 @@ def _contributions(counts):
 def compare(
     runs: list[Run], fields: list[str], path: Path, kind: str = "png"
 ) -> str:
-  """Draws groups of runs with their spread: loss, accuracy, k, users' metrics.
+  """Draws groups of runs with their spread over seeds.
+
+  The panels are loss, accuracy, that of the worst 10% of clients if the runs
+  have it, k, and the users' metrics.
 
   Args:
     runs: finished.
@@ -138,15 +173,19 @@ def compare(
   """
   by_label = groups.grouped(runs, fields)
   own = groups.metrics(runs)
+  _, _, worst, *_ = SPREAD
+  of_worst = [worst] if any(len(run.series(worst)[0]) for run in runs) else []
   shown = {
       "train_loss": "training loss", "test_accuracy": "test accuracy",
-      "k": "k", **{name: name for name in own},
+      **dict.fromkeys(of_worst, _OF_WORST), "k": "k",
+      **{name: name for name in own},
   }
   figure, every = plt.subplots(
       1, len(shown), figsize=(2 + 5 * len(shown), 4.2), layout="constrained"
   )
   columns = [
-      "train_loss", "test_loss", "test_accuracy", *own, "round", "time"
+      "train_loss", "test_loss", "test_accuracy", *of_worst, *own, "round",
+      "time",
   ]
   lines = []
   for label, group in by_label.items():
@@ -166,7 +205,7 @@ def compare(
   )
   save(figure, path, kind)
   header = [
-      "group", "runs", "training loss", "test loss", "test accuracy", *own,
-      "rounds", "time",
+      "group", "runs", "training loss", "test loss", "test accuracy",
+      *[_OF_WORST] * len(of_worst), *own, "rounds", "time",
   ]
   return groups.table(header, lines)

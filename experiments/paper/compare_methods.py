@@ -10,7 +10,7 @@ from absl import flags
 
 from agsfl.config import Config
 from agsfl.errors import require
-from agsfl.records.summary import jain_index
+from agsfl.records.fairness import jain_index
 from agsfl.sparsifiers import METHODS
 from experiments.lib import groups
 from experiments.lib.drawing import plt

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from agsfl.records.fairness import SPREAD
 from experiments.lib.groups import TIME, band, metrics, over_seeds
 from experiments.report import svg as report_svg
 from experiments.report.markup import escape
@@ -191,6 +192,40 @@ def _over_seeds(values, mean, spread=".2g"):
 
 
 def fairness(groups: list[Group]) -> str:
+  """How equal clients are: accuracies over time, and what they contributed."""
+  return _accuracies(groups) + _contributions(groups)
+
+
+def _accuracies(groups):
+  """Charts of the clients' accuracies; nothing where no run has them."""
+  mean, _, worst, best, jain = SPREAD
+  each = lambda key, label=None: [
+      line
+      for style, group in enumerate(groups)
+      for line in _lines(group, style, key, "time", label)
+  ]
+  title = "Test accuracy of the worst 10% of clients"
+  if len(groups) == 1 and len(groups[0].runs) == 1:
+    (run,) = groups[0].runs
+    title = "Test accuracy of clients"
+    label = "mean; band: worst 10% to best 10% of clients"
+    edges = {"low": run.series(worst, "time"), "high": run.series(best, "time")}
+    accuracies = [line._replace(**edges) for line in each(mean, label)]
+  else:
+    accuracies = each(worst)
+  if not accuracies:
+    return ""
+  how = {"shared_legend": _is_shared(groups)}
+  index = "Jain's index of the clients' accuracies"
+  label = index if len(groups) == 1 else None
+  figures = (
+      _figure(title, accuracies, TIME, "share right", **how)
+      + _figure(index, each(jain, label), TIME, "Jain's index", **how)
+  )
+  return f'{_shared_legend(groups)}<div class="charts">\n{figures}</div>\n'
+
+
+def _contributions(groups):
   """The share of clients by what they contributed."""
   one = len(groups) == 1 and len(groups[0].runs) == 1
   lines, silence = [], []

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agsfl.config import Config
+from agsfl.records.fairness import jain_index
 from agsfl.records.read import Run, read_runs
-from agsfl.records.summary import jain_index
 from agsfl.sparsifiers import METHODS
 from experiments.lib.groups import in_order, in_words, value_of
 

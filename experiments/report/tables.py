@@ -66,7 +66,9 @@ class _Metric(NamedTuple):
 
 def _last(key):
   """A number of the last evaluation; None where there is none."""
-  return lambda one: one.run.evaluated[-1][key] if one.run.evaluated else None
+  return lambda one: (
+      one.run.evaluated[-1].get(key) if one.run.evaluated else None
+  )
 
 
 def _of_summary(key):
@@ -86,23 +88,22 @@ _METRICS = (
     _Metric("mean k, second half", Shown.mean_k, ".0f", ".0f"),
     _Metric("sent up", lambda one: one.total("up"), None),
     _Metric("sent down", lambda one: one.total("down"), None),
+    _Metric(
+        "worst 10% of clients", _last("client_test_accuracy_worst10"), ".4f"
+    ),
     _Metric("Jain's index", Shown.jain, ".4f"),
     _Metric("wall s per round", _of_summary("median_round_seconds"), ".3g"),
 )
 _OF_ONE_RUN = (
     *_METRICS,
-    _Metric(
-        "least test accuracy of a client",
-        _of_summary("client_test_accuracy_min"),
-        ".4f",
-    ),
-    _Metric(
-        "10th percentile over clients",
-        _of_summary("client_test_accuracy_p10"),
-        ".4f",
-    ),
-    _Metric(
-        "median over clients", _of_summary("client_test_accuracy_median"), ".4f"
+    *(
+        _Metric(title, _last(f"client_test_accuracy_{name}"), ".4f")
+        for title, name in (
+            ("mean of the clients' accuracies", "mean"),
+            ("their standard deviation", "std"),
+            ("best 10% of clients", "best10"),
+            ("Jain's index of the clients' accuracies", "jain"),
+        )
     ),
     _Metric("wall s of the first round", _of_summary("first_round_seconds")),
     _Metric("peak memory, MB", _of_summary("peak_memory_mb"), ".0f"),
@@ -228,8 +229,10 @@ def results(groups: list[Group]) -> str:
   note = (
       "Losses and accuracy are over all samples, at the last evaluation. Bytes "
       "are those of all clients together; see “Bytes”. Wall time is that of a "
-      "median round. Jain's index is 1 if all clients contributed the same "
-      "number of elements, and 1/N if one client contributed all of them."
+      "median round. “Worst 10% of clients” is the mean of their test "
+      "accuracies, each on its own samples. Jain's index is 1 if all clients "
+      "contributed the same number of elements, and 1/N if one client "
+      "contributed all of them."
   )
   if len(runs) == 1:
     (run,) = runs
@@ -357,8 +360,11 @@ def _clients_of(one):
       "test_samples": ("test samples", ",.0f"),
       "test_loss": ("test loss", ".4f"),
       "test_accuracy": ("test accuracy", ".4f"),
+      "rounds": ("rounds", ",.0f"),
       "contributed": ("contributed", ",.0f"),
   }
+  # Runs of version 0.1 do not have all of them.
+  formats = {name: form for name, form in formats.items() if name in values_of}
   columns = [
       [
           NONE if value != value else format(value, form)
@@ -388,7 +394,7 @@ def clients(groups: list[Group]) -> str:
     parts.append(details(summary, _clients_of(one), is_open=opened))
   note = (
       '<p class="soft">Loss and accuracy are those of the final weights on the '
-      "client's own test samples. Contributed: elements of its messages that "
-      "the server used.</p>\n"
+      "client's own test samples. Rounds: those in which it took part. "
+      "Contributed: elements of its messages that the server used.</p>\n"
   )
   return note + "".join(parts)

@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 
 from agsfl.config import Config
 from agsfl.errors import ConfigError
+from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import write_json
 from agsfl.records.read import read_run
 from agsfl.records.strict_json import finite
@@ -182,11 +183,54 @@ class OneRunTest(FolderTest):
     ):
       self.assertEqual(results[title], want, title)
 
-  def test_summary_is_shown_where_it_has_more(self):
-    write_run(self.folder, summary={"client_test_accuracy_p10": 0.375})
-    results = dict(self.page().tables["results"])
-    self.assertEqual(results["10th percentile over clients"], 0.375)
-    self.assertNotIn("median over clients", results)
+  def test_fairness(self):
+    """Two more charts, and rows of the table, of the last evaluation.
+
+    At round 2: mean 0.5, std 0.25, worst 0, best 1, index 0.75; then halves.
+    """
+    numbers = dict(zip(SPREAD, (0.5, 0.25, 0.0, 1.0, 0.75), strict=True))
+    spread = lambda i, up, down: {
+        name: value * 2 / i for name, value in numbers.items() if i % 2 == 0
+    }
+    write_run(self.folder, row=spread)
+    page = self.page()
+    results = dict(page.tables["results"])
+    for title, want in (
+        ("worst 10% of clients", 0.0), ("best 10% of clients", 0.5),
+        ("mean of the clients' accuracies", 0.25),
+        ("their standard deviation", 0.125),
+        ("Jain's index of the clients' accuracies", 0.375),
+    ):
+      self.assertEqual(results[title], want, title)
+    self.assertContainsSubset(
+        (
+            "Test accuracy of clients. mean; band: worst 10% to best 10% of "
+            "clients: from 0.5 at 2.5 to 0.25 at 5.",
+            "Jain's index of the clients' accuracies. Jain's index of the "
+            "clients' accuracies: from 0.75 at 2.5 to 0.375 at 5.",
+        ),
+        self.charts(page),
+    )
+
+  def test_fairness_of_settings(self):
+    """A line each, of the worst tenth; a run of version 0.1 has none."""
+    for name, worst in (("fab", 0.25), ("fub", 0.125)):
+      write_run(
+          self.folder / name, method=f"{name}_top_k",
+          row=lambda i, up, down, worst=worst: dict.fromkeys(SPREAD, worst)
+          if i % 2 == 0 else {},
+      )
+    write_run(self.folder / "old", method="send_all")
+    page = self.page()
+    self.assertEqual(
+        page.column("results by setting", "worst 10% of clients"),
+        {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": "\u2013"},
+    )
+    self.assertIn(
+        "Test accuracy of the worst 10% of clients. fab_top_k: from 0.25 at "
+        "2.5 to 0.25 at 5; fub_top_k: from 0.125 at 2.5 to 0.125 at 5.",
+        self.charts(page),
+    )
 
   @parameterized.parameters(
       # 10 + 20 + 30 + 5 = 65 elements up, 66 down, 2 clients with samples.

@@ -6,6 +6,7 @@ import resource
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,8 +14,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl.errors import ConfigError
+from agsfl.records import client_evaluations, read
 from agsfl.records import folder as records
-from agsfl.records import read
 from tests.small import files_of, rows_of
 
 _FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -42,8 +43,16 @@ def row(number, **others):
 CLIENTS = {
     "client": ["a", "b"], "samples": [3, 4], "test_samples": [1, 0],
     "test_loss": [0.5, float("nan")], "test_accuracy": [1.0, float("nan")],
-    "contributed": [3, 0],
+    "rounds": [3, 0], "contributed": [3, 0],
 }
+
+
+def evaluation(number):
+  """Each client's numbers after a round."""
+  return client_evaluations.record(number, SimpleNamespace(**{
+      f"client_{name}": np.array(CLIENTS[name])
+      for name in ("test_loss", "test_accuracy")
+  }))
 
 
 class FolderTest(parameterized.TestCase):
@@ -63,7 +72,7 @@ class FolderTest(parameterized.TestCase):
       files.begin(description())
       files.go_on(0)
       for number in range(1, count + 1):
-        files.row(row(number))
+        files.row(row(number), evaluation(number))
       if finished:
         files.finish(row(count), CLIENTS, np.float32([0.5, 1e-30]))
 
@@ -121,9 +130,13 @@ class FolderTest(parameterized.TestCase):
     (self.folder / "config.json").write_text(text)
     self.refused(self.of, "config.json")
 
+  def evaluated(self):
+    """The rounds in client_evaluations.npy, read by NumPy's own means."""
+    return np.load(self.folder / "client_evaluations.npy")["round"].tolist()
+
   @parameterized.parameters(
-      "metrics.jsonl", "clients.csv", "params.npy", "summary.json", "figures",
-      "checkpoints",
+      "metrics.jsonl", "client_evaluations.npy", "clients.csv", "params.npy",
+      "summary.json", "figures", "checkpoints",
   )
   def test_files_that_a_run_makes_are_refused(self, name):
     """A file or a folder of that name, of something else."""
@@ -208,31 +221,40 @@ class FolderTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 2, 3)
   def test_going_on(self, count):
-    """Law: the first rows stay, byte for byte, and others follow them."""
+    """Law: the first rows stay, byte for byte, and others follow them.
+
+    So do their evaluations, of which the last one was not written whole.
+    """
     self.write()
     before = (self.folder / "metrics.jsonl").read_text().splitlines()
     with (self.folder / "metrics.jsonl").open("a") as file:
       file.write('{"rou')  # torn
+    with (self.folder / "client_evaluations.npy").open("ab") as file:
+      file.write(b"\7" * 5)
     (self.folder / "summary.json").unlink()
     with self.of(extent=(9, None)) as files:
       files.begin(description(num_rounds=9))
       self.assertEqual(
           files.go_on(count), [row(i) for i in range(1, count + 1)]
       )
-      files.row(row(count + 1, own=7))
+      self.assertEqual(self.evaluated(), [*range(1, count + 1)])
+      files.row(row(count + 1, own=7), evaluation(count + 1))
+    self.assertEqual(self.evaluated(), [*range(1, count + 2)])
     *first, last = (self.folder / "metrics.jsonl").read_text().splitlines()
     self.assertEqual(first, before[:count])
     self.assertEqual(json.loads(last), row(count + 1, own=7))
     self.assertEqual(read.read_config(self.folder)["asked"]["num_rounds"], 9)
 
   def test_a_last_row_with_more_columns(self):
-    """The rows before it stay, byte for byte."""
+    """The rows before it stay, byte for byte, and its evaluation counts once.
+    """
     self.write(finished=False)
     before = (self.folder / "metrics.jsonl").read_text().splitlines()
     with self.of() as files:
       files.begin(description())
       files.go_on(3)
-      files.replace_last(row(3, own=0.25))
+      files.replace_last(row(3, own=0.25), evaluation(3))
+    self.assertEqual(self.evaluated(), [1, 2, 3])
     *first, last = (self.folder / "metrics.jsonl").read_text().splitlines()
     self.assertEqual(first, before[:2])
     self.assertEqual(json.loads(last), row(3, own=0.25))
@@ -244,6 +266,21 @@ class FolderTest(parameterized.TestCase):
     with self.of() as files:
       files.begin(description())
       self.refused(lambda: files.go_on(2), "2 rows before its checkpoint")
+
+  @parameterized.parameters("gone", "cut", "of other rounds")
+  def test_evaluations_that_are_lost(self, how):
+    """Refused in one line; all files stay."""
+    self.write(finished=False)
+    path = self.folder / "client_evaluations.npy"
+    if how == "gone":
+      path.unlink()
+    elif how == "cut":
+      path.write_bytes(path.read_bytes()[:-9])
+    else:
+      np.save(path, np.stack([evaluation(i) for i in (1, 2, 4)]))
+    with self.of() as files:
+      files.begin(description())
+      self.refused(lambda: files.go_on(3), "client_evaluations.npy")
 
   @parameterized.parameters(
       b'{"round": 2', b"\0\0\0", b"\xff{}", b"", b"{}", b"[" * 10**5,
@@ -319,7 +356,7 @@ class FolderTest(parameterized.TestCase):
       files.row(row(2))
       for act in (
           files.sync,
-          lambda: files.replace_last(row(2)),
+          lambda: files.replace_last(row(2), evaluation(2)),
           lambda: files.finish(row(2), CLIENTS, np.zeros(2, np.float32)),
       ):
         self.refused(act, "another program removed or replaced")
@@ -343,8 +380,8 @@ class FolderTest(parameterized.TestCase):
     self.assertEqual(
         set(files_of(self.folder)),
         {
-            "config.json", "metrics.jsonl", "clients.csv", "params.npy",
-            "summary.json",
+            "config.json", "metrics.jsonl", "client_evaluations.npy",
+            "clients.csv", "params.npy", "summary.json",
         },
     )
     run = read.read_run(self.folder)
@@ -352,6 +389,10 @@ class FolderTest(parameterized.TestCase):
     self.assertEqual(run.params.tolist(), np.float32([0.5, 1e-30]).tolist())
     self.assertEqual(run.clients["client"], ["a", "b"])
     self.assertEqual(run.contributed.tolist(), [3, 0])
+    self.assertEqual(
+        run.client_evaluations.tobytes(),
+        b"".join(evaluation(i).tobytes() for i in (1, 2, 3)),
+    )
 
   def test_no_nan_in_json(self):
     """The writer refuses what JSON has no word for."""

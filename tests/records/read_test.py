@@ -20,17 +20,18 @@ from absl.testing import absltest, parameterized
 from agsfl import programs
 from agsfl.config import Config
 from agsfl.errors import ConfigError
-from agsfl.records import read, summary, tables
+from agsfl.records import client_evaluations, fairness, read, summary, tables
 from agsfl.records.folder import Extent, RunFolder
 from experiments import export, plot
 from experiments.report import __main__ as report
 from tests.small import MANY, main
 
-# Left by version 0.1; its params.npy is made here.
+# Left by version 0.1; its params.npy and client_evaluations.npy are made here.
 OLD = Path(__file__).parent / "run_of_0_1"
 NUM_WEIGHTS = 9610
 FILES = (
-    "config.json", "metrics.jsonl", "summary.json", "clients.csv", "params.npy"
+    "config.json", "metrics.jsonl", "summary.json", "clients.csv", "params.npy",
+    "client_evaluations.npy",
 )
 
 
@@ -38,6 +39,15 @@ def copy_of_run(folder):
   """A run of version 0.1 in a new folder."""
   shutil.copytree(OLD, folder)
   np.save(folder / "params.npy", np.arange(NUM_WEIGHTS, dtype=np.float32))
+  clients = tables.read_clients(folder / "clients.csv")
+  of_clients = SimpleNamespace(
+      client_test_loss=clients["test_loss"],
+      client_test_accuracy=clients["test_accuracy"],
+  )
+  np.save(
+      folder / "client_evaluations.npy",
+      np.stack([client_evaluations.record(i, of_clients) for i in (2, 4)]),
+  )
   return folder
 
 
@@ -94,6 +104,12 @@ class WholeTest(FolderTest):
     self.assertEqual(run.params.tolist(), list(range(NUM_WEIGHTS)))
     self.assertEqual(run.params.dtype, np.float32)
     self.assertEqual([row["round"] for row in run.evaluated], [2, 4])
+    self.assertEqual(run.client_evaluations["round"].tolist(), [2, 4])
+    for name in ("test_loss", "test_accuracy"):
+      self.assertEqual(
+          run.client_evaluations[name].tolist(),
+          [np.float32(run.clients[name]).tolist()] * 2,
+      )
     self.assertEqual(run.metrics, [])
     self.assertEqual(repr(run), f"Run(finished, 4 rounds, {place})")
 
@@ -110,10 +126,11 @@ class WholeTest(FolderTest):
     self.assertEqual(run.series("none")[0].shape, (0,))
 
   def test_further_columns(self):
-    """A newer run has bytes, and a column of the user's own."""
+    """A newer run has bytes, fairness, and a column of the user's own."""
     place = copy_of_run(self.folder / "run")
     more = lambda row: row.update(
-        bytes_up=8 * row["k_up"], bytes_down=4.5, norm=None
+        bytes_up=8 * row["k_up"], bytes_down=4.5, norm=None,
+        **dict.fromkeys(fairness.SPREAD, 0.5),
     )
     edit(place / "metrics.jsonl", more)
     edit(place / "summary.json", more)
@@ -139,6 +156,7 @@ class WholeTest(FolderTest):
     self.assertLen(run.rows, 3)
     self.assertEqual(run.clients, {})
     self.assertEqual(run.contributed.tolist(), [])
+    self.assertEqual(run.client_evaluations["round"].tolist(), [2])
     self.assertEqual(repr(run), f"Run(unfinished, 3 rounds, {place})")
     self.assert_refused(lambda: run.params, str(place), "params")
     (place / "metrics.jsonl").unlink()
@@ -264,6 +282,9 @@ DAMAGE = (
      "all or none of train_loss"),
     ("metrics.jsonl", lambda x: x.replace(b'"sign"', b'"bytes_up": 1, "sign"'),
      "all or none of bytes_up"),
+    ("metrics.jsonl",
+     lambda x: x.replace(b'"sign"', b'"client_test_accuracy_std": 0, "sign"'),
+     "all or none of client_test_accuracy_mean"),
     ("metrics.jsonl", lambda x: x.replace(b'"sign"', b'"norm": "x", "sign"'),
      "norm is 'x'"),
     ("summary.json", lambda x: b"7", "JSON object, not 7"),
@@ -293,6 +314,23 @@ DAMAGE = (
     ("params.npy", lambda x: x.replace(b"<f4", b"<i4"), "int32"),
     ("params.npy", lambda x: x.replace(b"(9610", b"(9999"), "[9999]"),
     ("params.npy", lambda x: x.replace(b"<f4", b"|O8"), "must hold"),
+    ("client_evaluations.npy", lambda x: b"", "no npy"),
+    ("client_evaluations.npy", lambda x: x[:-4], "2 whole records"),
+    ("client_evaluations.npy", lambda x: x + b"\0", "2 whole records"),
+    ("client_evaluations.npy", lambda x: x.replace(b"(2,)", b"(3,)"), "has 3"),
+    ("client_evaluations.npy", lambda x: x.replace(b"(2,)", b"(1,)"), "has 1"),
+    ("client_evaluations.npy", lambda x: x.replace(b"(10,)", b"(11,)"),
+     "records of 10 clients"),
+    ("client_evaluations.npy", lambda x: x.replace(b"(2,)", b"()  "),
+     "records of 10 clients"),
+    ("client_evaluations.npy", lambda x: x.replace(b"False", b"True "),
+     "in C order"),
+    ("client_evaluations.npy",
+     lambda x: x.replace(b"\2\0\0\0", b"\3\0\0\0"), "rounds are not those"),
+    ("client_evaluations.npy", lambda x: x[:-2] + b"\x80\x40",
+     "test_accuracy must be from 0 to 1"),
+    ("client_evaluations.npy", lambda x: x[:-4] + b"\0\0\0\x3f",
+     "its last test_accuracy are not those of clients.csv"),
 )
 
 _TOKENS = (
@@ -389,11 +427,14 @@ class DamageTest(FolderTest):
     after = damage(before)
     self.assertNotEqual(after, before)
     (place / name).write_bytes(after)
-    self.assert_refused(
-        lambda: read.read_run(place).params, f"{place}: ", *words
-    )
-    # Every command says the same; only --init_from reads the weights.
-    if name != "params.npy":
+
+    def read_all():
+      run = read.read_run(place)
+      return run.params, run.client_evaluations
+
+    self.assert_refused(read_all, f"{place}: ", *words)
+    # Every command says the same, about the files that all of them read.
+    if not name.endswith(".npy"):
       with self.assertRaises(ConfigError) as said:
         read.read_run(place)
       for act in commands(place, self.folder).values():
@@ -408,7 +449,11 @@ class DamageTest(FolderTest):
     """It is gone, or a folder."""
     place = copy_of_run(self.folder / "run")
     (place / name).unlink()
-    use = lambda: read.read_run(place).params
+
+    def use():
+      run = read.read_run(place)
+      return run.params, run.client_evaluations
+
     word = "not finished" if name == "summary.json" else "cannot be read"
     self.assert_refused(use, str(place), word)
     (place / name).mkdir()
@@ -437,6 +482,7 @@ class DamageTest(FolderTest):
       try:
         run = read.read_run(place)
         self.assertEqual(run.params.shape, (run.config["num_weights"],))
+        self.assertLen(run.client_evaluations, len(run.evaluated))
         for key in (*run.metrics, "test_loss"):
           x, y = run.series(key)
           self.assertTrue(np.isfinite([x, y]).all())
@@ -498,11 +544,13 @@ class SummaryTest(absltest.TestCase):
         client_test_loss=np.array([0.5, 0.25, np.nan]),
         client_test_accuracy=np.array([1.0, 0.5, np.nan]),
     )
-    clients = summary.by_client(data, np.array([7, 0, 3]), evaluation)
+    totals = {"rounds": np.array([2, 0, 1]), "contributed": np.array([7, 0, 3])}
+    clients = summary.by_client(data, totals, evaluation)
     np.testing.assert_equal(clients, {
         "client": ["a", "b", "c"], "samples": [4, 5, 6],
         "test_samples": [1, 2, 0], "test_loss": [0.5, 0.25, np.nan],
-        "test_accuracy": [1.0, 0.5, np.nan], "contributed": [7, 0, 3],
+        "test_accuracy": [1.0, 0.5, np.nan], "rounds": [2, 0, 1],
+        "contributed": [7, 0, 3],
     })
     row = {"round": 2, "test_loss": np.nan, "sign": None}
     held = copy.copy(row)
@@ -513,17 +561,8 @@ class SummaryTest(absltest.TestCase):
         "round": 2, "test_loss": None, "sign": None,
         "first_round_seconds": 3.0, "median_round_seconds": 2.0,
         "least_contributed": 0, "most_contributed": 7,
-        "client_test_accuracy_min": 0.5, "client_test_accuracy_p10": 0.55,
-        "client_test_accuracy_median": 0.75,
     })
     json.dumps(got, allow_nan=False)
-
-  def test_jain_index(self):
-    """(1 + 2 + 3)^2 / (3 * 14); all alike 1; one of four alone 1/4."""
-    self.assertAlmostEqual(summary.jain_index(np.array([1, 2, 3])), 36 / 42)
-    self.assertEqual(summary.jain_index(np.array([5, 5, 5])), 1)
-    self.assertEqual(summary.jain_index(np.array([0, 7, 0, 0])), 0.25)
-    self.assertEqual(summary.jain_index(np.zeros(3)), 1)
 
 
 if __name__ == "__main__":

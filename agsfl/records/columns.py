@@ -1,0 +1,122 @@
+"""The columns of metrics.jsonl, and the values that each may have.
+
+A new column of all or of some rows is one more entry of `ROWS`. All other
+columns are the user's own metrics.
+"""
+
+import math
+import reprlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from agsfl.records.fairness import SPREAD
+
+
+class Columns(NamedTuple):
+  """Columns that a row has together: all of them or none.
+
+  Attributes:
+    fits: by name, whether a column may have this value.
+    always: whether every row has them.
+  """
+
+  fits: dict[str, Callable[[Any], bool]]
+  always: bool = False
+
+
+def is_count(value: Any) -> bool:
+  """Whether it is a whole number from 0."""
+  return type(value) is int and 0 <= value < 2**53
+
+
+def is_number(value: Any) -> bool:
+  """Whether it is a number in the range of float32; NaN and infinity count."""
+  if type(value) is float and not math.isfinite(value):
+    return True
+  return type(value) in (int, float) and abs(value) < 2**128
+
+
+def is_real(value: Any) -> bool:
+  """Whether it is a finite number in the range of float32."""
+  return is_number(value) and math.isfinite(value)
+
+
+def is_share(value: Any) -> bool:
+  """Whether it is from 0 to 1, or unknown (None or NaN)."""
+  return _is_known_or_null(value) and (
+      value is None or math.isnan(value) or 0 <= value <= 1
+  )
+
+
+def _is_known_or_null(value):
+  """A number, which may be infinite or NaN, or null in place of these."""
+  return value is None or is_number(value)
+
+
+def _is_float32(value):
+  """A finite number. A smaller one than 2^-149 is no float32."""
+  return is_real(value) and (value == 0 or abs(value) >= 2**-149)
+
+
+def _is_size(value):
+  return is_real(value) and value >= 0
+
+
+def _is_sign(value):
+  return value is None or (is_number(value) and value in (-1, 0, 1))
+
+
+ROWS = (
+    Columns(
+        {
+            **dict.fromkeys(("round", "k_up", "k_down"), is_count),
+            **dict.fromkeys(("time", "k", "k_probe"), _is_float32),
+            "minibatch_loss": _is_known_or_null,
+            "sign": _is_sign,
+        },
+        always=True,
+    ),
+    # Runs of version 0.1 have neither bytes nor the spread over clients.
+    Columns(dict.fromkeys(("bytes_up", "bytes_down"), _is_size)),
+    Columns({
+        **dict.fromkeys(("train_loss", "test_loss"), _is_known_or_null),
+        "test_accuracy": is_share,
+    }),
+    Columns(dict.fromkeys(SPREAD, is_share)),
+)
+COLUMNS = frozenset(name for columns in ROWS for name in columns.fits)
+
+
+def require(fits: Any, name: str, value: Any):
+  """Raises a ValueError about a value that does not fit."""
+  if not fits:
+    raise ValueError(f"{name} is {reprlib.repr(value)}")
+
+
+def check(row: dict[str, Any]):
+  """Refuses what is no row; a summary is a row too.
+
+  Args:
+    row: from JSON.
+
+  Raises:
+    ValueError: a column is missing or has a value that cannot be.
+  """
+  for columns in ROWS:
+    present = [name for name in columns.fits if name in row]
+    if present and len(present) < len(columns.fits) and not columns.always:
+      raise ValueError(f"must have all or none of {', '.join(columns.fits)}")
+    for name, fits in columns.fits.items():
+      if columns.always or present:
+        require(name in row and fits(row[name]), name, row.get(name))
+
+  # The user's own metrics may not be finite.
+  for name, value in row.items():
+    if name not in COLUMNS:
+      check_text("a name", name)
+      require(_is_known_or_null(value), name, value)
+
+
+def check_text(name: str, text: str):
+  """Refuses text that cannot be printed: half a character of UTF-16."""
+  require(not any("\ud800" <= c <= "\udfff" for c in text), name, text)

@@ -14,7 +14,7 @@ _PERCENTS = np.array([5, 10, 25, 50, 75, 90, 95]) / 100
 
 # Milliseconds of a training step of a ResNet: 978 records, from AI-Benchmark
 # and from FLHetBench itself. The data name neither the batch nor the size of
-# images. Assumed: a step has one image, and the simulated network takes as long.
+# images. Assumed: a step has one image, and takes as long in the simulation.
 _STEP = np.array([60, 69, 96, 172, 309, 476, 559])
 
 # 10^6 bits a second of TCP downloads: 44 records of MobiPerf from 2018, mostly

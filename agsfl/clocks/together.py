@@ -41,6 +41,9 @@ def k_together(
   Returns:
     [n] i32, whose sum is n k; 0 for clients that do not take part.
 
+  As in BCRS, fast clients send more in the time in which they would wait for
+  slow ones. Here the mean is k all the same, so the traffic does not grow.
+
   Source: Tang et al., "Bandwidth-aware and overlap-weighted compression for
   communication-efficient federated learning", ICPP 2024 (BCRS, arXiv
   2408.14736), with computation as in AdaGQ (Liu et al., "Communication-

@@ -89,6 +89,15 @@ class TogetherTest(parameterized.TestCase):
       got = k_together(speeds, 1.0, k, everybody, BYTES, 1000)
       np.testing.assert_array_equal(got, k)
 
+  def test_a_delay_of_all_clients_changes_nothing(self):
+    """Law: bit for bit, though T itself has larger steps then."""
+    places = np.arange(1, PLACES + 1, dtype=np.float32)
+    of_delay = lambda delay: k_together(
+        Speeds(0 * places, 1e6 * places, places, places + delay),
+        1.0, 10**5, np.ones(PLACES, bool), BYTES, 10**6,
+    )
+    np.testing.assert_array_equal(of_delay(0), of_delay(2**20))
+
   def test_slow_clients_have_their_share_all_the_same(self):
     """Law: who cannot send floor(k / n) until T does so, and ends later."""
     speeds = Speeds(*np.float32([

@@ -60,7 +60,8 @@ class SmallCNN(nn.Module):
     conv = lambda channels: nn.Conv(
         channels, (3, 3), padding="VALID", kernel_init=glorot
     )
-    x = nn.relu(conv(64)(nn.relu(conv(32)(x))))
+    x = nn.relu(conv(32)(x))
+    x = nn.relu(conv(64)(x))
     x = nn.max_pool(x, (2, 2), (2, 2)).reshape(x.shape[0], -1)
     x = nn.relu(nn.Dense(128, kernel_init=glorot)(x))
     return nn.Dense(self.num_classes, kernel_init=glorot)(x)

@@ -79,6 +79,12 @@ class DurationsTest(parameterized.TestCase):
     place, cause = got[4]
     self.assertEqual((place, clocks.CAUSES[cause]), want[4])
 
+    # Law: what stands in the places of others does not matter, not even 0.
+    speeds, *others = given
+    speeds = Speeds(*(column * given[4] for column in speeds))
+    for a, b in zip(played(speeds, *others)[2:4], got[2:4], strict=True):
+      np.testing.assert_array_equal(a, b)
+
   @parameterized.named_parameters(
       # 2 s a sample; 40 bytes at 4 kB a second; latency of 9 s up and down.
       ("computation", 10, 10, ALL, np.inf, 0, "computation", 29.50001),

@@ -61,6 +61,11 @@ class TogetherTest(parameterized.TestCase):
     if n == 0:
       return
 
+    # Law: what stands in the places of others does not matter, not even 0.
+    others = Speeds(*(column * takes_part for column in speeds))
+    again = k_together(others, seen, k, takes_part, BYTES, dim)
+    np.testing.assert_array_equal(again, got)
+
     # Law: each has from floor(k / n) to D.
     own = got[takes_part]
     self.assertTrue(np.all((least <= own) & (own <= dim)))

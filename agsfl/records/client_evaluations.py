@@ -74,11 +74,14 @@ def read(
   """
   dtype, count = _dtype(num_clients), len(rounds)
   size = count * dtype.itemsize
+  # A run that was stopped at its start may not have the file.
+  if may_have_more and not rounds and not path.exists():
+    return np.empty(0, dtype)
   with path.open("rb") as file:
     shape, found = npy.read_header(file)
     if len(shape) != 1 or found != dtype:
       raise ValueError(f"must hold records of {num_clients} clients")
-    content = bytearray(file.read() if not may_have_more else file.read(size))
+    content = bytearray(file.read(size if may_have_more else -1))
   (held,) = shape
   if held < count or (held > count and not may_have_more):
     raise ValueError(f"has {held} evaluations, metrics.jsonl has {count}")

@@ -159,8 +159,10 @@ class WholeTest(FolderTest):
     self.assertEqual(run.client_evaluations["round"].tolist(), [2])
     self.assertEqual(repr(run), f"Run(unfinished, 3 rounds, {place})")
     self.assert_refused(lambda: run.params, str(place), "params")
-    (place / "metrics.jsonl").unlink()
-    self.assertEqual(read.read_run(place).rows, [])
+    for name in ("metrics.jsonl", "client_evaluations.npy"):
+      (place / name).unlink()
+    run = read.read_run(place)
+    self.assertEqual((run.rows, len(run.client_evaluations)), ([], 0))
 
 
 class FindTest(FolderTest):

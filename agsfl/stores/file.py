@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from agsfl.errors import refuse
@@ -17,7 +18,7 @@ _ON_THE_WAY = 2
 
 
 class FileStore:
-  """Rows in a file; in memory it has only eight bytes for each client."""
+  """Rows in a file; in memory are only a few numbers for each client."""
 
   def __init__(
       self,
@@ -100,14 +101,27 @@ class FileStore:
   def _refuse(self, clients):
     refuse(
         self._file.name,
-        f"has lost or damaged what {len(clients)} of the clients keep from "
-        f"round to round, such as client {min(clients)}; remove the run's "
-        "folder to start again from round 1",
+        f"has damaged rows of {len(clients)} clients, of which client "
+        f"{min(clients)} is the first; remove the run's folder to start again "
+        "from round 1",
     )
 
   def close(self):
     """See `Store`."""
     self._file.close()
+
+
+def saved_like(num_clients: int, states: int) -> Saved:
+  """The shapes and types of `Saved`.
+
+  Args:
+    num_clients, states: see `FileStore`.
+  """
+  shape = jax.ShapeDtypeStruct
+  return Saved(
+      shape((states + _ON_THE_WAY, num_clients), np.int32),
+      shape((num_clients,), np.uint32),
+  )
 
 
 def _checksum(pieces: list[np.ndarray]) -> int:

@@ -53,11 +53,12 @@ class SlotTable:
   def _begin(self):
     """Finds the slots that are free now; all rows belong to a commit."""
     self._is_new = np.zeros(len(self.slots), bool)
-    used = np.unique(self.tables)
-    used = used[used >= 0]
-    self._end = int(used[-1]) + 1 if len(used) else 0
+    self._end = int(max(table.max() for table in self._retained)) + 1
+    is_used = np.zeros(self._end, bool)
+    for table in self._retained:
+      is_used[table[table >= 0]] = True
     # The lowest is last, where a list loses an item fastest.
-    self._free = np.setdiff1d(np.arange(self._end), used)[::-1].tolist()
+    self._free = np.flatnonzero(~is_used)[::-1].tolist()
 
   def to_write(self, client: int) -> int:
     """A slot for a client's new row.

@@ -46,7 +46,9 @@ def is_on(availability: Availability, seconds: jax.Array) -> jax.Array:
 
 
 def availability_of(
-    options: ClockOptions, seed: int, client_names: Sequence[str]
+    options: ClockOptions,
+    seed: int,
+    client_names: Sequence[str] | np.ndarray,
 ) -> Availability:
   """When all clients are on, as NumPy arrays.
 

@@ -23,7 +23,9 @@ _COLUMNS = ("seconds_per_sample", "up_mbit", "down_mbit", "latency")
 
 
 def speeds_of(
-    options: ClockOptions, seed: int, client_names: Sequence[str]
+    options: ClockOptions,
+    seed: int,
+    client_names: Sequence[str] | np.ndarray,
 ) -> Speeds:
   """The speeds of all clients, as NumPy arrays.
 

@@ -22,6 +22,12 @@ from experiments.lib import out, scripts, stopping
 
 _TRAIN = flags.DEFINE_string("train", "", "File of the training images.")
 _TEST = flags.DEFINE_string("test", "", "File of the test images.")
+_STANDARDIZE = flags.DEFINE_bool(
+    "standardize_channels",
+    False,
+    "Bring each channel to mean 0 and deviation 1 over the training images. "
+    "The file then holds float32 and is four times as large.",
+)
 flags.adopt_module_key_flags(out)
 
 
@@ -67,13 +73,39 @@ def _decoded(where, encoded, offsets):
     yield index, pixels
 
 
-def convert(parts, path: Path, signals: stopping.Signals):
+def standardized(images: np.ndarray, num_train: int) -> np.ndarray:
+  """Each channel with mean 0 and deviation 1 over the training images.
+
+  Args:
+    images: [C, H, W] or [C, H, W, channels] uint8.
+    num_train: the first ones are for training.
+
+  Returns:
+    The same shape, float32. A constant channel gets mean 0 alone.
+  """
+  result = np.empty(images.shape, np.float32)
+  channels = (slice(None),) * 3
+  levels = np.arange(256)
+  for channel in np.ndindex(images.shape[3:]):
+    own = images[*channels, *channel]
+    counts = np.bincount(own[:num_train].ravel(), minlength=256)
+    mean = np.average(levels, weights=counts)
+    deviation = np.average((levels - mean) ** 2, weights=counts) ** 0.5
+    table = ((levels - mean) / (deviation or 1)).astype(np.float32)
+    result[*channels, *channel] = table[own]
+  return result
+
+
+def convert(
+    parts, path: Path, signals: stopping.Signals, standardize: bool = False
+):
   """Writes all images into one file, whole or not at all.
 
   Args:
     parts: what `read` returned for each file.
     path: of the file.
     signals: already entered.
+    standardize: whether channels are `standardized`.
 
   Raises:
     ConfigError: an image or a label cannot be used.
@@ -100,6 +132,8 @@ def convert(parts, path: Path, signals: stopping.Signals):
       images[filled + index] = image
     filled += len(labels)
   num_train = len(parts[0][-1])
+  if standardize:
+    images = standardized(images, num_train)
   with out.written(path) as temporary, temporary.open("wb") as file:
     np.savez(
         file,
@@ -119,7 +153,7 @@ def main(argv):
       parts.append(read(flag, given))
       if path.exists() and path.samefile(expanded(given)):
         refuse(f"--out={path}", f"must be another file than {flag}")
-    convert(parts, path, signals)
+    convert(parts, path, signals, _STANDARDIZE.value)
     print(f"--dataset=npz:{path}")
 
 

@@ -172,6 +172,27 @@ class ScriptsTest(parameterized.TestCase):
       self.assertEqual(file["labels"].dtype, np.int32)
       self.assertEqual(file["labels"].tolist(), [0, 1, 0, 1, 0, 1])
 
+  @parameterized.parameters(((3,),), ((),))
+  def test_standardized_channels(self, channels):
+    """Law: as NumPy's mean and std of the training images give it."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 4, 5, *channels), np.uint8)
+    if channels:
+      images[..., 1] = 7  # constant
+    parts = []
+    for name, own in (("train", images[:6]), ("test", images[6:])):
+      path = self.folder / f"{name}.npz"
+      np.savez(path, **encoded(own, np.arange(len(own)) % 2))
+      parts.append(decode_images.read(f"--{name}", path))
+    out = self.folder / "out.npz"
+    decode_images.convert(parts, out, stopping.Signals(), standardize=True)
+    train = images[:6].astype(np.float64)
+    deviation = train.std((0, 1, 2))
+    want = (images - train.mean((0, 1, 2))) / np.where(deviation, deviation, 1)
+    with np.load(out) as file:
+      self.assertEqual(file["images"].dtype, np.float32)
+      np.testing.assert_allclose(file["images"], want, rtol=1e-6, atol=1e-7)
+
   def test_a_signal_stops_decoding(self):
     """Law: no image is read after a signal, and no file is left."""
     train, test, out = (self.folder / f"{x}.npz" for x in ("a", "b", "out"))

@@ -78,6 +78,7 @@ summary { cursor: pointer; padding: .4rem 0; color: var(--link); }
   display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr));
 }
+.charts + .charts { margin-top: 1rem; }
 figure {
   margin: 0; padding: .9rem; background: var(--card);
   border: 1px solid var(--grid); border-radius: .5rem; min-width: 0;

@@ -83,14 +83,16 @@ _METRICS = (
     _Metric("training loss", _last("train_loss"), ".4f"),
     _Metric("test loss", _last("test_loss"), ".4f"),
     _Metric("test accuracy", _last("test_accuracy"), ".4f"),
+    _Metric(
+        "test accuracy, worst 10% of clients",
+        _last("client_test_accuracy_worst10"),
+        ".4f",
+    ),
     _Metric("rounds", _end("round"), ".0f", ".0f"),
     _Metric("normalised time", _end("time"), ".1f"),
     _Metric("mean k, second half", Shown.mean_k, ".0f", ".0f"),
     _Metric("sent up", lambda one: one.total("up"), None),
     _Metric("sent down", lambda one: one.total("down"), None),
-    _Metric(
-        "worst 10% of clients", _last("client_test_accuracy_worst10"), ".4f"
-    ),
     _Metric("Jain's index", Shown.jain, ".4f"),
     _Metric("wall s per round", _of_summary("median_round_seconds"), ".3g"),
 )
@@ -99,10 +101,10 @@ _OF_ONE_RUN = (
     *(
         _Metric(title, _last(f"client_test_accuracy_{name}"), ".4f")
         for title, name in (
-            ("mean of the clients' accuracies", "mean"),
-            ("their standard deviation", "std"),
-            ("best 10% of clients", "best10"),
-            ("Jain's index of the clients' accuracies", "jain"),
+            ("test accuracy, best 10% of clients", "best10"),
+            ("test accuracy, mean over clients", "mean"),
+            ("test accuracy, deviation over clients", "std"),
+            ("test accuracy, Jain's index", "jain"),
         )
     ),
     _Metric("wall s of the first round", _of_summary("first_round_seconds")),
@@ -229,10 +231,10 @@ def results(groups: list[Group]) -> str:
   note = (
       "Losses and accuracy are over all samples, at the last evaluation. Bytes "
       "are those of all clients together; see “Bytes”. Wall time is that of a "
-      "median round. “Worst 10% of clients” is the mean of their test "
-      "accuracies, each on its own samples. Jain's index is 1 if all clients "
-      "contributed the same number of elements, and 1/N if one client "
-      "contributed all of them."
+      "median round. A client's test accuracy is that on its own samples. "
+      "“Worst 10% of clients” is the mean of the lowest tenth of these. Jain's "
+      "index is 1 if all clients contributed the same number of elements, and "
+      "1/N if one client contributed all of them."
   )
   if len(runs) == 1:
     (run,) = runs

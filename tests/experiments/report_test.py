@@ -196,10 +196,11 @@ class OneRunTest(FolderTest):
     page = self.page()
     results = dict(page.tables["results"])
     for title, want in (
-        ("worst 10% of clients", 0.0), ("best 10% of clients", 0.5),
-        ("mean of the clients' accuracies", 0.25),
-        ("their standard deviation", 0.125),
-        ("Jain's index of the clients' accuracies", 0.375),
+        ("test accuracy, worst 10% of clients", 0.0),
+        ("test accuracy, best 10% of clients", 0.5),
+        ("test accuracy, mean over clients", 0.25),
+        ("test accuracy, deviation over clients", 0.125),
+        ("test accuracy, Jain's index", 0.375),
     ):
       self.assertEqual(results[title], want, title)
     self.assertContainsSubset(
@@ -223,7 +224,9 @@ class OneRunTest(FolderTest):
     write_run(self.folder / "old", method="send_all")
     page = self.page()
     self.assertEqual(
-        page.column("results by setting", "worst 10% of clients"),
+        page.column(
+            "results by setting", "test accuracy, worst 10% of clients"
+        ),
         {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": "\u2013"},
     )
     self.assertIn(

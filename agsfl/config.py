@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl import settings
+from agsfl import clocks, settings
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import Partition
 from agsfl.data.sources import SourceOptions, known_names, require_known
 from agsfl.errors import require
+from agsfl.participation import Participation
 from agsfl.settings import Amount, elements, setting
 from agsfl.sparsifiers import METHODS
 from agsfl.training.models import MATMUL_PRECISIONS, MODELS
@@ -51,7 +52,7 @@ def _as_float32(k, dim):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Partition, SourceOptions):
+class Config(Partition, SourceOptions, Participation):
   """One run; also how its samples go to clients, and how its data are read.
 
   `python -m experiments.run --helpshort` lists all settings with their help;
@@ -245,6 +246,8 @@ class Config(Partition, SourceOptions):
 
   def __post_init__(self):
     settings.check(self)
+    clocks.require_consistent(self)
+    self._check_participation()
     require_known(self.dataset)
     if not METHODS[self.method].takes_k:
       require(

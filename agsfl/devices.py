@@ -113,6 +113,14 @@ def place_clients(
     labels = _put_rows(np.asarray(clients.labels), layout)
     order, starts = _in_place(clients.order, starts, counts, layout)
     first = put(layout.firsts, NamedSharding(mesh, PER_CLIENT))
+  def put_own(x):
+    """Arrays of each client, padded; other numbers are everywhere."""
+    x = np.asarray(x)
+    axis = len(runs)
+    if x.ndim <= axis:
+      return put(x, everywhere)
+    return put(pad_rows(x, mesh.size, axis), per_client)
+
   return ClientData(
       features=features,
       labels=labels,
@@ -120,6 +128,8 @@ def place_clients(
       starts=put(starts, per_client),
       counts=put(counts, per_client),
       first=first,
+      speeds=jax.tree.map(put_own, clients.speeds),
+      availability=jax.tree.map(put_own, clients.availability),
   )
 
 

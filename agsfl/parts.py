@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from agsfl import fingerprints
+from agsfl.attendance import SAMPLINGS, buffered, sampled
+from agsfl.clocks import Message
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.data.samples import warn_of_range
+from agsfl.delivery import Delivery
 from agsfl.errors import require
+from agsfl.feedback import Feedback
 from agsfl.records import read, summary
 from agsfl.registry import Registry
 from agsfl.rounds import Metric, Round, build_round
@@ -39,6 +43,40 @@ class Numbers(NamedTuple):
   server_learning_rate: jax.Array
   comm_time: jax.Array
   k: jax.Array
+
+
+class Turnout(NamedTuple):
+  """How many clients take part in a round.
+
+  Attributes:
+    at_work: n; in asynchronous rounds more of them than arrive.
+    arrivals: clients whose messages the server uses in a round.
+    places: at least as many; the others are empty and fill the devices.
+  """
+
+  at_work: int
+  arrivals: int
+  places: int
+
+
+def turnout_of(
+    config: Config, num_clients: int, multiple: int
+) -> Turnout | None:
+  """The turnout of a run; None if all clients take part.
+
+  Args:
+    config: the settings.
+    num_clients: N.
+    multiple: of places.
+
+  Raises:
+    ConfigError: there are not enough clients.
+  """
+  if not config.in_cohorts:
+    return None
+  arrivals = config.arrivals(num_clients)
+  places = arrivals + -arrivals % multiple
+  return Turnout(config.places(num_clients), arrivals, places)
 
 
 class Parts(NamedTuple):
@@ -173,6 +211,7 @@ def compose(
     model: Model,
     numbers: Numbers,
     recorded_ks: tuple[float, ...] = (1.0,),
+    turnout: Turnout | None = None,
 ) -> Round:
   """The round that the settings and the user's parts make.
 
@@ -182,6 +221,7 @@ def compose(
     model: the network.
     numbers: of the run; they may be traced.
     recorded_ks: k of each round, for the controller replay.
+    turnout: how many clients take part; None for all.
 
   Returns:
     The round. Its step depends only on `config.structure()`, the parts and the
@@ -203,6 +243,35 @@ def compose(
       training=_build_training(config, model.dim),
       loss=parts.loss or models.sample_losses,
       metrics=dict(parts.metrics),
+      attendance=_build_attendance(config, turnout),
+      feedback=Feedback(
+          config.residual_decay, config.residual_preview, config.stateless
+      ),
+      delivery=_build_delivery(config, model.dim),
+      schedules=_build_schedules(config),
+  )
+
+
+def _build_attendance(config, turnout):
+  """Who takes part; None for all clients."""
+  if turnout is None:
+    return None
+  sampling = SAMPLINGS[config.sampling]
+  if config.buffer_size is None:
+    return sampled(sampling, turnout.arrivals, turnout.places)
+  return buffered(sampling, *turnout, config.max_staleness)
+
+
+def _build_delivery(config, dim):
+  method = METHODS[config.method]
+  return Delivery(
+      message=Message(config.index_coding, config.value_bits),
+      in_seconds=config.clock is not None,
+      deadline=config.deadline,
+      ends_together=config.k_by_speed,
+      dropout=config.dropout,
+      elements=None if method.takes_k else dim,
+      numbers_per_element=method.numbers_per_element,
   )
 
 

@@ -1,5 +1,6 @@
 """Compiled programs of runs, and runs made ready on devices."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,24 +11,34 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from agsfl import devices, platforms
+from agsfl.clocks import availability_of, speeds_of
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
-from agsfl.data.federated import FederatedData, validated
+from agsfl.data.federated import ClientData, FederatedData, validated
 from agsfl.errors import refused, require
 from agsfl.files import expanded
-from agsfl.for_each_client import EVERYWHERE
+from agsfl.for_each_client import AXIS, EVERYWHERE
 from agsfl.layout import layout_of
-from agsfl.parts import Numbers, Parts, build_model, compose, numbers_of
+from agsfl.parts import (
+    Numbers,
+    Parts,
+    build_model,
+    compose,
+    numbers_of,
+    turnout_of,
+)
 from agsfl.records.read import read_run
 from agsfl.rounds import Metric, Round, rounds_in_a_row
 from agsfl.settings import LARGEST
 from agsfl.sparsifiers import METHODS
+from agsfl.stored import RowsPlace, StoredRounds
 from agsfl.training.evaluation import Evaluation, build_evaluate
 from agsfl.training.models import sample_losses
 from agsfl.types import (
   KController,
   Loss,
   Model,
+  PyTree,
   RoundInfo,
   RoundState,
   Sparsifier,
@@ -47,6 +58,7 @@ class Simulation(NamedTuple):
     lane: (state, index of a run) -> the RoundState of this run only.
     pack: the RoundState of one run -> what is saved of it. This does not depend
       on the number of devices.
+    like: shapes and types of what is saved of a run.
     unpack: a list of saved states, NumPy, one for each run -> state.
   """
 
@@ -57,6 +69,7 @@ class Simulation(NamedTuple):
   evaluate: list[Callable[[jax.Array], Evaluation]]
   lane: Callable[[RoundState, int], RoundState]
   pack: Callable[[RoundState], Any]
+  like: PyTree
   unpack: Callable[[list[Any]], RoundState]
 
 
@@ -92,16 +105,35 @@ def build(
 
 
 def build_from(
-    config: Config, data: FederatedData, parts: Parts
+    config: Config,
+    data: FederatedData,
+    parts: Parts,
+    rows: RowsPlace | None = None,
 ) -> Simulation:
-  """`build` with all parts as one argument."""
+  """`build` with all parts as one argument.
+
+  Args:
+    config, data, parts: see `build`.
+    rows: where rows of clients are saved that are not on the device; None if
+      no states are saved.
+
+  Returns:
+    The simulation.
+  """
   num_clients = len(data.client_names)
   network = build_model(config, parts, data)
   programs = Programs(config, parts, network, num_clients)
-  layout = layout_of([data], programs.mesh)
-  placed = devices.place_clients(data.clients, programs.mesh, layout)
-  state = programs.init(config)
-  budget = budget_of(config)
+  # Any device may need the samples of any client.
+  shared = True if config.in_cohorts else None
+  layout = layout_of([data], programs.mesh, shared)
+  placed = devices.place_clients(
+      with_clocks(config, data), programs.mesh, layout
+  )
+  evaluate = build_evaluate(network, data, placed, layout, programs.loss)
+  store = config.used_store(num_clients, programs.bytes_per_client)
+  if store != "device":
+    return _build_stored(config, programs, placed, evaluate, store, rows)
+  state, budget = programs.init(config), budget_of(config)
 
   def advance(state, num_rounds):
     with jax.set_mesh(programs.mesh):
@@ -116,11 +148,56 @@ def build_from(
       state=state,
       advance=advance,
       rounds_per_call=programs.length,
-      evaluate=[build_evaluate(network, data, placed, layout, programs.loss)],
+      evaluate=[evaluate],
       lane=lambda state, index: state,
       pack=programs.pack,
+      like=devices.shapes_of_saved(programs.pack, state),
       unpack=lambda saved: programs.unpack(saved[0], state),
   )
+
+
+def _build_stored(config, programs, placed, evaluate, store, rows):
+  """A run whose clients' rows are in a store."""
+  places = programs.turnout.places
+  rounds = StoredRounds(
+      programs.round,
+      placed,
+      programs.init(config, places),
+      programs.mesh,
+      programs.num_clients,
+      store,
+      rows or RowsPlace(),
+      known_ahead=config.availability is None and config.buffer_size is None,
+  )
+  budget = float(budget_of(config))
+
+  def advance(state, num_rounds):
+    state, infos = rounds.advance(state, num_rounds, budget)
+    return state, [infos]
+
+  return Simulation(
+      model=programs.model,
+      state=rounds.state,
+      advance=advance,
+      rounds_per_call=programs.length,
+      evaluate=[evaluate],
+      lane=lambda state, index: state,
+      pack=rounds.pack,
+      like=rounds.like,
+      unpack=lambda saved: rounds.unpack(saved[0]),
+  )
+
+
+def with_clocks(config: Config, data: FederatedData) -> ClientData:
+  """The clients' data with their speeds and availability, if any is needed."""
+  given = config, config.seed, data.client_names
+  clients = data.clients
+  if config.clock is not None:
+    clients = dataclasses.replace(clients, speeds=speeds_of(*given))
+  if config.availability is not None:
+    availability = availability_of(*given)
+    clients = dataclasses.replace(clients, availability=availability)
+  return clients
 
 
 def budget_of(config: Config) -> jax.Array:
@@ -141,7 +218,10 @@ class Programs:
     length: the most rounds per call.
     specs: how each array of the state is split over the mesh.
     run: see `rounds.rounds_in_a_row`; it consumes the given state.
-    step: one round, not compiled.
+    round: its functions are not compiled.
+    turnout: how many clients take part; None for all.
+    num_clients: N.
+    model: the network.
     loss: of samples.
   """
 
@@ -150,36 +230,62 @@ class Programs:
   ):
     """Finds the programs; new ones are traced when they are first called."""
     self._numbers = numbers_of(config, model.dim)
-    self._num_clients = num_clients
-    self._model = model
-    self.mesh = devices.client_mesh(
-        devices.count_for(config.num_devices, num_clients)
-    )
+    self.num_clients = num_clients
+    self.model = model
+    self.mesh = devices.client_mesh(devices.count_for(
+        config.num_devices, config.arrivals(num_clients)
+    ))
     length = config.rounds_per_call or platforms.rounds_per_call()
     self.length = int(min(length, config.eval_every, config.num_rounds))
     self.loss: Loss = parts.loss or sample_losses
 
     # What the programs depend on; a name may be registered again.
     entries = METHODS[config.method], CONTROLLERS[config.used_controller]
-    key = (config.structure(), parts._replace(model=None), model, entries)
+    self.turnout = turnout_of(config, num_clients, self.mesh.size)
+    key = (
+        config.structure(), parts._replace(model=None), model, entries,
+        self.turnout,
+    )
     ks = recorded_ks(config, model.dim)
     self._init, self.specs = _init(*key, ks, self.mesh)
     self.run = _run(*key, self.mesh, self.length, len(ks))
-    self.step = _round(*key, len(ks)).step
+    self.round = _round(*key, len(ks))
 
-  def init(self, config: Config) -> RoundState:
-    """The state before round 1, on the devices."""
-    padded = self._num_clients + -self._num_clients % self.mesh.size
+  @property
+  def bytes_per_client(self) -> int:
+    """The size of a client's rows in the state."""
+    shapes = jax.eval_shape(
+        lambda: self.round.init(jax.random.key(0), 1)
+    )
+    return sum(
+        x.size * x.dtype.itemsize
+        for x, spec in zip(
+            jax.tree.leaves(shapes),
+            jax.tree.structure(shapes).flatten_up_to(self.specs),
+            strict=True,
+        )
+        if AXIS in spec
+    )
+
+  def init(self, config: Config, num_clients: int | None = None) -> RoundState:
+    """The state before round 1, on the devices.
+
+    Args:
+      config: the settings.
+      num_clients: whose rows it has; None for all.
+    """
+    number = self.num_clients if num_clients is None else num_clients
+    padded = number + -number % self.mesh.size
     with jax.set_mesh(self.mesh):
       state = self._init(jax.random.key(config.seed), self._numbers, padded)
     if config.init_from is None:
       return state
-    weights = initial_weights(config.init_from, self._model.dim)
+    weights = initial_weights(config.init_from, self.model.dim)
     return state.replace(params=jax.device_put(weights, state.params.sharding))
 
   def pack(self, state: RoundState) -> Any:
     """See `Simulation`."""
-    return devices.without_padding(state, self.specs, self._num_clients)
+    return devices.without_padding(state, self.specs, self.num_clients)
 
   def unpack(self, saved: Any, like: RoundState) -> RoundState:
     """See `Simulation`."""
@@ -187,17 +293,21 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _round(config, parts, model, entries, num_recorded) -> Round:
+def _round(config, parts, model, entries, turnout, num_recorded) -> Round:
   """The round of a structure; its step does not depend on the numbers."""
   del entries
-  return compose(config, parts, model, _any_numbers(), (1.0,) * num_recorded)
+  recorded = (1.0,) * num_recorded
+  return compose(config, parts, model, _any_numbers(), recorded, turnout)
 
 
 @functools.lru_cache(maxsize=16)
-def _run(config, parts, model, entries, mesh: Mesh, length, num_recorded):
+def _run(
+    config, parts, model, entries, turnout, mesh: Mesh, length, num_recorded
+):
   """The compiled rounds of a structure."""
-  step = _round(config, parts, model, entries, num_recorded).step
-  specs = _init(config, parts, model, entries, (1.0,) * num_recorded, mesh)[1]
+  key = config, parts, model, entries, turnout
+  step = _round(*key, num_recorded).step
+  specs = _init(*key, (1.0,) * num_recorded, mesh)[1]
   # Every process reads the infos of all clients.
   everywhere = NamedSharding(mesh, EVERYWHERE)
   return jax.jit(
@@ -208,12 +318,12 @@ def _run(config, parts, model, entries, mesh: Mesh, length, num_recorded):
 
 
 @functools.lru_cache(maxsize=16)
-def _init(config, parts, model, entries, recorded, mesh: Mesh):
+def _init(config, parts, model, entries, turnout, recorded, mesh: Mesh):
   """The compiled init, (root key, Numbers, N) -> state, and its specs."""
   del entries
 
   def init(key, numbers, num_clients):
-    one = compose(config, parts, model, numbers, recorded)
+    one = compose(config, parts, model, numbers, recorded, turnout)
     return one.init(key, num_clients)
 
   specs = devices.specs_of(

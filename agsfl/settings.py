@@ -136,7 +136,7 @@ def _amount(name, value):
   """A number of elements as a float, a share as text such as "1%"."""
   if not isinstance(value, str):
     return _typed(name, float, value)
-  allowed = "a number, or a share of D from above 0% to 100%, such as 1%"
+  allowed = "a number, or a share from above 0% to 100%, such as 1%"
   number, percent, rest = value.strip().partition("%")
   try:
     parsed = float(number)

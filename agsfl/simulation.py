@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from agsfl import devices, hosts
+from agsfl import hosts
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
 from agsfl.errors import StoppedError, refuse, refused, require
@@ -23,6 +23,7 @@ from agsfl.records.checkpoints import States
 from agsfl.records.folder import Extent, RunFolder, asked_of, environment
 from agsfl.records.read import Run, read_run
 from agsfl.rounds import Metric
+from agsfl.stored import RowsPlace
 from agsfl.types import KController, Loss, Sparsifier
 
 CHECKPOINT_EVERY = 100
@@ -246,7 +247,10 @@ def simulate(
     return read_run(folder.workdir)
 
   # The compiled rounds and the recorder; a stopped run gets its last state.
-  simulation = build_from(config, data, parts)
+  rows = None
+  if folder is not None:
+    rows = RowsPlace(folder.checkpoints / "rows.bin", checkpoints_kept)
+  simulation = build_from(config, data, parts, rows)
   description = describe(config, identity, data, simulation.model.dim)
   _require_same(description)
   # From now on the samples need to be on the devices only.
@@ -271,9 +275,7 @@ def simulate(
         keeps_state=keep_state,
         on_row=on_row,
     )
-    saved = recorder.restore(
-        devices.shapes_of_saved(simulation.pack, simulation.state)
-    )
+    saved = recorder.restore(simulation.like)
     if saved is not None:
       simulation = simulation._replace(state=simulation.unpack([saved]))
     play(simulation, [recorder], should_stop)

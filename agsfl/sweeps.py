@@ -22,7 +22,13 @@ from agsfl.data.federated import FederatedData, load
 from agsfl.errors import ConfigError, refuse
 from agsfl.layout import layout_of
 from agsfl.parts import Parts, build_model
-from agsfl.programs import Programs, Simulation, budget_of, rows_of
+from agsfl.programs import (
+    Programs,
+    Simulation,
+    budget_of,
+    rows_of,
+    with_clocks,
+)
 from agsfl.recorder import Recorder
 from agsfl.records.checkpoints import States
 from agsfl.records.folder import RunFolder
@@ -92,17 +98,21 @@ def build_lanes(
   one, mesh = programs[0], programs[0].mesh
 
   # The samples are in memory once; the rows of the lanes get a leading axis.
-  names = ("order", "starts", "counts")
-  together = dataclasses.replace(data[0].clients, **{
-      name: np.stack([getattr(d.clients, name) for d in data]) for name in names
+  names = ("order", "starts", "counts", "speeds", "availability")
+  clients = [with_clocks(c, d) for c, d in zip(configs, data, strict=True)]
+  together = dataclasses.replace(clients[0], **{
+      name: jax.tree.map(
+          lambda *own: np.stack(own), *(getattr(own, name) for own in clients)
+      )
+      for name in names
   })
-  layout = layout_of(data, mesh)
+  layout = layout_of(data, mesh, True if first.in_cohorts else None)
   placed = devices.place_clients(together, mesh, layout)
   samples = placed.without(*names)
   rows = tuple(getattr(placed, name) for name in names)
 
   # The rounds of one lane, then of all lanes.
-  run = rounds_in_a_row(one.step, one.length)
+  run = rounds_in_a_row(one.round.step, one.length)
 
   def run_lane(samples, rows, state, budget, num_rounds):
     data = samples.replace(**dict(zip(names, rows, strict=True)))
@@ -133,6 +143,14 @@ def build_lanes(
         for i in range(len(configs))
     ]
 
+  if one.turnout is not None and "device" != first.used_store(
+      one.num_clients, one.bytes_per_client
+  ):
+    refuse(
+        f"--store={first.store}",
+        "must be device for lanes of a sweep; run them one by one",
+    )
+
   def initial():
     return [p.init(c) for p, c in zip(programs, configs, strict=True)]
 
@@ -142,9 +160,10 @@ def build_lanes(
         for own, like in zip(saved, initial(), strict=True)
     ])
 
+  states = initial()
   return Simulation(
       model=model,
-      state=stack(initial()),
+      state=stack(states),
       advance=advance,
       rounds_per_call=one.length,
       evaluate=[
@@ -152,6 +171,7 @@ def build_lanes(
       ],
       lane=lambda state, index: jax.tree.map(lambda x: x[index], state),
       pack=one.pack,
+      like=devices.shapes_of_saved(one.pack, states[0]),
       unpack=unpack,
   )
 
@@ -204,10 +224,6 @@ def simulate_lanes(
       [configs[workdir] for workdir in lanes],
       [data for *_, data in lanes.values()],
   )
-  like = jax.eval_shape(
-      lambda state: simulation.pack(simulation.lane(state, 0)),
-      simulation.state,
-  )
   saved: list[Any] = [None] * len(lanes)
   with contextlib.ExitStack() as stack:
     # Each run's recorder, and its saved state if it has one.
@@ -234,7 +250,7 @@ def simulate_lanes(
           recorder.outcome = read_run(folder.workdir)
         else:
           stack.enter_context(states)
-          saved[index] = recorder.restore(like)
+          saved[index] = recorder.restore(simulation.like)
       except ConfigError as error:
         recorder.outcome = error
 

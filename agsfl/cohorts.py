@@ -15,6 +15,17 @@ def numbers_of(data: ClientData, cohort: Cohort | None) -> jax.Array:
   return cohort.clients
 
 
+def axes_of(state: RoundState, specs: PyTree) -> list[int | None]:
+  """The axis of clients of each array of a state, None if it has none."""
+  axes: list[int | None] = []
+  jax.tree.map(
+      lambda x, spec: axes.append(spec.index(AXIS) if AXIS in spec else None),
+      state,
+      specs,
+  )
+  return axes
+
+
 def take(state: RoundState, specs: PyTree, clients: jax.Array) -> RoundState:
   """The state of a cohort alone.
 

@@ -429,6 +429,8 @@ class Config(Partition, SourceOptions, Participation):
     numbers = {
         "seed", "data_seed", "learning_rate", "server_learning_rate",
         "comm_time", "num_rounds", "time_budget", "eval_every", "init_from",
+        # These are in the data, as the speeds of each client.
+        "seconds_per_sample", "up_mbit", "down_mbit", "latency", "speed_spread",
     }
     if not METHODS[self.method].sends_models:
       numbers.add("k")  # with models, k decides the number of local steps

@@ -63,13 +63,15 @@ class Delivery(NamedTuple):
   def coded(self, selection: Selection, dim: int) -> Selection:
     """The selection with its volumes as messages are coded."""
 
-    def volume(elements, numbers):
+    def volume(message, elements, numbers):
       elements = elements.astype(jnp.float32)
-      return clocks.volume(self.message, elements, numbers, dim)
+      return clocks.volume(message, elements, numbers, dim)
 
+    # The server sends its sums as they are: it has no residual for their rest.
+    down = self.message._replace(value_bits=32)
     return selection._replace(
-        volume_up=volume(selection.k_up, selection.volume_up),
-        volume_down=volume(selection.k_down, selection.volume_down),
+        volume_up=volume(self.message, selection.k_up, selection.volume_up),
+        volume_down=volume(down, selection.k_down, selection.volume_down),
     )
 
 
@@ -82,6 +84,7 @@ class Meeting(NamedTuple):
   Attributes:
     waits_for: [n] bool, who computes and does not drop out.
     arrived: [n] bool, whose message the server has in time.
+    lost: [n] bool, who drops out.
     weights: [n] f32, C_i / C of those who arrived, 0 for the others.
     damping: [] f32, factor of the server's step for stale messages, or None.
     most: [n] i32, k_i, the elements that each client may send; None for k.
@@ -90,6 +93,7 @@ class Meeting(NamedTuple):
 
   waits_for: jax.Array
   arrived: jax.Array
+  lost: jax.Array
   weights: jax.Array
   damping: jax.Array | None
   most: jax.Array | None
@@ -120,13 +124,14 @@ def meet(
     The meeting.
   """
   flights = None if cohort is None else cohort.flights
-  waits_for = arrived = data.counts > 0
+  computes = waits_for = arrived = jnp.asarray(data.counts) > 0
   if delivery.dropout:
     clients = numbers_of(data, cohort)
     m = state.round_index + 1
     arrived &= ~drops_out(state.key, m, clients, delivery.dropout)
     # A server that counts messages does not know who is at work.
     waits_for = arrived if flights is None else waits_for
+  lost = computes & ~arrived
   most, arrivals = None, None
   if delivery.in_seconds:
     most = _most(delivery, data, waits_for, seen, k, dim)
@@ -146,7 +151,7 @@ def meet(
     damping = jnp.sum(trusted) / jnp.maximum(jnp.sum(base), 1)
   total = jnp.float32(jnp.sum(trusted))
   weights = jnp.float32(trusted) / jnp.where(total > 0, total, 1.0)
-  return Meeting(waits_for, arrived, weights, damping, most, arrivals)
+  return Meeting(waits_for, arrived, lost, weights, damping, most, arrivals)
 
 
 def _most(delivery, data, waits_for, seen, k, dim):
@@ -213,8 +218,11 @@ def pass_seconds(
   Returns:
     `RoundState.seconds`, and the timing.
   """
-  duration = _duration(delivery, data, meeting, selection, meeting.arrivals)
-  seconds = add_time(*state.seconds, duration)
+  arrivals = meeting.arrivals
+  assert arrivals is not None
+  duration = _duration(delivery, data, meeting, selection, arrivals)
+  before, rest = state.seconds
+  now, rest = add_time(before, rest, duration)
   volume = selection.volume_up
   if meeting.most is not None:
     volume = delivery.planned(meeting.most, dim)
@@ -222,9 +230,9 @@ def pass_seconds(
   place, cause = clocks.slowest(
       data.speeds, seen, volume, meeting.waits_for, deadline
   )
-  late = meeting.waits_for & (meeting.arrivals > deadline)
-  return seconds, Timing(
-      seconds=seconds[0],
+  late = meeting.waits_for & (arrivals > deadline)
+  return (now, rest), Timing(
+      seconds=now,
       duration=duration,
       late=jnp.sum(late, dtype=jnp.int32),
       slowest=place if cohort is None

@@ -48,7 +48,7 @@ class _Own(NamedTuple):
   residual: PyTree
   client: jax.Array
   start: jax.Array
-  count: jax.Array
+  samples: jax.Array
   previewed: jax.Array | None
   last: jax.Array | None
   began: jax.Array | None
@@ -87,16 +87,18 @@ def build_accumulate(
       params = feedback.start(params, own.previewed, shared.learning_rate)
     local = local_result(
         jax.random.fold_in(key, own.client),
-        params, data, own.start, own.count, shared.learning_rate,
+        params, data, own.start, own.samples, shared.learning_rate,
     )
     accumulated = feedback.accumulate(
         own.residual,
-        jnp.where(own.count > 0, local.gradient, 0.0),
+        jnp.where(own.samples > 0, local.gradient, 0.0),
         shared.round_index if own.last is None
         else shared.round_index - own.last,
         shared.aggregate,
     )
-    return accumulated, local._replace(gradient=None)
+    # The rest is small; the gradient itself is in the sum.
+    rest = local._replace(gradient=jnp.zeros(0, jnp.float32))
+    return accumulated, rest
 
   def accumulate(data, state, cohort, learning_rate):
     flights = None if cohort is None else cohort.flights
@@ -116,7 +118,7 @@ def build_accumulate(
         residual=state.residual,
         client=numbers_of(data, cohort),
         start=data.starts,
-        count=count,
+        samples=count,
         previewed=state.residual if feedback.preview else None,
         last=state.feedback if feedback.decay < 1 else None,
         began=None if flights is None else flights.began,

@@ -259,7 +259,13 @@ def _build_attendance(config, turnout):
   sampling = SAMPLINGS[config.sampling]
   if config.buffer_size is None:
     return sampled(sampling, turnout.arrivals, turnout.places)
-  return buffered(sampling, *turnout, config.max_staleness)
+  return buffered(
+      sampling,
+      turnout.at_work,
+      turnout.arrivals,
+      turnout.places,
+      config.max_staleness,
+  )
 
 
 def _build_delivery(config, dim):

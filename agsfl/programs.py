@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from agsfl import devices, platforms
+from agsfl import cohorts, devices, platforms
 from agsfl.clocks import availability_of, speeds_of
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData, FederatedData, validated
 from agsfl.errors import refused, require
 from agsfl.files import expanded
-from agsfl.for_each_client import AXIS, EVERYWHERE
+from agsfl.for_each_client import EVERYWHERE
 from agsfl.layout import layout_of
 from agsfl.parts import (
     Numbers,
@@ -254,17 +254,15 @@ class Programs:
   @property
   def bytes_per_client(self) -> int:
     """The size of a client's rows in the state."""
-    shapes = jax.eval_shape(
-        lambda: self.round.init(jax.random.key(0), 1)
-    )
+    of_one = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1))
     return sum(
         x.size * x.dtype.itemsize
-        for x, spec in zip(
-            jax.tree.leaves(shapes),
-            jax.tree.structure(shapes).flatten_up_to(self.specs),
+        for x, axis in zip(
+            jax.tree.leaves(of_one),
+            cohorts.axes_of(of_one, self.specs),
             strict=True,
         )
-        if AXIS in spec
+        if axis is not None
     )
 
   def init(self, config: Config, num_clients: int | None = None) -> RoundState:

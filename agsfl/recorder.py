@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from agsfl import hosts
+from agsfl.clocks import CAUSES
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData
 from agsfl.errors import ConfigError, DivergedError, require
@@ -325,14 +326,33 @@ def as_row(
       "k_probe": float(info.k_probe),
       "k_up": int(info.k_up),
       "k_down": int(info.k_down),
-      "bytes_up": _BYTES_PER_NUMBER * int(info.volume_up),
-      "bytes_down": _BYTES_PER_NUMBER * int(info.volume_down),
-      "minibatch_loss": finite(float(info.minibatch_loss)),
+      "bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.volume_up)),
+      "bytes_down": math.ceil(_BYTES_PER_NUMBER * float(info.volume_down)),
+      "minibatch_loss": finite(float(info.minibatch_loss))
+      if info.heard is None or info.heard > 0
+      else None,
       "sign": int(info.sign) if info.has_sign else None,
   }
+  if info.heard is not None:
+    row |= {
+        "participants": int(info.heard),
+        "dropped": int(info.lost or 0),
+    }
+  if info.timing is not None:
+    row |= _timed(info.timing)
   if evaluation is not None:
     row |= _evaluated(evaluation)
   return row | {name: finite(float(x)) for name, x in info.metrics.items()}
+
+
+def _timed(timing):
+  """The simulated seconds of a round; `slowest` is a row of clients.csv."""
+  return {
+      "seconds": float(timing.seconds),
+      "late": int(timing.late),
+      "slowest": int(timing.slowest) if timing.slowest >= 0 else None,
+      "slow_because": CAUSES[int(timing.cause)],
+  }
 
 
 def _evaluated(evaluation):

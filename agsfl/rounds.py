@@ -249,19 +249,19 @@ def build_round(
     # number, the elements stay at the clients.
     mask = selection.mask & ~jnp.isnan(selection.aggregate)
     if view is accumulated:
-      of_client = lambda mask, accumulated, own: (
-          sparsifier.split(accumulated, mask, own).residual
-      )
-      return over_clients(of_client, (None, 0, 0))(
-          mask, accumulated, selection.clients
-      )
+      return over_clients(
+          lambda mask, accumulated, own: (
+              sparsifier.split(accumulated, mask, own).residual
+          ),
+          (None, 0, 0),
+      )(mask, accumulated, selection.clients)
     # The client also has what its message lacks.
-    of_client = lambda mask, accumulated, view, own: (
-        accumulated - sparsifier.split(view, mask, own).sent
-    )
-    return over_clients(of_client, (None, 0, 0, 0))(
-        mask, accumulated, view, selection.clients
-    )
+    return over_clients(
+        lambda mask, accumulated, view, own: (
+            accumulated - sparsifier.split(view, mask, own).sent
+        ),
+        (None, 0, 0, 0),
+    )(mask, accumulated, view, selection.clients)
 
   def theta(selection, state, steps):
     """The round's normalised time with this selection."""
@@ -399,6 +399,10 @@ def build_round(
     )
 
     # What a reader wants to know.
+    all_heard = cohort is None and delivery.is_certain
+    count_of = lambda clients: (
+        None if all_heard else jnp.sum(clients, dtype=jnp.int32)
+    )
     sign, has_sign = jnp.float32(0.0), jnp.bool_(False)
     if controller.probes and observed is not None:
       slope = cost_slope(observed)
@@ -419,7 +423,8 @@ def build_round(
         finite=all_finite,
         metrics={},
         clients=None if cohort is None else cohort.clients,
-        arrived=None if delivery.is_certain else meeting.arrived,
+        heard=count_of(meeting.arrived),
+        lost=count_of(meeting.lost),
         timing=timing,
     )
     if metrics:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from agsfl import hosts
+from agsfl.clocks.options import file_of
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
 from agsfl.errors import StoppedError, refuse, refused, require
@@ -72,15 +73,20 @@ def extent_of(config: Config) -> Extent:
 def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
   """Settings and parts that make two runs different, for config.json."""
   identity = config.identity() | parts.identity(config)
+  # Files whose content decides the results.
+  found: dict[str, Path] = {}
   if config.init_from is not None:
     path = expanded(config.init_from)
-    file = path / "params.npy" if path.is_dir() else path
-    problem = "must be the folder of a finished run, or a file of NumPy"
-    with refused(f"--init_from={config.init_from}", problem):
-      checksum = f"{zlib.crc32(file.read_bytes()):08x}"
-    prints = identity.get("fingerprints", {})
-    identity["fingerprints"] = {**prints, "init_from": checksum}
-  return identity
+    found["init_from"] = path / "params.npy" if path.is_dir() else path
+  for name in ("clock", "availability"):
+    if place := file_of(getattr(config, name)):
+      found[name] = expanded(place)
+  problem = "must name a file, or the folder of a finished run"
+  prints = dict(identity.get("fingerprints", {}))
+  for name, file in found.items():
+    with refused(f"--{name}={getattr(config, name)}", problem):
+      prints[name] = f"{zlib.crc32(file.read_bytes()):08x}"
+  return identity | ({"fingerprints": prints} if prints else {})
 
 
 def describe(

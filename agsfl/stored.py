@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from agsfl import devices, hosts
+from agsfl import cohorts, devices, hosts
 from agsfl.data.federated import ClientData
 from agsfl.errors import refuse
-from agsfl.for_each_client import AXIS, EVERYWHERE, PER_CLIENT
+from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
 from agsfl.rounds import Round
 from agsfl.stores.file import FileStore, saved_like
 from agsfl.stores.host import HostStore
@@ -81,12 +81,12 @@ class StoredRounds:
 
     # Which arrays are rows of clients; all others stay on the device.
     leaves, structure = jax.tree.flatten(state)
-    specs = structure.flatten_up_to(played.specs)
-    is_row = [AXIS in spec for spec in specs]
+    axes = cohorts.axes_of(state, played.specs)
+    is_row = [axis is not None for axis in axes]
     self._initial = [
-        _row_of_all(x, spec)
-        for x, spec in zip(leaves, specs, strict=True)
-        if AXIS in spec
+        _row_of_all(x, axis)
+        for x, axis in zip(leaves, axes, strict=True)
+        if axis is not None
     ]
 
     def split(state):
@@ -148,11 +148,10 @@ class StoredRounds:
     """Who takes part; the cohort is noted for `_play`."""
     if self._known_ahead:
       # The state of the round before may not have been computed yet.
-      names = RoundState.__dataclass_fields__
-      state = RoundState(**(dict.fromkeys(names) | {
-          "key": self._key, "round_index": jnp.int32(round_index - 1)
-      }))
-      self._cohort, _ = self._draw_next(self._data, state)
+      fields: dict[str, Any] = dict.fromkeys(RoundState.__dataclass_fields__)
+      fields["key"] = self._key
+      fields["round_index"] = jnp.int32(round_index - 1)
+      self._cohort, _ = self._draw_next(self._data, RoundState(**fields))
     else:
       self._cohort, self.state = self._draw_next(self._data, self.state)
     return np.asarray(self._cohort.clients)
@@ -169,7 +168,8 @@ class StoredRounds:
   ) -> tuple[RoundState, list[RoundInfo]]:
     """See `Simulation`; it ends early as `rounds_in_a_row` does."""
     self.state = state
-    pipeline, infos = self._open(), []
+    pipeline = self._open()
+    infos: list[RoundInfo] = []
     with jax.set_mesh(self._mesh):
       while len(infos) < num_rounds:
         _, info = pipeline.step(None)
@@ -193,10 +193,10 @@ class StoredRounds:
     return self.state
 
 
-def _row_of_all(x, spec):
+def _row_of_all(x, axis):
   """The row with which every client begins."""
   rows = np.asarray(x)
-  if spec.index(AXIS) != 0 or (rows != rows[:1]).any():
+  if axis != 0 or (rows != rows[:1]).any():
     refuse(
         "--store",
         "must be device with this method, because its state does not begin "

@@ -269,7 +269,7 @@ class RoundState:
   learning_rate: jax.Array
   comm_time: jax.Array
   params: jax.Array
-  residual: jax.Array
+  residual: PyTree
   sparsifier: PyTree
   server: PyTree
   controller: PyTree
@@ -300,8 +300,9 @@ class RoundInfo(NamedTuple):
     metrics: [] each by name, the user's own numbers; see `build_round`.
     clients: [n] i32, the numbers of the clients that took part; a place with a
       number >= N is empty. None if all N take part in order.
-    arrived: [n] bool, whose message the server had in time; None if that is
-      so for all.
+    heard: [] i32, clients whose message the server had in time; None if all
+      clients are always heard.
+    lost: [] i32, clients that dropped out; None as `heard`.
     timing: of the simulated seconds; None without a clock in seconds.
   """
 
@@ -320,7 +321,8 @@ class RoundInfo(NamedTuple):
   finite: jax.Array
   metrics: dict[str, jax.Array]
   clients: jax.Array | None = None
-  arrived: jax.Array | None = None
+  heard: jax.Array | None = None
+  lost: jax.Array | None = None
   timing: "Timing | None" = None
 
 

@@ -59,8 +59,8 @@ class ClientData:
   starts: Array
   counts: Array
   first: Array | None = None
-  speeds: PyTree | None = None
-  availability: PyTree | None = None
+  speeds: PyTree = None
+  availability: PyTree = None
 
   def samples(self, rows: Array) -> tuple[Array, Array]:
     """Features and labels of some rows, which this device has."""

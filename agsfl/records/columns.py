@@ -9,6 +9,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from agsfl.clocks import CAUSES
 from agsfl.records.fairness import SPREAD
 
 
@@ -78,6 +79,15 @@ ROWS = (
     ),
     # Runs of version 0.1 have neither bytes nor the spread over clients.
     Columns(dict.fromkeys(("bytes_up", "bytes_down"), _is_size)),
+    # Rounds in which some of the clients take part, or drop out.
+    Columns(dict.fromkeys(("participants", "dropped"), is_count)),
+    # Simulated seconds; `slowest` is a row of clients.csv, from 0.
+    Columns({
+        "seconds": _is_size,
+        "late": is_count,
+        "slowest": lambda value: value is None or is_count(value),
+        "slow_because": lambda value: value in CAUSES,
+    }),
     Columns({
         **dict.fromkeys(("train_loss", "test_loss"), _is_known_or_null),
         "test_accuracy": is_share,

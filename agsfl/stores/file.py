@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from agsfl.stores import rows as of_rows
 from agsfl.stores.paging import SlotTable
 from agsfl.stores.rows import Rows, Saved
 from agsfl.stores.slots import SlotFile
+from agsfl.types import PyTree
 
 # A state's rows are committed before the state is written, while the state
 # before it may still be on its way to the disk.
@@ -111,16 +113,16 @@ class FileStore:
     self._file.close()
 
 
-def saved_like(num_clients: int, states: int) -> Saved:
+def saved_like(num_clients: int, states: int) -> PyTree:
   """The shapes and types of `Saved`.
 
   Args:
     num_clients, states: see `FileStore`.
   """
-  shape = jax.ShapeDtypeStruct
+  form: Any = jax.ShapeDtypeStruct
   return Saved(
-      shape((states + _ON_THE_WAY, num_clients), np.int32),
-      shape((num_clients,), np.uint32),
+      form((states + _ON_THE_WAY, num_clients), np.int32),
+      form((num_clients,), np.uint32),
   )
 
 

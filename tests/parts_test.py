@@ -21,6 +21,7 @@ from agsfl.training import models
 from agsfl.training.client import LocalTraining
 from agsfl.training.models import MODELS
 from agsfl.training.optimizers import OPTIMIZERS, local, server_of
+from agsfl.training.schedules import Schedules, build_schedule
 
 FEATURES, CLASSES = 8, 12
 MODEL = models.flatten(
@@ -46,8 +47,16 @@ def direct(
   )
 
 
-def trained(steps, name):
-  return LocalTraining(steps, local(name))
+def trained(steps, *optimizer, **sampling):
+  return LocalTraining(steps, local(*optimizer), **sampling)
+
+
+def by_round(client, server=None, **settings):
+  """Schedules of 50 rounds, or of those in the settings."""
+  settings = {"horizon": 50, "drops": 2} | settings
+  return Schedules(
+      *(build_schedule(name, **settings) for name in (client, server or client))
+  )
 
 
 # Settings, and the round that they name; no two rounds are the same.
@@ -140,6 +149,45 @@ ROUNDS = (
     (
         {"local_optimizer": "adam", "local_steps": 3},
         lambda: direct(training=trained(3, "adam")),
+    ),
+    (
+        {"local_epochs": 3},
+        lambda: direct(training=trained(None, "sgd", epochs=3)),
+    ),
+    (
+        {"sample_without_replacement": True},
+        lambda: direct(training=trained(1, "sgd", without_replacement=True)),
+    ),
+    (
+        {"weight_decay": 0.25},
+        lambda: direct(training=trained(1, "sgd", 0.25)),
+    ),
+    (
+        {"clip_norm": 0.25, "local_steps": 3, "local_optimizer": "momentum"},
+        lambda: direct(training=trained(3, "momentum", 0.0, 0.25)),
+    ),
+    (
+        {"learning_rate_schedule": "cosine", "local_steps": 3},
+        lambda: direct(
+            training=trained(3, "sgd"), schedules=by_round("cosine")
+        ),
+    ),
+    (
+        {"server_learning_rate_schedule": "linear", "schedule_rounds": 40,
+         "warmup_rounds": 5, "local_steps": 3},
+        lambda: direct(
+            training=trained(3, "sgd"),
+            schedules=by_round(
+                "constant", "linear", horizon=40, warmup_rounds=5
+            ),
+        ),
+    ),
+    (
+        {"learning_rate_schedule": "step", "schedule_drops": 3,
+         "schedule_drop_factor": 0.5},
+        lambda: direct(
+            schedules=by_round("step", drops=3, drop_factor=0.5)
+        ),
     ),
     ({"batch_size": 5}, lambda: direct(batch_size=5)),
     ({"comm_time": 2.5}, lambda: direct(comm_time=2.5)),

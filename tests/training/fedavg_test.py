@@ -12,6 +12,7 @@ from agsfl.config import Config
 from agsfl.rounds import build_round
 from agsfl.training import optimizers
 from agsfl.training.client import LocalTraining
+from agsfl.training.schedules import Schedules, build_schedule
 from tests import reference
 from tests.linear import (
     BATCH,
@@ -26,7 +27,10 @@ from tests.linear import (
 RATE, BETA = 0.5, 10.0
 
 
-def play(num_rounds, server=None, steps=None, sparsifier=None, controller=None):
+def play(
+    num_rounds, server=None, steps=None, sparsifier=None, controller=None,
+    schedules=None,
+):
   """States before each round and after the last, and infos, NumPy."""
   simulated = build_round(
       linear_model(),
@@ -37,6 +41,7 @@ def play(num_rounds, server=None, steps=None, sparsifier=None, controller=None):
       comm_time=BETA,
       learning_rate=RATE,
       training=steps and LocalTraining(steps, optimizers.local("sgd")),
+      schedules=schedules,
   )
   data, step = example(), jax.jit(simulated.step)
   state = simulated.init(jax.random.key(0), NUM_CLIENTS)
@@ -48,14 +53,14 @@ def play(num_rounds, server=None, steps=None, sparsifier=None, controller=None):
   return jax.device_get([state.replace(key=None) for state in states]), infos
 
 
-def trained(params, steps):
+def trained(params, steps, rate=RATE):
   """[N, D] float64: plain SGD at each client, which holds one sample."""
   features, labels = one_sample_each()
   ends = []
   for client in range(NUM_CLIENTS):
     w, own = params.astype(np.float64), slice(client, client + 1)
     for _ in range(steps):
-      w = w - RATE * losses_and_gradients(w, features[own], labels[own])[1][0]
+      w = w - rate * losses_and_gradients(w, features[own], labels[own])[1][0]
     ends.append(w)
   return np.array(ends)
 
@@ -73,6 +78,28 @@ class FedAvgTest(parameterized.TestCase):
       self.assertFalse(after.residual.any())
     # tau of computation, and beta once: dense messages have no indices.
     self.assertAlmostEqual(float(infos[0].elapsed), steps + BETA, places=4)
+
+  @parameterized.parameters("cosine", "constant")
+  def test_learning_rates_by_round(self, name):
+    """Law: in round m clients and server have their eta times its factor.
+
+    2 rounds of warm-up, then 2 of the cosine, then a client's eta of 0.
+    """
+    schedules = Schedules(*(
+        build_schedule(one, warmup_rounds=2, horizon=4)
+        for one in ("cosine", name)
+    ))
+    states, _ = play(5, steps=3, schedules=schedules)
+    own = (0.5, 1, 1, 0.5, 0)
+    factors = {"cosine": own, "constant": (0.5, 1, 1, 1, 1)}[name]
+    for m, (before, after) in enumerate(itertools.pairwise(states)):
+      # A message is in units of the gradient, so it has a limit at eta = 0.
+      rate = RATE * max(own[m], 1e-6)
+      models = trained(before.params, 3, rate)
+      mean = np.average(models, axis=0, weights=COUNTS)
+      message = (before.params - mean) / rate
+      want = before.params - RATE * factors[m] * message
+      np.testing.assert_allclose(after.params, want, atol=1e-5)
 
   def test_updates_can_be_sparsified(self):
     """FAB of the accumulated updates, against the oracle."""

@@ -113,7 +113,7 @@ class Writer:
     """
     self._dtype = _dtype(num_clients)
     self._rounds = list(rounds)
-    self.file = path.open("rb+" if rounds else "wb+")
+    self.file = path.open("rb+") if rounds else path.open("wb+")
     self._write_count()
     self.file.truncate(self._end())
 

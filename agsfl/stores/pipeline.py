@@ -14,7 +14,10 @@ from agsfl.types import PyTree
 
 
 class Draw(Protocol):
-  """Who takes part in a round; known before the round before it ends."""
+  """Who takes part in a round; called once for each round, in their order.
+
+  It is called before the round before it has been computed.
+  """
 
   def __call__(self, round_index: int, /) -> np.ndarray:
     """Returns [n] i32, n the same in all rounds; see `Store`."""
@@ -69,15 +72,8 @@ class Pipeline:
     self._put = put
     self._round_index = round_index
 
-    # It begins as if a round of nobody had just ended.
-    self._ids = np.full_like(draw(round_index), store.num_clients)
-    self._written = True
-    count = len(self._ids)
-    self._buffers = [of_rows.empty(store.initial, count) for _ in range(2)]
-    zeros = put([np.zeros_like(field) for field in self._buffers[0]])
-    self._rows = [jnp.zeros_like(field) for field in zeros]
-    self._unused = [jnp.zeros_like(field) for field in zeros]
     self._next: tuple[np.ndarray, list[jax.Array]] | None = None
+    self._written = True
 
   def step(self, state: PyTree) -> tuple[PyTree, Any]:
     """Plays the next round.
@@ -92,7 +88,7 @@ class Pipeline:
     Raises:
       ConfigError: a row cannot be read or written.
     """
-    ids, rows = self._next or self._fetch()
+    ids, rows = self._next or self._first()
     state, rows, info = self._play(state, rows, ids)
     self._round_index += 1
 
@@ -101,7 +97,7 @@ class Pipeline:
     self.flush()
     self._unused, self._rows = self._rows, rows
     self._ids, self._written = ids, False
-    self._next = self._fetch()
+    self._next = self._fetch(self._draw(self._round_index))
     return state, info
 
   def flush(self):
@@ -115,9 +111,20 @@ class Pipeline:
       self._store.scatter(self._ids, rows)
       self._written = True
 
-  def _fetch(self):
-    """The next round's clients, and their rows on the way to the device."""
+  def _first(self):
+    """As `_fetch`, as if a round of nobody had just ended."""
     ids = self._draw(self._round_index)
+    self._ids = np.full_like(ids, self._store.num_clients)
+    self._buffers = [
+        of_rows.empty(self._store.initial, len(ids)) for _ in range(2)
+    ]
+    zeros = self._put([np.zeros_like(field) for field in self._buffers[0]])
+    self._rows = [jnp.zeros_like(field) for field in zeros]
+    self._unused = [jnp.zeros_like(field) for field in zeros]
+    return self._fetch(ids)
+
+  def _fetch(self, ids):
+    """The clients of a round, and their rows on the way to the device."""
     nobody, count = self._store.num_clients, len(ids)
     # Where the last round has these clients; an empty place is no client.
     places = {client: i for i, client in enumerate(self._ids.tolist())}

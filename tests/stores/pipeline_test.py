@@ -51,12 +51,13 @@ class PipelineTest(parameterized.TestCase):
     plain, state = dict.fromkeys(range(N), INITIAL), jnp.float32(0)
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
     store = kind(INITIAL, N, folder / "rows")
-    pipeline = Pipeline(
-        store,
-        draw=lambda m: cohorts[m % len(cohorts)],
-        play=play,
-        round_index=0,
-    )
+    drawn = []
+
+    def draw(m):
+      drawn.append(m)
+      return cohorts[m % len(cohorts)]
+
+    pipeline = Pipeline(store, draw, play, round_index=0)
     piped, everyone = jnp.float32(0), np.arange(N, dtype=np.int32)
     infos, piped_infos = [], []
     for m, ids in enumerate(cohorts):
@@ -80,6 +81,7 @@ class PipelineTest(parameterized.TestCase):
         for expected, actual in zip(rows, store.gather(everyone), strict=True):
           np.testing.assert_array_equal(actual, expected)
     np.testing.assert_array_equal(piped_infos, infos)
+    self.assertEqual(drawn, [*range(len(cohorts) + 1)])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from jax import lax
 
 from agsfl.clocks import is_on
 from agsfl.data.federated import ClientData
+from agsfl.synced import Synced, at_start, missed, served
 from agsfl.types import Cohort, Flights, PyTree, RoundInfo, RoundState
 
 # The root key's round key -> a key for each purpose; a round uses 0 to 3.
@@ -23,15 +24,23 @@ _WHO, _DROPOUT = 4, 5
 class Wait(Protocol):
   """How long clients need that begin now."""
 
-  def __call__(self, data: ClientData, state: RoundState, /) -> jax.Array:
-    """data of these clients -> [n] f32, seconds until the message arrives."""
+  def __call__(
+      self, data: ClientData, state: RoundState, behind: jax.Array, /
+  ) -> jax.Array:
+    """Returns [n] f32, seconds until their messages arrive.
+
+    Args:
+      data: of these clients.
+      state: of the run.
+      behind: [n] f32, see `synced.missed`.
+    """
 
 
 class Attendance(NamedTuple):
   """Who takes part.
 
   Attributes:
-    init: params [D] -> the state before round 1.
+    init: params [D] -> the state before round 1; it has a field `synced`.
     draw: (data of all clients, state, wait) -> the cohort of the next round,
       and the attendance's state.
     after: (data of all clients, state after a round, its info, wait) -> the
@@ -153,7 +162,19 @@ def _eligible(data, state):
   return may
 
 
-def sampled(sampling: Sampling, number: int, places: int) -> Attendance:
+class SampledState(NamedTuple):
+  """State of `sampled`.
+
+  Attributes:
+    synced: what clients have of the server's messages.
+  """
+
+  synced: Synced
+
+
+def sampled(
+    sampling: Sampling, number: int, places: int, num_clients: int, dim: int
+) -> Attendance:
   """A new draw in every round, without replacement.
 
   Clients without samples, or that are not available, do not take part. If too
@@ -163,10 +184,16 @@ def sampled(sampling: Sampling, number: int, places: int) -> Attendance:
     sampling: which clients are drawn.
     number: n, the clients of a round.
     places: at least n; the others stay empty.
+    num_clients: N.
+    dim: D.
 
   Returns:
-    The attendance, without a state.
+    The attendance. Its draws do not depend on its state.
   """
+
+  def init(params):
+    del params
+    return SampledState(at_start(num_clients))
 
   def draw(data, state, wait):
     del wait
@@ -174,9 +201,14 @@ def sampled(sampling: Sampling, number: int, places: int) -> Attendance:
     key = round_key(state.key, m, _WHO)
     scores = sampling.rule(key, data, m, number)
     clients = _largest(scores, _eligible(data, state), number, places)
-    return Cohort(clients, _weights(sampling, data, clients)), ()
+    return Cohort(clients, _weights(sampling, data, clients)), state.attendance
 
-  return Attendance(lambda params: (), draw, lambda *arguments: ())
+  def after(data, state, info, wait):
+    del data, wait
+    synced = state.attendance.synced
+    return SampledState(served(synced, info.clients, info.volume_down, dim))
+
+  return Attendance(init, draw, after)
 
 
 def _weights(sampling, data, clients):
@@ -192,15 +224,17 @@ class BufferState(NamedTuple):
     clients: [n] i32, who is at work.
     began, left: of each, see `Flights`.
     history: [V, D] f32, the weights after m rounds in row m mod V.
+    synced: what clients have of the server's messages.
   """
 
   clients: jax.Array
   began: jax.Array
   left: jax.Array
   history: jax.Array
+  synced: Synced
 
 
-# Seconds of an empty place: it never arrives before a client.
+# Seconds of an empty place.
 _NEVER = 1e30
 
 
@@ -210,6 +244,9 @@ def buffered(
     arrivals: int,
     places: int,
     max_staleness: int,
+    num_clients: int,
+    dim: int,
+    most_behind: int,
 ) -> Attendance:
   """The server takes a step whenever K messages have arrived.
 
@@ -224,6 +261,9 @@ def buffered(
     arrivals: K.
     places: at least K; the others stay empty.
     max_staleness: in rounds.
+    num_clients: N.
+    dim: D.
+    most_behind: see `synced.missed`.
 
   Returns:
     The attendance.
@@ -239,6 +279,7 @@ def buffered(
         began=jnp.zeros(at_work, jnp.int32),
         left=jnp.zeros(at_work, jnp.float32),
         history=jnp.zeros((versions, *params.shape), jnp.float32),
+        synced=at_start(num_clients),
     )
 
   def start(data, state, may, number, wait):
@@ -247,7 +288,10 @@ def buffered(
     key = round_key(state.key, m + 1, _WHO)
     scores = sampling.rule(key, data, m + 1, number)
     clients = _largest(scores, may, number, number)
-    return clients, _left(data, state, clients, wait)
+    behind = missed(state.attendance.synced, clients, dim, most_behind)
+    seconds = wait(data.only(clients), state, behind)
+    # An empty place never arrives before a client.
+    return clients, jnp.where(clients < len(data.counts), seconds, _NEVER)
 
   def next_ones(now):
     """[K] places; of equal times the lower number comes first."""
@@ -270,9 +314,8 @@ def buffered(
     clients, began, left = (
         x[order] for x in (now.clients, now.began, now.left)
     )
-    num_clients = len(data.counts)
-    empty = num_clients + jnp.arange(places, dtype=jnp.int32)
-    clients = jnp.where(clients < num_clients, clients, empty[:arrivals])
+    empty = len(data.counts) + jnp.arange(places, dtype=jnp.int32)
+    clients = jnp.where(clients < len(data.counts), clients, empty[:arrivals])
     staleness = m - began
     trust = jnp.where(
         staleness < versions, (1.0 + staleness.astype(jnp.float32)) ** -0.5, 0.0
@@ -298,11 +341,8 @@ def buffered(
         clients=now.clients.at[order].set(clients),
         began=now.began.at[order].set(state.round_index),
         left=(now.left - info.timing.duration).at[order].set(left),
+        synced=served(now.synced, clients, info.volume_down, dim),
     )
 
   return Attendance(init, draw, after)
 
-
-def _left(data, state, clients, wait):
-  seconds = wait(data.only(clients), state)
-  return jnp.where(clients < len(data.counts), seconds, _NEVER)

@@ -78,6 +78,34 @@ class Delivery(NamedTuple):
 EVERYTHING_ARRIVES = Delivery()
 
 
+def arrivals_of(
+    delivery: Delivery,
+    data: ClientData,
+    seen: jax.Array,
+    k: jax.Array,
+    behind: jax.Array | None,
+    dim: int,
+) -> jax.Array:
+  """[n] f32, seconds after which messages arrive of clients that begin now.
+
+  Args:
+    delivery: how messages come to the server.
+    data: of these clients.
+    seen: [n] i32, samples in each client's local gradients.
+    k: [] or [n] i32, elements of their messages.
+    behind: [n] f32, numbers that they need first; None for none.
+    dim: D.
+  """
+  return _arrivals(data, seen, delivery.planned(k, dim), behind)
+
+
+def _arrivals(data, seen, volume_up, behind):
+  arrivals = clocks.arrival(data.speeds, seen, volume_up)
+  if behind is None:
+    return arrivals
+  return arrivals + clocks.transfer(data.speeds.down, behind)
+
+
 class Meeting(NamedTuple):
   """Whom the server hears in a round.
 
@@ -107,6 +135,7 @@ def meet(
     cohort: Cohort | None,
     seen: jax.Array,
     k: jax.Array,
+    behind: jax.Array | None,
     dim: int,
 ) -> Meeting:
   """Whom the server hears.
@@ -118,6 +147,7 @@ def meet(
     cohort: who takes part; None for all clients.
     seen: [n] i32, samples in each client's local gradients.
     k: [] i32, elements of a message.
+    behind: [n] f32, see `synced.missed`; None for none.
     dim: D.
 
   Returns:
@@ -135,8 +165,9 @@ def meet(
   most, arrivals = None, None
   if delivery.in_seconds:
     most = _most(delivery, data, waits_for, seen, k, dim)
-    planned = delivery.planned(k if most is None else most, dim)
-    arrivals = clocks.arrival(data.speeds, seen, planned)
+    arrivals = arrivals_of(
+        delivery, data, seen, k if most is None else most, behind, dim
+    )
     if flights is not None:
       arrivals = flights.left
     if delivery.deadline is not None:
@@ -169,12 +200,13 @@ def seconds_of(
     meeting: Meeting,
     selection: Selection,
     seen: jax.Array,
+    behind: jax.Array | None,
     dim: int,
 ) -> jax.Array:
   """[] f32, how long a round would take with another selection than it has.
 
   Args:
-    delivery, data, seen, dim: see `meet`.
+    delivery, data, seen, behind, dim: see `meet`.
     meeting: of the round.
     selection: coded.
   """
@@ -182,7 +214,7 @@ def seconds_of(
   volume = selection.volume_up
   if most is not None:
     volume = delivery.planned(most, dim)
-  arrivals = clocks.arrival(data.speeds, seen, volume)
+  arrivals = _arrivals(data, seen, volume, behind)
   return _duration(delivery, data, meeting, selection, arrivals)
 
 

@@ -52,11 +52,13 @@ class Turnout(NamedTuple):
     at_work: n; in asynchronous rounds more of them than arrive.
     arrivals: clients whose messages the server uses in a round.
     places: at least as many; the others are empty and fill the devices.
+    num_clients: N.
   """
 
   at_work: int
   arrivals: int
   places: int
+  num_clients: int
 
 
 def turnout_of(
@@ -76,7 +78,8 @@ def turnout_of(
     return None
   arrivals = config.arrivals(num_clients)
   places = arrivals + -arrivals % multiple
-  return Turnout(config.places(num_clients), arrivals, places)
+  at_work = config.places(num_clients)
+  return Turnout(at_work, arrivals, places, num_clients)
 
 
 class Parts(NamedTuple):
@@ -243,7 +246,7 @@ def compose(
       training=_build_training(config, model.dim),
       loss=parts.loss or models.sample_losses,
       metrics=dict(parts.metrics),
-      attendance=_build_attendance(config, turnout),
+      attendance=_build_attendance(config, turnout, model.dim),
       feedback=Feedback(
           config.residual_decay, config.residual_preview, config.stateless
       ),
@@ -252,19 +255,24 @@ def compose(
   )
 
 
-def _build_attendance(config, turnout):
+def _build_attendance(config, turnout, dim):
   """Who takes part; None for all clients."""
   if turnout is None:
     return None
   sampling = SAMPLINGS[config.sampling]
   if config.buffer_size is None:
-    return sampled(sampling, turnout.arrivals, turnout.places)
+    return sampled(
+        sampling, turnout.arrivals, turnout.places, turnout.num_clients, dim
+    )
   return buffered(
       sampling,
       turnout.at_work,
       turnout.arrivals,
       turnout.places,
       config.max_staleness,
+      turnout.num_clients,
+      dim,
+      most_behind=(1 + config.stateless) * dim,
   )
 
 

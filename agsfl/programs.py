@@ -324,9 +324,7 @@ def _init(config, parts, model, entries, turnout, recorded, mesh: Mesh):
     one = compose(config, parts, model, numbers, recorded, turnout)
     return one.init(key, num_clients)
 
-  specs = devices.specs_of(
-      lambda n: init(jax.random.key(0), _any_numbers(), n)
-  )
+  specs = compose(config, parts, model, _any_numbers(), recorded, turnout).specs
   compiled = jax.jit(
       init, static_argnums=2, out_shardings=devices.shardings(specs, mesh)
   )

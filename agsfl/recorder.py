@@ -312,13 +312,17 @@ def as_row(
 
   Returns:
     The row. `sign` is None if there was no estimate. `bytes_up` is the size of
-    one client's message, `bytes_down` that of the server's.
+    the largest message of a client, `bytes_down` that of the server to the
+    client that needs most.
 
   Raises:
     ConfigError: a metric is not a single number.
   """
   for name, metric in info.metrics.items():
     require(np.ndim(metric) == 0, "metrics", name, "a single number")
+  volume_down = float(info.volume_down)
+  if info.behind is not None:
+    volume_down += float(info.behind)
   row = {
       "round": int(info.round_index),
       "time": float(info.elapsed),
@@ -327,7 +331,7 @@ def as_row(
       "k_up": int(info.k_up),
       "k_down": int(info.k_down),
       "bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.volume_up)),
-      "bytes_down": math.ceil(_BYTES_PER_NUMBER * float(info.volume_down)),
+      "bytes_down": math.ceil(_BYTES_PER_NUMBER * volume_down),
       "minibatch_loss": finite(float(info.minibatch_loss))
       if info.heard is None or info.heard > 0
       else None,

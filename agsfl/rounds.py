@@ -16,6 +16,7 @@ from agsfl.data.federated import ClientData
 from agsfl.delivery import (
   EVERYTHING_ARRIVES,
   Delivery,
+  arrivals_of,
   meet,
   pass_seconds,
   seconds_of,
@@ -23,8 +24,9 @@ from agsfl.delivery import (
 )
 from agsfl.errors import refused
 from agsfl.feedback import AS_IN_THE_PAPER, Feedback
-from agsfl.for_each_client import ForEachClient
+from agsfl.for_each_client import EVERYWHERE, ForEachClient
 from agsfl.gradients import build_accumulate
+from agsfl.synced import missed
 from agsfl.training.client import LocalTraining, build_client, work_of
 from agsfl.training.fast import faster
 from agsfl.training.models import sample_losses
@@ -218,7 +220,13 @@ def build_round(
         attendance=() if attendance is None else attendance.init(params),
     )
 
+  # What the attendance knows of all clients is small, and not split.
   specs = devices.specs_of(lambda n: init(jax.random.key(0), n))
+  specs = specs.replace(
+      attendance=jax.tree.map(lambda _: EVERYWHERE, specs.attendance)
+  )
+  # After this the server sends all weights; stateless clients also need b.
+  most_behind = 2 * model.dim if feedback.stateless else model.dim
 
   def send(key, view, meeting, state, k):
     """Clients send k elements, the server takes its step."""
@@ -263,11 +271,12 @@ def build_round(
         (None, 0, 0, 0),
     )(mask, accumulated, view, selection.clients)
 
-  def theta(selection, state, steps):
+  def theta(selection, state, steps, behind):
     """The round's normalised time with this selection."""
+    down = selection.volume_down
     return round_time(
         selection.volume_up,
-        selection.volume_down,
+        down if behind is None else down + jnp.max(behind),
         dim=model.dim,
         comm_time=state.comm_time,
         compute=steps + observing,
@@ -301,11 +310,11 @@ def build_round(
     key_rounding = jax.random.split(key, 4)[2]
     return jax.random.uniform(key_rounding, dtype=jnp.float32)
 
-  def seconds_until_sent(data, state):
+  def seconds_until_sent(data, state, behind):
     """[n], of clients that begin now; k is that of the next round."""
     k = stochastic_round(state.proposal.k, rounding(state))
     _, seen = work_of(training, batch_size, data.counts)
-    return clocks.arrival(data.speeds, seen, delivery.planned(k, model.dim))
+    return arrivals_of(delivery, data, seen, k, behind, model.dim)
 
   def draw(data, state):
     if attendance is None:
@@ -331,7 +340,13 @@ def build_round(
     k = stochastic_round(state.proposal.k, uniform)
 
     # Whose message arrives, and what it can hold.
-    meeting = meet(delivery, data, state, cohort, local.seen, k, model.dim)
+    behind = None
+    if cohort is not None:
+      synced = state.attendance.synced
+      behind = missed(synced, cohort.clients, model.dim, most_behind)
+    meeting = meet(
+        delivery, data, state, cohort, local.seen, k, behind, model.dim
+    )
     view = accumulated
     if delivery.changes_messages:
       of_client = functools.partial(sendable, delivery)
@@ -358,9 +373,9 @@ def build_round(
 
     def time_of(selection):
       if not delivery.in_seconds:
-        return theta(selection, state, steps)
+        return theta(selection, state, steps, behind)
       return seconds_of(
-          delivery, data, meeting, selection, local.seen, model.dim
+          delivery, data, meeting, selection, local.seen, behind, model.dim
       )
 
     observed = None
@@ -374,7 +389,9 @@ def build_round(
 
     # Time passes.
     elapsed, rest = add_time(
-        state.elapsed, state.elapsed_rest, theta(selection, state, steps)
+        state.elapsed,
+        state.elapsed_rest,
+        theta(selection, state, steps, behind),
     )
     seconds, timing = state.seconds, None
     if delivery.in_seconds:
@@ -425,6 +442,7 @@ def build_round(
         clients=None if cohort is None else cohort.clients,
         heard=count_of(meeting.arrived),
         lost=count_of(meeting.lost),
+        behind=None if behind is None else jnp.max(behind),
         timing=timing,
     )
     if metrics:
@@ -437,7 +455,7 @@ def build_round(
     if attendance is None:
       return state
 
-    def seconds_from_here(own, state):
+    def seconds_from_here(own, state, behind):
       # The seconds of a round end when the last one of it has the server's
       # message. Clients begin as soon as they have it.
       last = data.only(info.clients)
@@ -447,7 +465,7 @@ def build_round(
           where=last.counts > 0,
           initial=0.0,
       )
-      return delay + seconds_until_sent(own, state)
+      return delay + seconds_until_sent(own, state, behind)
 
     noted = attendance.after(data, state, info, seconds_from_here)
     return state.replace(attendance=noted)

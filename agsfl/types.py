@@ -300,6 +300,8 @@ class RoundInfo(NamedTuple):
     metrics: [] each by name, the user's own numbers; see `build_round`.
     clients: [n] i32, the numbers of the clients that took part; a place with a
       number >= N is empty. None if all N take part in order.
+    behind: [] f32, numbers that the client needs first that missed most of the
+      server's earlier messages, see `synced.missed`; None where all take part.
     heard: [] i32, clients whose message the server had in time; None if all
       clients are always heard.
     lost: [] i32, clients that dropped out; None as `heard`.
@@ -321,6 +323,7 @@ class RoundInfo(NamedTuple):
   finite: jax.Array
   metrics: dict[str, jax.Array]
   clients: jax.Array | None = None
+  behind: jax.Array | None = None
   heard: jax.Array | None = None
   lost: jax.Array | None = None
   timing: "Timing | None" = None

@@ -9,6 +9,7 @@ from agsfl.clocks.durations import (
     in_time,
     round_seconds,
     slowest,
+    transfer,
 )
 from agsfl.clocks.messages import Message, rounded, volume
 from agsfl.clocks.options import ClockOptions, require_consistent
@@ -34,5 +35,6 @@ __all__ = [
     "rounded",
     "slowest",
     "speeds_of",
+    "transfer",
     "volume",
 ]

@@ -44,6 +44,16 @@ def _parts(speeds, seen, volume_up):
   )
 
 
+def transfer(bytes_a_second: jax.Array, volume: jax.Array) -> jax.Array:
+  """[n] f32 seconds of a transfer, without latency.
+
+  Args:
+    bytes_a_second: [n].
+    volume: [n] or [] numbers of 32 bits.
+  """
+  return _NUMBER * jnp.float32(volume) / bytes_a_second
+
+
 def download(speeds: Speeds, volume_down: jax.Array | float) -> jax.Array:
   """How long the server's message takes to each client.
 

@@ -6,13 +6,15 @@ import reprlib
 from typing import Any
 
 
-def finite(value: float | None) -> float | None:
-  """The number, or None, JSON's null, in place of NaN and infinity.
+def finite(value: Any) -> Any:
+  """The value, or None, JSON's null, in place of NaN and infinity.
 
   >>> finite(2.5), finite(math.inf), finite(None)
   (2.5, None, None)
   """
-  return value if value is not None and math.isfinite(value) else None
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def written(content: Any, indent: int | None = None) -> str:

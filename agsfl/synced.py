@@ -1,0 +1,67 @@
+"""How much each client has missed of what the server sent.
+
+A client that did not take part for some rounds needs the server's messages of
+these rounds, or all weights if these are fewer numbers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Volumes are counted in shares of D, so that a difference of two sums is exact,
+# and right even if the sums have grown beyond 2^32 in between.
+_PER_DIM = 2**16
+
+
+class Synced(NamedTuple):
+  """What the server has sent, and what of it each client has.
+
+  Attributes:
+    sent: [] u32, in units of D / 2^16 numbers, modulo 2^32.
+    received: [N] u32, the same at the time when the client was up to date.
+  """
+
+  sent: jax.Array
+  received: jax.Array
+
+
+def at_start(num_clients: int) -> Synced:
+  """All clients know the first weights, because they follow from the seed."""
+  return Synced(jnp.uint32(0), jnp.zeros(num_clients, jnp.uint32))
+
+
+def missed(
+    synced: Synced, clients: jax.Array, dim: int, most: int
+) -> jax.Array:
+  """[n] f32, the volume that brings clients up to date, in 32-bit numbers.
+
+  Args:
+    synced: before the round.
+    clients: [n] i32; a number >= N has missed nothing.
+    dim: D.
+    most: the volume after which the server sends the whole state instead.
+  """
+  received = jnp.where(
+      clients < len(synced.received),
+      synced.received.at[clients].get(mode="clip"),
+      synced.sent,
+  )
+  units = (synced.sent - received).astype(jnp.float32)
+  return jnp.minimum(units * (dim / _PER_DIM), jnp.float32(most))
+
+
+def served(
+    synced: Synced, clients: jax.Array, volume_down: jax.Array, dim: int
+) -> Synced:
+  """After a message of the server, which these clients have.
+
+  Args:
+    synced: before it.
+    clients: [n] i32; numbers >= N are left out.
+    volume_down: [] f32, of the message.
+    dim: D.
+  """
+  units = jnp.ceil(volume_down * (_PER_DIM / dim)).astype(jnp.uint32)
+  sent = synced.sent + units
+  return Synced(sent, synced.received.at[clients].set(sent, mode="drop"))

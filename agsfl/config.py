@@ -216,6 +216,11 @@ class Config(Partition, SourceOptions, Participation):
   time_budget: float | None = setting(
       None, "Normalised time after which no round begins.", least=_TINY
   )
+  seconds_budget: float | None = setting(
+      None,
+      "Simulated seconds after which no round begins; needs --clock.",
+      least=_TINY,
+  )
   eval_every: int = setting(
       20, "Rounds between evaluations; the last round has one too.", least=1
   )
@@ -276,6 +281,12 @@ class Config(Partition, SourceOptions, Participation):
         "unset with --local_steps",
     )
     self._check_schedules()
+    require(
+        self.seconds_budget is None or self.clock is not None,
+        "seconds_budget",
+        self.seconds_budget,
+        "unset without --clock",
+    )
     require(
         (self.replay is not None) == (self.controller == "replay"),
         "replay",
@@ -411,7 +422,7 @@ class Config(Partition, SourceOptions, Participation):
     may go on with more rounds. But EXP3, the bandit and learning-rate schedules
     choose their steps by the number of rounds, so for them it is included.
     """
-    free = {"num_rounds", "time_budget", "eval_every"}
+    free = {"num_rounds", "time_budget", "seconds_budget", "eval_every"}
     if self._uses_horizon:
       free -= {"num_rounds"}
     return {
@@ -428,7 +439,8 @@ class Config(Partition, SourceOptions, Participation):
     """
     numbers = {
         "seed", "data_seed", "learning_rate", "server_learning_rate",
-        "comm_time", "num_rounds", "time_budget", "eval_every", "init_from",
+        "comm_time", "num_rounds", "time_budget", "seconds_budget", "eval_every",
+        "init_from",
         # These are in the data, as the speeds of each client.
         "seconds_per_sample", "up_mbit", "down_mbit", "latency", "speed_spread",
     }

@@ -28,7 +28,7 @@ from agsfl.parts import (
     turnout_of,
 )
 from agsfl.records.read import read_run
-from agsfl.rounds import Metric, Round, rounds_in_a_row
+from agsfl.rounds import Budget, Metric, Round, rounds_in_a_row
 from agsfl.settings import LARGEST
 from agsfl.sparsifiers import METHODS
 from agsfl.stored import RowsPlace, StoredRounds
@@ -169,7 +169,7 @@ def _build_stored(config, programs, placed, evaluate, store, rows):
       rows or RowsPlace(),
       known_ahead=config.availability is None and config.buffer_size is None,
   )
-  budget = float(budget_of(config))
+  budget = budget_of(config)
 
   def advance(state, num_rounds):
     state, infos = rounds.advance(state, num_rounds, budget)
@@ -200,9 +200,12 @@ def with_clocks(config: Config, data: FederatedData) -> ClientData:
   return clients
 
 
-def budget_of(config: Config) -> jax.Array:
-  """The time budget, [] f32; without one, a time that no run reaches."""
-  return jnp.float32(config.time_budget or LARGEST)
+def budget_of(config: Config) -> Budget:
+  """The budgets; without one, a time that no run reaches."""
+  return Budget(
+      jnp.float32(config.time_budget or LARGEST),
+      jnp.float32(config.seconds_budget or LARGEST),
+  )
 
 
 def rows_of(infos: RoundInfo, done: int) -> list[RoundInfo]:

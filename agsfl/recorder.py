@@ -80,7 +80,9 @@ class Recorder:
       on_row: called with each new row.
     """
     self.config = config
-    self.extent = Extent(config.num_rounds, config.time_budget)
+    self.extent = Extent(
+        config.num_rounds, config.time_budget, config.seconds_budget
+    )
     self.rows: list[dict[str, Any]] = []
     self.outcome: Run | Exception | None = None
     self._every = every
@@ -161,7 +163,10 @@ class Recorder:
         return
 
       # The row, with an evaluation if one is due.
-      last = self.extent.is_reached(done, float(info.elapsed))
+      passed = {"time": float(info.elapsed)}
+      if info.timing is not None:
+        passed["seconds"] = float(info.timing.seconds)
+      last = self.extent.is_reached(done, passed)
       due = last or done % self.config.eval_every == 0
       evaluation = None
       # A call never goes beyond an evaluation, so only its last round has one.
@@ -234,7 +239,7 @@ class Recorder:
     more rounds are asked for.
     """
     done = len(self.rows)
-    if not done or not self.extent.is_reached(done, self.rows[-1]["time"]):
+    if not done or not self.extent.is_reached(done, self.rows[-1]):
       return
     evaluation = self._evaluate_at(done, state)
     if evaluation is not None:

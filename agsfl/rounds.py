@@ -513,6 +513,25 @@ def stochastic_round(k: jax.Array, uniform: jax.Array) -> jax.Array:
   return whole.astype(jnp.int32) + (uniform < k - whole).astype(jnp.int32)
 
 
+class Budget(NamedTuple):
+  """Times after which no round begins; [] f32 each.
+
+  Attributes:
+    time: normalised.
+    seconds: simulated ones; not used without a clock in seconds.
+  """
+
+  time: jax.Array
+  seconds: jax.Array
+
+  def is_left(self, state: RoundState) -> jax.Array:
+    """[] bool, whether another round may begin."""
+    is_left = state.elapsed < self.time
+    if state.seconds:
+      is_left &= state.seconds[0] < self.seconds
+    return is_left
+
+
 class RunRounds(Protocol):
   """Several rounds as one program."""
 
@@ -521,10 +540,10 @@ class RunRounds(Protocol):
       data: ClientData,
       state: RoundState,
       num_rounds: jax.Array,
-      time_budget: jax.Array,
+      budget: Budget,
       /,
   ) -> tuple[RoundState, RoundInfo, jax.Array]:
-    """num_rounds [] i32, time_budget [] f32 -> state, infos, rounds done."""
+    """num_rounds is [] i32. Returns the state, infos, and rounds done."""
 
 
 def rounds_in_a_row(step: RoundStep, length: int) -> RunRounds:
@@ -535,13 +554,13 @@ def rounds_in_a_row(step: RoundStep, length: int) -> RunRounds:
     length: the most rounds of one call.
 
   Returns:
-    (ClientData, RoundState, num_rounds [] i32 <= length, time_budget [] f32)
-    -> (RoundState, RoundInfo with a leading axis `length`, [] i32 rounds
-    done). It ends early after a round that reaches the budget, or whose
-    gradients were not finite. The infos of rounds that did not run are zeros.
+    (ClientData, RoundState, num_rounds [] i32 <= length, Budget) ->
+    (RoundState, RoundInfo with a leading axis `length`, [] i32 rounds done).
+    It ends early after a round that reaches the budget, or whose gradients
+    were not finite. The infos of rounds that did not run are zeros.
   """
 
-  def run(data, state, num_rounds, time_budget):
+  def run(data, state, num_rounds, budget):
     _, shapes = jax.eval_shape(step, data, state)
     infos = jax.tree.map(
         lambda one: jnp.zeros((length, *one.shape), one.dtype), shapes
@@ -549,7 +568,7 @@ def rounds_in_a_row(step: RoundStep, length: int) -> RunRounds:
 
     def goes_on(carry: Any):
       state, _, done, finite = carry
-      return finite & (done < num_rounds) & (state.elapsed < time_budget)
+      return finite & (done < num_rounds) & budget.is_left(state)
 
     def one_round(carry: Any):
       state, infos, done, _ = carry

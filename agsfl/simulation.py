@@ -67,7 +67,7 @@ def data_fingerprints() -> Callable[[Config], str]:
 
 def extent_of(config: Config) -> Extent:
   """How far the run is to go."""
-  return Extent(config.num_rounds, config.time_budget)
+  return Extent(config.num_rounds, config.time_budget, config.seconds_budget)
 
 
 def identity_of(config: Config, parts: Parts) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from agsfl import cohorts, devices, hosts
 from agsfl.data.federated import ClientData
 from agsfl.errors import refuse
 from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
-from agsfl.rounds import Round
+from agsfl.rounds import Budget, Round
 from agsfl.stores.file import FileStore, saved_like
 from agsfl.stores.host import HostStore
 from agsfl.stores.pipeline import Pipeline
@@ -164,7 +164,7 @@ class StoredRounds:
     return nothing, rows, info
 
   def advance(
-      self, state: RoundState, num_rounds: int, budget: float
+      self, state: RoundState, num_rounds: int, budget: Budget
   ) -> tuple[RoundState, list[RoundInfo]]:
     """See `Simulation`; it ends early as `rounds_in_a_row` does."""
     self.state = state
@@ -174,7 +174,7 @@ class StoredRounds:
       while len(infos) < num_rounds:
         _, info = pipeline.step(None)
         infos.append(jax.device_get(info))
-        if not infos[-1].finite or infos[-1].elapsed >= budget:
+        if not (infos[-1].finite and budget.is_left(self.state)):
           break
     return self.state, infos
 

@@ -130,7 +130,9 @@ def build_lanes(
       lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states),
       out_shardings=lane_shardings,
   )
-  budgets = jnp.stack([budget_of(config) for config in configs])
+  budgets = jax.tree.map(
+      lambda *own: jnp.stack(own), *map(budget_of, configs)
+  )
 
   def advance(state, num_rounds):
     with jax.set_mesh(mesh):

@@ -11,11 +11,13 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from agsfl import settings
+from agsfl.clocks import ClockOptions
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import Partition
 from agsfl.data.sources import SourceOptions
 from agsfl.errors import ConfigError
+from agsfl.participation import Participation
 from experiments.lib import flags as run_flags
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -35,6 +37,13 @@ OTHERS = {
 NEEDS = {
     "replay": {"controller": "replay", "replay": "runs/a"},
     "momentum": {"local_steps": 2},
+    **dict.fromkeys(
+        ("deadline", "buffer_size", "seconds_budget", "speed_spread"),
+        {"clock": "constant"},
+    ),
+    **dict.fromkeys(
+        ("by_size", "round_robin", "host", "file"), {"clients_per_round": 3}
+    ),
 }
 
 
@@ -85,7 +94,8 @@ class FieldTest(parameterized.TestCase):
     ):
       if bound is None:
         continue
-      self.assertEqual(getattr(Config(**{name: bound}), name), bound)
+      needed = {name: bound} | NEEDS.get(name, {})
+      self.assertEqual(getattr(Config(**needed), name), bound)
       line = refusal(**{name: next_to(bound, way)})
       self.assertRegex(line, f"^--{name}=.*: must be {words} [0-9]")
     if not is_whole:
@@ -116,7 +126,8 @@ class FieldTest(parameterized.TestCase):
 
   def test_nothing_is_said_twice(self):
     """Law: a setting is a field of one class, and flags are made of fields."""
-    own = [kind.__annotations__ for kind in (Partition, SourceOptions, Config)]
+    kinds = Partition, SourceOptions, ClockOptions, Participation, Config
+    own = [kind.__annotations__ for kind in kinds]
     self.assertLen(FIELDS, sum(map(len, own)))
     self.assertEqual(run_flags.NAMES, tuple(FIELDS))
     for name, field in FIELDS.items():
@@ -280,6 +291,10 @@ def other(name):
       "client_column": "who", "init_from": "runs/c", "bandit_radius": 0.5,
       "bandit_step": 0.5, "time_budget": 9.0, "server_learning_rate": 0.5,
       "local_optimizer": "adam", "schedule_drop_factor": 0.5,
+      "clock": "phones", "availability": "phones", "clients_per_round": "10%",
+      "dropout": 0.5, "residual_decay": 0.5, "residual_preview": 0.5,
+      "value_bits": 16, "deadline": 9.0, "seconds_budget": 9.0,
+      "store": "host",
   }
   if name in special:
     return special[name]
@@ -293,11 +308,14 @@ def other(name):
 
 # By the run: the settings in which a run that goes on may differ, and those
 # which other runs of the same compiled program may have.
-SAME_RUN = {"num_rounds", "time_budget", "eval_every"}
+SAME_RUN = {"num_rounds", "time_budget", "seconds_budget", "eval_every"}
 SAME_PROGRAM = {
     "seed", "data_seed", "learning_rate", "server_learning_rate", "comm_time",
-    "k", "init_from", *SAME_RUN,
+    "k", "init_from", "seconds_per_sample", "up_mbit", "down_mbit", "latency",
+    "speed_spread", *SAME_RUN,
 }
+# What some settings need beside them.
+COHORTS = {"clock": "constant", "clients_per_round": 3}
 BASES = (
     ({}, SAME_RUN, SAME_PROGRAM),
     # Their steps depend on the number of rounds.
@@ -338,7 +356,7 @@ class IdentityTest(parameterized.TestCase):
   @parameterized.parameters(*BASES)
   def test_what_a_change_makes_of_a_run(self, base, same_run, same_program):
     """Law: another run, another program, both or neither, by the field."""
-    config = Config(**base)
+    config = Config(**COHORTS, **base)
     self.assertEqual(hash(config.structure()), hash(config.structure()))
     runs, programs = set(), set()
     for name in FIELDS:
@@ -365,7 +383,7 @@ class IdentityTest(parameterized.TestCase):
 
   def test_settings_of_the_data(self):
     """Law: those of `load`; equal if the data are, whatever trains on them."""
-    base = Config(seed=3)
+    base = Config(seed=3, **COHORTS)
     same = {
         name for name in FIELDS
         if name not in ("controller", "method", "replay")

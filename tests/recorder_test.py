@@ -283,7 +283,7 @@ class ExtentTest(parameterized.TestCase):
   )
   def test_reached(self, num_rounds, budget, rounds, elapsed, reached):
     extent = Extent(num_rounds, budget)
-    self.assertEqual(extent.is_reached(rounds, elapsed), reached)
+    self.assertEqual(extent.is_reached(rounds, {"time": elapsed}), reached)
 
 
 if __name__ == "__main__":

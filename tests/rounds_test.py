@@ -46,6 +46,7 @@ from tests.linear import (
 
 BETA = 10.0
 RATE = 0.5
+NO_BUDGET = rounds.Budget(jnp.float32(1e30), jnp.float32(1e30))
 
 
 class Script(KController):
@@ -339,7 +340,7 @@ class EveryPairTest(parameterized.TestCase):
     simulated = build(controller, METHODS[method].build())
     run = jax.jit(rounds.rounds_in_a_row(simulated.step, 12))
     start = simulated.init(jax.random.key(0), NUM_CLIENTS)
-    state, infos, _ = run(example(), start, jnp.int32(12), jnp.float32(1e30))
+    state, infos, _ = run(example(), start, jnp.int32(12), NO_BUDGET)
     self.assertTrue(infos.finite.all())
     self.assertTrue(((infos.k >= LOW) & (infos.k <= HIGH)).all())
     self.assertGreater(len(np.unique(infos.k)), 1)
@@ -365,7 +366,7 @@ class RoundsInARowTest(parameterized.TestCase):
         data,
         simulated.init(jax.random.key(0), NUM_CLIENTS),
         jnp.int32(num_rounds),
-        jnp.float32(budget),
+        rounds.Budget(jnp.float32(budget), jnp.float32(1e30)),
     )
     return state, [nth(infos, i) for i in range(int(done))], infos
 
@@ -613,7 +614,7 @@ class MetricsTest(absltest.TestCase):
 
     def lane(start):
       run = rounds.rounds_in_a_row(simulated.step, 4)
-      return run(data, start, jnp.int32(4), jnp.float32(1e30))[1]
+      return run(data, start, jnp.int32(4), NO_BUDGET)[1]
 
     for got in (
         jax.tree.map(lambda *x: np.stack(x), *infos),

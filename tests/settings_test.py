@@ -31,7 +31,7 @@ class Toy:
     settings.check(self)
 
 
-SHARE = "must be a number, or a share of D from above 0% to 100%, such as 1%"
+SHARE = "must be a number, or a share from above 0% to 100%, such as 1%"
 # Field, value, the line that refuses it.
 REFUSED = (
     ("whole", 2.0, "--whole=2.0: must be a whole number"),

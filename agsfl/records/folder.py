@@ -39,20 +39,25 @@ class Extent(NamedTuple):
     num_rounds: at most.
     time_budget: normalised time after which no round begins; None for no
       limit.
+    seconds_budget: the same in simulated seconds.
   """
 
   num_rounds: int
   time_budget: float | None
+  seconds_budget: float | None = None
 
-  def is_reached(self, round_index: int, elapsed: float) -> bool:
-    """Whether a run with these rounds and this time is at its end."""
-    return round_index >= self.num_rounds or self.is_spent(elapsed)
+  def is_reached(self, round_index: int, row: Mapping[str, Any]) -> bool:
+    """Whether a run is at its end after a round with this time and seconds."""
+    return round_index >= self.num_rounds or self.spent(row) is not None
 
-  def is_spent(self, elapsed: float) -> bool:
-    """Whether no time is left; in float32, as the rounds compare it."""
-    if self.time_budget is None:
-      return False
-    return bool(np.float32(elapsed) >= np.float32(self.time_budget))
+  def spent(self, row: Mapping[str, Any]) -> str | None:
+    """The column of which nothing is left; in float32, as rounds compare it."""
+    for column, budget in (
+        ("time", self.time_budget), ("seconds", self.seconds_budget)
+    ):
+      if budget is not None and np.float32(row[column]) >= np.float32(budget):
+        return column
+    return None
 
 
 # Settings that may change when a run goes on, unless its identity has them.
@@ -219,11 +224,11 @@ class RunFolder:
       return False
     rows = read.read_run(self.workdir).rows
     self._require_ahead(rows)
-    return self._extent.is_reached(len(rows), rows[-1]["time"])
+    return self._extent.is_reached(len(rows), rows[-1])
 
   def _require_ahead(self, rows):
     """Refuses an extent that ends before the rounds that are already done."""
-    num_rounds, time_budget = self._extent
+    num_rounds = self._extent.num_rounds
     require(
         len(rows) <= num_rounds,
         "num_rounds",
@@ -231,14 +236,14 @@ class RunFolder:
         f"at least {len(rows)}, because the run in {self.workdir} has done so "
         "many rounds; or use another --workdir",
     )
-    before = rows[-2]["time"] if len(rows) > 1 else 0.0
-    require(
-        not self._extent.is_spent(before),
-        "time_budget",
-        time_budget,
-        f"more than {before:g}, because the run in {self.workdir} began its "
-        "last round at this time; or use another --workdir",
-    )
+    before = rows[-2] if len(rows) > 1 else {"time": 0.0, "seconds": 0.0}
+    if column := self._extent.spent(before):
+      refuse(
+          f"--{column}_budget={getattr(self._extent, f'{column}_budget')}",
+          f"must be more than {before[column]:g}, because the run in "
+          f"{self.workdir} began its last round at this time; or use another "
+          "--workdir",
+      )
 
   @property
   def _summary(self):

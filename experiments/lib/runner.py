@@ -73,8 +73,14 @@ class _Progress:
       every = 0 if sys.stderr.isatty() else config.eval_every
     self._every = 0 if QUIET.value else every
     # A run with a budget ends by its time, not by its rounds.
-    self._of = "time" if config.time_budget else "round"
-    self._goal = config.time_budget or config.num_rounds
+    of = {
+        "time": config.time_budget,
+        "seconds": config.seconds_budget,
+        "round": config.num_rounds,
+    }
+    self._of, self._goal = next(
+        (column, goal) for column, goal in of.items() if goal
+    )
     self._first = None
     self._bar = tqdm(
         total=self._goal,

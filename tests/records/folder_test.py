@@ -95,7 +95,10 @@ class FolderTest(parameterized.TestCase):
           set(files_of(self.folder)), {"a/b/config.json", "a/b/metrics.jsonl"}
       )
     text = (self.folder / "a" / "b" / "config.json").read_text()
-    asked = {"k": 1, "num_rounds": 3, "time_budget": None, "eval_every": 5}
+    asked = {
+        "k": 1, "num_rounds": 3, "time_budget": None, "seconds_budget": None,
+        "eval_every": 5,
+    }
     self.assertEqual(json.loads(text), {**config, "asked": asked})
 
   def test_a_look_writes_nothing(self):

@@ -407,7 +407,7 @@ def commands(place, folder):
   asked = json.loads((OLD / "config.json").read_text())["asked"]
   identity = {
       name: value for name, value in asked.items()
-      if name not in ("num_rounds", "time_budget", "eval_every")
+      if name not in (*Extent._fields, "eval_every")
   }
   replay = Config(controller="replay", replay=str(place))
   return {

@@ -21,10 +21,16 @@ class Accumulate(Protocol):
       data: ClientData,
       state: RoundState,
       cohort: Cohort | None,
-      learning_rate: jax.Array,
+      eta: jax.Array,
       /,
   ) -> tuple[jax.Array, LocalResult]:
-    """Returns all a_i [n, D], and the rest of the results, stacked."""
+    """Returns all a_i [n, D], and the rest of the results, stacked.
+
+    Args:
+      data, state: of the cohort.
+      cohort: who takes part; None for all clients.
+      eta: [] or [n] f32, the clients' learning rate.
+    """
 
 
 class _Shared(NamedTuple):
@@ -32,7 +38,6 @@ class _Shared(NamedTuple):
 
   key: jax.Array
   params: jax.Array
-  learning_rate: jax.Array
   round_index: jax.Array
   aggregate: jax.Array | None
   history: jax.Array | None
@@ -49,6 +54,7 @@ class _Own(NamedTuple):
   client: jax.Array
   start: jax.Array
   samples: jax.Array
+  eta: jax.Array
   previewed: jax.Array | None
   last: jax.Array | None
   began: jax.Array | None
@@ -84,10 +90,10 @@ def build_accumulate(
       key = batch_key(shared.key, own.began + 1)
       params = shared.history[own.began % len(shared.history)]
     if own.previewed is not None:
-      params = feedback.start(params, own.previewed, shared.learning_rate)
+      params = feedback.start(params, own.previewed, own.eta)
     local = local_result(
         jax.random.fold_in(key, own.client),
-        params, data, own.start, own.samples, shared.learning_rate,
+        params, data, own.start, own.samples, own.eta,
     )
     accumulated = feedback.accumulate(
         own.residual,
@@ -100,7 +106,7 @@ def build_accumulate(
     rest = local._replace(gradient=jnp.zeros(0, jnp.float32))
     return accumulated, rest
 
-  def accumulate(data, state, cohort, learning_rate):
+  def accumulate(data, state, cohort, eta):
     flights = None if cohort is None else cohort.flights
     count = data.counts
     if flights is not None:
@@ -109,7 +115,6 @@ def build_accumulate(
     shared = _Shared(
         key=state.key,
         params=state.params,
-        learning_rate=learning_rate,
         round_index=state.round_index + 1,
         aggregate=state.feedback if feedback.stateless else None,
         history=None if flights is None else state.attendance.history,
@@ -119,6 +124,7 @@ def build_accumulate(
         client=numbers_of(data, cohort),
         start=data.starts,
         samples=count,
+        eta=jnp.broadcast_to(eta, count.shape),
         previewed=state.residual if feedback.preview else None,
         last=state.feedback if feedback.decay < 1 else None,
         began=None if flights is None else flights.began,

@@ -330,7 +330,11 @@ def build_round(
     # Alg. 1: every client adds its gradient to what it has not sent yet.
     eta = state.learning_rate
     if schedules is not None:
-      eta = schedules.client(round_index) * eta
+      # Who began earlier has the factor of that round.
+      began = round_index
+      if cohort is not None and cohort.flights is not None:
+        began = cohort.flights.began + 1
+      eta = schedules.client(began) * eta
     accumulated, local = accumulate(data, state, cohort, eta)
     finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
     all_finite = jnp.all(finite)

@@ -142,7 +142,9 @@ def band(lines: list[tuple[np.ndarray, np.ndarray]]) -> Band | None:
   return Band(every, values.mean(0), values.min(0), values.max(0))
 
 
-def draw_spread(axes, runs: list[Run], key: str, label: str):
+def draw_spread(
+    axes, runs: list[Run], key: str, label: str, against: str = "time"
+):
   """Draws runs of one setting: their mean and band, or a line for each.
 
   Args:
@@ -150,8 +152,9 @@ def draw_spread(axes, runs: list[Run], key: str, label: str):
     runs: of one setting; if their times do not overlap, each gets a line.
     key: of the rows.
     label: of the legend.
+    against: the column of x.
   """
-  lines = [run.series(key) for run in runs]
+  lines = [run.series(key, against) for run in runs]
   shared = band(lines)
   if shared is None:
     color = None

@@ -35,6 +35,10 @@ STUDIES = {
         ("value", "exp3", "bandit", "fixed=50"),
     ),
     "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
+    "simulated_seconds": (
+        ["--clock=phones", "--clients_per_round=2", "--ks=20"],
+        ("learned_k_sign_interval", "k20", "fedavg"),
+    ),
     "cross_replay": (
         ["--comm_times=9,1"],
         ("beta9", "beta1", "beta9_under_beta1", "beta1_under_beta9"),
@@ -47,6 +51,7 @@ BAD = {
     "cross_replay": ("--seeds=0,x", "whole numbers"),
     "regret": ("--seeds=", "at least one"),
     "independence": ("--first_ks=9,x", "numbers"),
+    "simulated_seconds": ("--ks=9", "set, such as phones"),
 }
 
 

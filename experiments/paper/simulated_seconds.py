@@ -1,0 +1,102 @@
+"""Accuracy against simulated seconds: learned k, constant k, and dense FedAvg.
+
+Few of many clients take part in a round, on devices and links of their own. A
+round lasts as long as its slowest client.
+"""
+
+import dataclasses
+
+from absl import flags
+
+from agsfl.config import Config
+from agsfl.errors import require
+from experiments.lib import groups
+from experiments.lib.drawing import plt
+from experiments.paper import study
+
+flags.adopt_module_key_flags(study)
+KS = flags.DEFINE_list(
+    "ks", ["1000", "10000"], "Constant k to compare with the learned one."
+)
+flags.DEFINE_integer(
+    "fedavg_steps", 10, "Local steps of FedAvg.", lower_bound=1
+)
+
+
+def settings_of(base: Config) -> dict[str, Config]:
+  """The settings to compare, by label.
+
+  Raises:
+    ConfigError: there is no clock, or a k is no number.
+  """
+  require(
+      base.clock is not None, "clock", base.clock, "set, such as phones"
+  )
+  found = {f"learned_k_{base.used_controller}": base}
+  for text, k in zip(KS.value, study.numbers("ks"), strict=True):
+    found[f"k{text}"] = dataclasses.replace(base, controller="fixed", k=k)
+  found["fedavg"] = dataclasses.replace(
+      base,
+      method="fedavg",
+      controller=None,
+      k=None,
+      per_layer=False,
+      local_steps=flags.FLAGS.fedavg_steps,
+  )
+  return found
+
+
+def compare(base: Config):
+  """Runs what is missing, draws the figure and writes the table."""
+  done = study.run_all({
+      label: study.seeded(config)
+      for label, config in settings_of(base).items()
+  })
+  figure, panels = plt.subplots(
+      1, 3, figsize=(15, 4.2), layout="constrained"
+  )
+  accuracy, loss, spread = panels
+  lines = []
+  for label, runs in done.items():
+    for axes, key in (
+        (accuracy, "test_accuracy"),
+        (loss, "train_loss"),
+        (spread, "client_test_accuracy_worst10"),
+    ):
+      groups.draw_spread(axes, runs, key, label, against="seconds")
+    lines.append([
+        label,
+        *(
+            groups.final(runs, key)
+            for key in (
+                "test_accuracy", "client_test_accuracy_worst10", "train_loss",
+                "round", "seconds",
+            )
+        ),
+        _mean_of_rows(runs, "bytes_up"),
+        _mean_of_rows(runs, "bytes_down"),
+    ])
+  accuracy.set(ylabel="test accuracy")
+  loss.set(ylabel="training loss")
+  spread.set(ylabel="mean accuracy of the worst 10% of clients")
+  for axes in panels:
+    axes.set(xlabel="simulated seconds")
+    axes.grid(alpha=0.3)
+  accuracy.legend(fontsize=8)
+  header = [
+      "setting", "test accuracy", "worst 10%", "training loss", "rounds",
+      "seconds", "bytes up", "bytes down",
+  ]
+  study.finish(figure, groups.table(header, lines))
+
+
+def _mean_of_rows(runs, column):
+  """The largest message of a round, on average."""
+  return groups.over_seeds(
+      [sum(run.series(column)[1]) / len(run.rows) for run in runs],
+      ".0f", ".0f",
+  )
+
+
+if __name__ == "__main__":
+  study.run(compare)

@@ -17,6 +17,8 @@ others), controllers (`sign_interval` and others), and `build_round`, which
 makes a round of them. `types` has the records that pass between them.
 """
 
+from agsfl.attendance import SAMPLINGS, buffered, sampled
+from agsfl.clocks import Message, Speeds
 from agsfl.config import Config
 from agsfl.controllers import (
   bandit,
@@ -33,7 +35,9 @@ from agsfl.controllers import (
 from agsfl.data.federated import ClientData, FederatedData, from_arrays, load
 from agsfl.data.partitions import Partition, register_partition
 from agsfl.data.sources import SourceOptions, register_source
+from agsfl.delivery import Delivery
 from agsfl.errors import ConfigError, DivergedError, StoppedError
+from agsfl.feedback import Feedback
 from agsfl.for_each_client import one_by_one, over_devices
 from agsfl.programs import build
 from agsfl.records.read import Run, read_run, read_runs
@@ -52,6 +56,7 @@ from agsfl.sparsifiers import (
 )
 from agsfl.training.client import LocalTraining
 from agsfl.training.models import flatten, register_model
+from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import (
   KController,
   KProposal,
@@ -67,28 +72,36 @@ from agsfl.types import (
 __version__ = "0.2.0"
 
 __all__ = [
+  "SAMPLINGS",
   "ClientData",
   "Config",
   "ConfigError",
+  "Delivery",
   "DivergedError",
   "FederatedData",
+  "Feedback",
   "KController",
   "KProposal",
   "LocalTraining",
+  "Message",
   "Model",
   "Observation",
   "Partition",
   "RoundInfo",
   "RoundState",
   "Run",
+  "Schedules",
   "Selection",
   "SourceOptions",
   "Sparsifier",
+  "Speeds",
   "Split",
   "StoppedError",
   "bandit",
+  "buffered",
   "build",
   "build_round",
+  "build_schedule",
   "cost_slope",
   "exp3",
   "fab_top_k",
@@ -112,6 +125,7 @@ __all__ = [
   "register_source",
   "replay",
   "round_time",
+  "sampled",
   "send_all",
   "sign_descent",
   "sign_interval",

@@ -118,9 +118,9 @@ class Pipeline:
     self._buffers = [
         of_rows.empty(self._store.initial, len(ids)) for _ in range(2)
     ]
-    zeros = self._put([np.zeros_like(field) for field in self._buffers[0]])
-    self._rows = [jnp.zeros_like(field) for field in zeros]
-    self._unused = [jnp.zeros_like(field) for field in zeros]
+    like = self._put(self._buffers[0])
+    self._rows = [jnp.zeros_like(field) for field in like]
+    self._unused = [jnp.zeros_like(field) for field in like]
     return self._fetch(ids)
 
   def _fetch(self, ids):

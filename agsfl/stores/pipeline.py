@@ -73,6 +73,8 @@ class Pipeline:
     self._round_index = round_index
 
     self._next: tuple[np.ndarray, list[jax.Array]] | None = None
+    self._rows: list[jax.Array] = []
+    self._unused: list[jax.Array] = []
     self._written = True
 
   def step(self, state: PyTree) -> tuple[PyTree, Any]:

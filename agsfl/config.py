@@ -224,6 +224,12 @@ class Config(Partition, SourceOptions, Participation):
   eval_every: int = setting(
       20, "Rounds between evaluations; the last round has one too.", least=1
   )
+  eval_train_samples: int | None = setting(
+      None,
+      "Training samples, drawn once, over which an evaluation takes the "
+      "training loss. Default: all.",
+      least=1,
+  )
   init_from: str | None = setting(
       None,
       "Weights to begin with: the folder of a finished run, or a params.npy. "

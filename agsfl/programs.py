@@ -129,7 +129,9 @@ def build_from(
   placed = devices.place_clients(
       with_clocks(config, data), programs.mesh, layout
   )
-  evaluate = build_evaluate(network, data, placed, layout, programs.loss)
+  evaluate = build_evaluate(
+      network, data, placed, layout, programs.loss, config.eval_train_samples
+  )
   store = config.used_store(num_clients, programs.bytes_per_client)
   if store != "device":
     return _build_stored(config, programs, placed, evaluate, store, rows)

@@ -169,7 +169,10 @@ def build_lanes(
       advance=advance,
       rounds_per_call=one.length,
       evaluate=[
-          build_evaluate(model, own, placed, layout, one.loss) for own in data
+          build_evaluate(
+              model, own, placed, layout, one.loss, first.eval_train_samples
+          )
+          for own in data
       ],
       lane=lambda state, index: jax.tree.map(lambda x: x[index], state),
       pack=one.pack,

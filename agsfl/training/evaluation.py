@@ -26,8 +26,8 @@ class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
   Attributes:
-    train_loss: L(w) over the training samples of all clients; cross entropy is
-      in nats.
+    train_loss: L(w) over the training samples of all clients, or over some of
+      them, see `build_evaluate`; cross entropy is in nats.
     test_loss: mean over the test samples.
     test_accuracy: share of test samples that are classified correctly.
     client_test_loss: [N] means over each client's own test samples; NaN for a
@@ -40,6 +40,18 @@ class Evaluation(NamedTuple):
   test_accuracy: float
   client_test_loss: np.ndarray
   client_test_accuracy: np.ndarray
+
+
+def _some(parts, number):
+  """Rows of each device, but at most `number` of all devices together.
+
+  The draw does not depend on how rows are spread over devices.
+  """
+  rows = np.sort(np.concatenate(parts))
+  if number is None or number >= len(rows):
+    return parts
+  chosen = np.random.default_rng(0).choice(rows, number, replace=False)
+  return [own[np.isin(own, chosen)] for own in parts]
 
 
 def _in_batches(parts, layout):
@@ -90,6 +102,7 @@ def build_evaluate(
     clients: ClientData,
     layout: Layout,
     loss: Loss = sample_losses,
+    train_samples: int | None = None,
 ) -> Callable[[jax.Array], Evaluation]:
   """The evaluation of a weight vector on all data.
 
@@ -99,6 +112,8 @@ def build_evaluate(
     clients: `data.clients` on the devices.
     layout: these devices, which share the work, and the samples that each has.
     loss: of samples.
+    train_samples: the training loss is over so many samples, drawn once; None
+      for all.
 
   Returns:
     params [D] -> Evaluation.
@@ -107,7 +122,8 @@ def build_evaluate(
   num_clients = len(data.client_names)
   samples = clients.without("order", "starts", "counts")
   # One call computes the training and the test samples of each device.
-  train, test = layout.train_rows(data), layout.test_rows(data)
+  train = _some(layout.train_rows(data), train_samples)
+  test = layout.test_rows(data)
   batches, places = _in_batches(
       [np.concatenate(both) for both in zip(train, test, strict=True)], layout
   )

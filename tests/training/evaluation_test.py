@@ -108,6 +108,39 @@ class EvaluationTest(parameterized.TestCase):
     np.testing.assert_allclose(got.train_loss, want[:600].mean(), rtol=1e-5)
     np.testing.assert_allclose(got.test_loss, want[600:].mean(), rtol=1e-5)
 
+  @parameterized.parameters((1, True), (4, True), (2, False))
+  def test_some_training_samples(self, num_devices, shared):
+    """Law: different rows of the training samples, the same on any devices.
+
+    Sample i costs 2^i, so the sum of all losses names the samples.
+    """
+    data = FederatedData(
+        ClientData.of(
+            np.exp2(np.arange(20, dtype=np.float32))[:, None],
+            np.zeros(20, np.int32),
+            [np.arange(3, 9), np.arange(9, 18)],
+        ),
+        np.arange(18, 20, dtype=np.int32),
+        np.full(2, -1, np.int32),
+        np.array(["a", "b"]),
+        CLASSES,
+    )
+    cost = lambda logits, labels: logits[:, 0]
+
+    def total(number, *devices):
+      got = evaluated(
+          linear_model(1), data, jnp.ones(CLASSES), *devices,
+          loss=cost, train_samples=number,
+      )
+      return round(min(number, 15) * got.train_loss)
+
+    seven, of_all = total(7, num_devices, shared), 2**18 - 2**3
+    self.assertEqual(seven, total(7, 1, True))
+    self.assertEqual(seven.bit_count(), 7)
+    self.assertEqual(seven & of_all, seven)
+    for number in (15, 99):
+      self.assertEqual(total(number, num_devices, shared), of_all)
+
   def test_devices_share_the_batches(self):
     """Law: each of 4 devices computes a quarter of the rows."""
     mesh = mesh_of(4)

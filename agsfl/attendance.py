@@ -98,8 +98,8 @@ def _by_size(key, data, round_index, places):
   """
   del round_index, places
   u = _uniform_by_client(key, jnp.arange(len(data.counts)))
-  # log(1 - u) is 0 for u = 0; the least number keeps the quotient finite.
-  return data.counts / (jnp.float32(1e-30) - jnp.log1p(-u))
+  # log(1 - u) is 0 for u = 0; a number below all others keeps it finite.
+  return data.counts / (jnp.float32(1e-20) - jnp.log1p(-u))
 
 
 def _round_robin(key, data, round_index, places):
@@ -250,10 +250,12 @@ def buffered(
 ) -> Attendance:
   """The server takes a step whenever K messages have arrived.
 
-  n clients are at work at any time. For each one that arrives another one, or
-  the same, begins with the present weights. A client whose weights are s rounds
-  old counts (1 + s)^(-1/2) times. If they are older than `max_staleness`
-  rounds, the client only begins anew.
+  n clients are at work at any time, or fewer if not so many are available. For
+  each one that arrives another one, or the same, begins with the present
+  weights. A client whose weights are s rounds old counts (1 + s)^(-1/2) times.
+  If they are older than `max_staleness` rounds, it counts 0 times and only
+  begins anew. A step of the server ends when all K clients have its message;
+  messages that arrive before that wait.
 
   Args:
     sampling: which clients begin.
@@ -282,16 +284,32 @@ def buffered(
         synced=at_start(num_clients),
     )
 
-  def start(data, state, may, number, wait):
-    """Clients that begin now, after m rounds, and their seconds."""
+  def begin(data, state, now, is_free, wait):
+    """Clients begin in free places, after m rounds."""
     m = state.round_index
     key = round_key(state.key, m + 1, _WHO)
-    scores = sampling.rule(key, data, m + 1, number)
-    clients = _largest(scores, may, number, number)
-    behind = missed(state.attendance.synced, clients, dim, most_behind)
-    seconds = wait(data.only(clients), state, behind)
+    scores = sampling.rule(key, data, m + 1, arrivals)
+
+    # Who is still at work may not begin again.
+    nobody = len(data.counts)
+    working = jnp.where(is_free, nobody, now.clients)
+    may = _eligible(data, state).at[working].set(False, mode="drop")
+
+    # The best ones go to the free places, in this order.
+    found, best = lax.top_k(jnp.where(may, scores, -1.0), at_work)
+    best = jnp.where(found < 0, nobody, best)
+    best = best[jnp.cumsum(is_free) - 1]
+    clients = jnp.where(is_free, best, now.clients)
+
     # An empty place never arrives before a client.
-    return clients, jnp.where(clients < len(data.counts), seconds, _NEVER)
+    behind = missed(now.synced, clients, dim, most_behind)
+    seconds = wait(data.only(clients), state, behind)
+    seconds = jnp.where(clients < nobody, seconds, _NEVER)
+    return now._replace(
+        clients=clients,
+        began=jnp.where(is_free, m, now.began),
+        left=jnp.where(is_free, seconds, now.left),
+    )
 
   def next_ones(now):
     """[K] places; of equal times the lower number comes first."""
@@ -301,11 +319,12 @@ def buffered(
     m, now = state.round_index, state.attendance
 
     # Before round 1 nobody is at work.
-    def first():
-      clients, left = start(data, state, _eligible(data, state), at_work, wait)
-      return now._replace(clients=clients, left=left)
-
-    now = lax.cond(m == 0, first, lambda: now)
+    everywhere = jnp.ones(at_work, bool)
+    now = lax.cond(
+        m == 0,
+        lambda: begin(data, state, now, everywhere, wait),
+        lambda: now,
+    )
     now = now._replace(history=now.history.at[m % versions].set(state.params))
 
     # The clients of the next K messages, in the order of their numbers.
@@ -330,18 +349,15 @@ def buffered(
 
   def after(data, state, info, wait):
     now = state.attendance
-    order = next_ones(now)
 
-    # Who is still at work may not begin again.
-    may = _eligible(data, state)
-    working = now.clients.at[order].set(len(may))
-    may = may.at[working].set(False, mode="drop")
-    clients, left = start(data, state, may, arrivals, wait)
+    # Places are free of those who arrived, or if nobody was there to begin.
+    is_free = now.clients >= len(data.counts)
+    is_free = is_free.at[next_ones(now)].set(True)
+    now = now._replace(left=now.left - info.timing.duration)
+    now = begin(data, state, now, is_free, wait)
+    begun = jnp.where(is_free, now.clients, len(data.counts))
     return now._replace(
-        clients=now.clients.at[order].set(clients),
-        began=now.began.at[order].set(state.round_index),
-        left=(now.left - info.timing.duration).at[order].set(left),
-        synced=served(now.synced, clients, info.volume_down, dim),
+        synced=served(now.synced, begun, info.volume_down, dim)
     )
 
   return Attendance(init, draw, after)

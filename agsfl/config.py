@@ -274,6 +274,12 @@ class Config(Partition, SourceOptions, Participation):
           f"false with --method={self.method}, which has no k to share out",
       )
     require(
+        not self.k_by_speed or METHODS[self.method].k_by_client,
+        "k_by_speed",
+        self.k_by_speed,
+        f"false with --method={self.method}, whose clients send alike",
+    )
+    require(
         self.local_optimizer != "momentum" or not self._has_one_local_step,
         "local_optimizer",
         self.local_optimizer,

@@ -16,6 +16,7 @@ from agsfl.cohorts import numbers_of
 from agsfl.controllers.cost import add_time
 from agsfl.data.federated import ClientData
 from agsfl.sparsifiers import topk
+from agsfl.sparsifiers.choice import SPARSE, weighted_sum
 from agsfl.types import Cohort, RoundState, Selection, Timing
 
 
@@ -28,7 +29,7 @@ class Delivery(NamedTuple):
     deadline: seconds after which the server no longer waits; None for never.
       A client that is late keeps its gradient in its residual.
     ends_together: whether clients send so many elements each that all uploads
-      end together; k is then their mean.
+      end together; k is then their mean, and the size of J.
     dropout: the probability that a client's message is lost in a round. Its
       gradient stays in its residual.
     elements: of a message if k does not decide it; None for k.
@@ -164,7 +165,7 @@ def meet(
   lost = computes & ~arrived
   most, arrivals = None, None
   if delivery.in_seconds:
-    most = _most(delivery, data, waits_for, seen, k, dim)
+    most = k_of_clients(delivery, data, waits_for, seen, k, dim)
     arrivals = arrivals_of(
         delivery, data, seen, k if most is None else most, behind, dim
     )
@@ -185,8 +186,23 @@ def meet(
   return Meeting(waits_for, arrived, lost, weights, damping, most, arrivals)
 
 
-def _most(delivery, data, waits_for, seen, k, dim):
-  """k_i [n] i32, so that all uploads end together; None if it is k for all."""
+def k_of_clients(
+    delivery: Delivery,
+    data: ClientData,
+    waits_for: jax.Array,
+    seen: jax.Array,
+    k: jax.Array,
+    dim: int,
+) -> jax.Array | None:
+  """How many elements each client sends.
+
+  Args:
+    delivery, data, seen, k, dim: see `meet`.
+    waits_for: [n] bool, see `Meeting`.
+
+  Returns:
+    k_i [n] i32, so that all uploads end together; None if it is k for all.
+  """
   if not delivery.ends_together:
     return None
   k = jnp.maximum(k, 1)
@@ -210,7 +226,9 @@ def seconds_of(
     meeting: of the round.
     selection: coded.
   """
-  most = _most(delivery, data, meeting.waits_for, seen, selection.k_up, dim)
+  most = k_of_clients(
+      delivery, data, meeting.waits_for, seen, selection.k_up, dim
+  )
   volume = selection.volume_up
   if most is not None:
     volume = delivery.planned(most, dim)
@@ -260,7 +278,7 @@ def pass_seconds(
     volume = delivery.planned(meeting.most, dim)
   deadline = jnp.inf if delivery.deadline is None else delivery.deadline
   place, cause = clocks.slowest(
-      data.speeds, seen, volume, meeting.waits_for, deadline
+      arrivals, data.speeds, seen, volume, meeting.waits_for, deadline
   )
   late = meeting.waits_for & (arrivals > deadline)
   return (now, rest), Timing(
@@ -270,6 +288,31 @@ def pass_seconds(
       slowest=place if cohort is None
       else jnp.where(place < 0, -1, cohort.clients[place]),
       cause=cause,
+  )
+
+
+def all_sent(
+    selection: Selection, messages: jax.Array, weights: jax.Array
+) -> Selection:
+  """A selection in which the server uses all elements of J that it has.
+
+  A sparsifier looks at the k largest entries of each client, to choose J. But
+  some clients send more, and then also these elements count.
+
+  Args:
+    selection: of sparse messages.
+    messages: [n, D] f32, 0 where a client sends nothing.
+    weights: [n] f32, see `Meeting`.
+  """
+  used = selection.mask[None] & (messages != 0) & (weights > 0)[:, None]
+  total = weighted_sum(messages, weights)
+  aggregate = jnp.where(selection.mask, total, 0.0)
+  k_down = jnp.sum(aggregate != 0, dtype=jnp.int32)
+  return selection._replace(
+      aggregate=aggregate,
+      k_down=k_down,
+      volume_down=SPARSE * k_down.astype(jnp.float32),
+      contributed=jnp.sum(used, axis=1, dtype=jnp.int32),
   )
 
 

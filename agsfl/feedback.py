@@ -44,38 +44,29 @@ class Feedback(NamedTuple):
       return jnp.zeros(num_clients, jnp.int32)
     return ()
 
+  def waited(self, residual: jax.Array, age: jax.Array) -> jax.Array:
+    """[D], what is left of a residual when its client takes part again.
+
+    Args:
+      residual: [D].
+      age: [] i32, rounds since the client last took part, at least 1.
+    """
+    return residual * self.decay ** age.astype(jnp.float32)
+
   def start(
-      self, params: jax.Array, residual: jax.Array, step: jax.Array
+      self, params: jax.Array, residual: jax.Array, eta: jax.Array
   ) -> jax.Array:
     """[D], the weights at which the client computes.
 
+    SA-PEF's residual is a step of the weights. Here it is a sum of gradients,
+    and eta times its negative is that step.
+
     Args:
       params: [D] w(m-1).
-      residual: [D].
-      step: [] f32, eta: the residual is a sum of gradients.
+      residual: [D], from `waited`.
+      eta: [] f32, the learning rate of the client.
     """
-    return params - self.preview * step * residual
-
-  def accumulate(
-      self,
-      residual: PyTree,
-      gradient: jax.Array,
-      age: jax.Array,
-      aggregate: jax.Array | None,
-  ) -> jax.Array:
-    """[D], a_i, from which the client's message is chosen.
-
-    Args:
-      residual: [D]; () if clients are stateless.
-      gradient: [D].
-      age: [] i32, rounds since the client last took part; only decay uses it.
-      aggregate: [D], the last one; None unless clients are stateless.
-    """
-    if aggregate is not None:
-      return gradient - aggregate
-    if self.decay < 1:
-      residual = residual * self.decay ** age.astype(jnp.float32)
-    return residual + gradient
+    return params - self.preview * eta * residual
 
   def step(self, aggregate: jax.Array, state: PyTree) -> jax.Array:
     """[D] b, from which the server steps.

@@ -89,19 +89,23 @@ def build_accumulate(
       # It took its weights after an earlier round.
       key = batch_key(shared.key, own.began + 1)
       params = shared.history[own.began % len(shared.history)]
+
+    # What it has not sent has waited, and shows where it would lead.
+    waited = lambda residual: (
+        residual if own.last is None
+        else feedback.waited(residual, shared.round_index - own.last)
+    )
     if own.previewed is not None:
-      params = feedback.start(params, own.previewed, own.eta)
+      params = feedback.start(params, waited(own.previewed), own.eta)
     local = local_result(
         jax.random.fold_in(key, own.client),
         params, data, own.start, own.samples, own.eta,
     )
-    accumulated = feedback.accumulate(
-        own.residual,
-        jnp.where(own.samples > 0, local.gradient, 0.0),
-        shared.round_index if own.last is None
-        else shared.round_index - own.last,
-        shared.aggregate,
-    )
+    gradient = jnp.where(own.samples > 0, local.gradient, 0.0)
+    if feedback.stateless:
+      accumulated = gradient - shared.aggregate
+    else:
+      accumulated = waited(own.residual) + gradient
     # The rest is small; the gradient itself is in the sum.
     rest = local._replace(gradient=jnp.zeros(0, jnp.float32))
     return accumulated, rest

@@ -105,6 +105,7 @@ class Participation(ClockOptions):
             number is not None,
             "uniform where all clients take part; see --clients_per_round",
         ),
+        ("stateless", False, not is_async, "false with --buffer_size"),
         ("residual_decay", 1.0, not self.stateless, "1 with --stateless"),
         ("residual_preview", 0.0, not self.stateless, "0 with --stateless"),
         (

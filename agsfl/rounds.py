@@ -16,7 +16,9 @@ from agsfl.data.federated import ClientData
 from agsfl.delivery import (
   EVERYTHING_ARRIVES,
   Delivery,
+  all_sent,
   arrivals_of,
+  k_of_clients,
   meet,
   pass_seconds,
   seconds_of,
@@ -228,11 +230,15 @@ def build_round(
   # After this the server sends all weights; stateless clients also need b.
   most_behind = 2 * model.dim if feedback.stateless else model.dim
 
-  def send(key, view, meeting, state, k):
+  always_hears = attendance is None and delivery.is_certain
+
+  def send(key, view, meeting, state, k, can_send):
     """Clients send k elements, the server takes its step."""
     selection, sparsifier_state = sparsifier.select(
         key, view, meeting.weights, k, state.sparsifier
     )
+    if delivery.ends_together:
+      selection = all_sent(selection, view, meeting.weights)
     b = feedback.step(selection.aggregate, state.feedback)
     if meeting.damping is not None:
       b = meeting.damping * b
@@ -241,6 +247,13 @@ def build_round(
     if schedules is not None:
       updates = schedules.server(round_index) * updates
     params = optax.apply_updates(state.params, updates)
+    if not always_hears:
+      # A server that hears nobody takes no step, not even of its momentum.
+      params, server_state = jax.tree.map(
+          lambda new, old: jnp.where(can_send, new, old),
+          (params, server_state),
+          (state.params, state.server),
+      )
     return Trial(
         delivery.coded(selection, model.dim),
         sparsifier_state,
@@ -249,7 +262,7 @@ def build_round(
         feedback.after(state.feedback, b, round_index),
     )
 
-  def residuals_after(accumulated, view, selection):
+  def residuals_after(accumulated, view, selection, weights):
     """[n, D], what was not sent, or sent but not used by the server."""
     if feedback.stateless:
       return ()
@@ -264,6 +277,13 @@ def build_round(
           (None, 0, 0),
       )(mask, accumulated, selection.clients)
     # The client also has what its message lacks.
+    if delivery.ends_together:
+      return over_clients(
+          lambda mask, accumulated, view, weight: (
+              accumulated - jnp.where(mask & (weight > 0), view, 0.0)
+          ),
+          (None, 0, 0, 0),
+      )(mask, accumulated, view, weights)
     return over_clients(
         lambda mask, accumulated, view, own: (
             accumulated - sparsifier.split(view, mask, own).sent
@@ -352,14 +372,20 @@ def build_round(
         delivery, data, state, cohort, local.seen, k, behind, model.dim
     )
     view = accumulated
+    message = functools.partial(sendable, delivery)
     if delivery.changes_messages:
-      of_client = functools.partial(sendable, delivery)
-      view = over_clients(of_client)(accumulated, meeting.most)
-    can_send = all_finite & jnp.any(meeting.arrived)
+      view = over_clients(message)(accumulated, meeting.most)
+    can_send = all_finite & jnp.any(meeting.weights > 0)
 
     def try_k(k):
       k = jnp.where(can_send, stochastic_round(k, uniform), 0)
-      return send(key_select, view, meeting, state, k)
+      own = view
+      if delivery.ends_together:
+        most = k_of_clients(
+            delivery, data, meeting.waits_for, local.seen, k, model.dim
+        )
+        own = over_clients(message)(accumulated, most)
+      return send(key_select, own, meeting, state, k, can_send)
 
     # One vmap over k and k', so that a sparsifier can share work between them.
     ks = [state.proposal.k]
@@ -407,7 +433,9 @@ def build_round(
     # Alg. 1: what the server used leaves the residuals.
     new_state = state.replace(
         params=played.params,
-        residual=residuals_after(accumulated, view, selection),
+        residual=residuals_after(
+            accumulated, view, selection, meeting.weights
+        ),
         sparsifier=played.sparsifier,
         server=played.server,
         controller=controller_state,

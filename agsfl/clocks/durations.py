@@ -109,6 +109,7 @@ def round_seconds(
 
 
 def slowest(
+    arrivals: jax.Array,
     speeds: Speeds,
     seen: jax.Array | float,
     volume_up: jax.Array | float,
@@ -118,8 +119,8 @@ def slowest(
   """For whom the server waited longest, and why.
 
   Args:
+    arrivals, takes_part, deadline: as for `round_seconds`.
     speeds, seen, volume_up: as for `arrival`.
-    takes_part, deadline: as for `round_seconds`.
 
   Returns:
     place: [] i32 in the cohort, the first of several; -1 if nobody takes part.
@@ -127,8 +128,8 @@ def slowest(
       or the deadline if it missed that.
   """
   parts = jnp.stack(jnp.broadcast_arrays(*_parts(speeds, seen, volume_up)))
-  arrivals = jnp.where(takes_part, arrival(speeds, seen, volume_up), -jnp.inf)
-  place = jnp.argmax(arrivals).astype(jnp.int32)
+  place = jnp.argmax(jnp.where(takes_part, arrivals, -jnp.inf))
+  place = place.astype(jnp.int32)
   of_parts = jnp.argmax(parts[:, place])
   missed = arrivals[place] > deadline
   cause = jnp.where(missed, CAUSES.index("deadline"), of_parts)

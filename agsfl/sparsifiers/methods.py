@@ -275,19 +275,22 @@ class Method(NamedTuple):
       value, if both sides know the indices.
     sends_models: whether clients take many local steps between two messages,
       so that the average traffic is that of k sparse elements: FedAvg.
+    k_by_client: whether k may differ between clients; its mean is then the
+      size of J.
   """
 
   build: Callable[[], Sparsifier]
   takes_k: bool = True
   numbers_per_element: int = SPARSE
   sends_models: bool = False
+  k_by_client: bool = False
 
 
 METHODS = Registry(
     "method",
     {
-        "fab_top_k": Method(fab_top_k),
-        "fub_top_k": Method(fub_top_k),
+        "fab_top_k": Method(fab_top_k, k_by_client=True),
+        "fub_top_k": Method(fub_top_k, k_by_client=True),
         "fub_top_k_tree": Method(fub_top_k_tree),
         "unidirectional_top_k": Method(unidirectional_top_k),
         "periodic_k": Method(periodic_k, numbers_per_element=INDICES_KNOWN),

@@ -26,7 +26,9 @@ def played(speeds, seen, volume_up, volume_down, takes_part, deadline):
       downloads,
       clocks.in_time(arrivals, takes_part, deadline),
       clocks.round_seconds(arrivals, downloads, takes_part, deadline),
-      clocks.slowest(speeds, seen, volume_up, takes_part, deadline),
+      clocks.slowest(
+          arrivals, speeds, seen, volume_up, takes_part, deadline
+      ),
   )
 
 

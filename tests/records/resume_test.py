@@ -541,7 +541,7 @@ class GrownTest(FolderTest):
 
 
 EVERY = 25
-KILLS = 6
+KILLS = 20 if MANY else 3
 
 
 class KilledTest(absltest.TestCase):

@@ -226,8 +226,8 @@ class Config(Partition, SourceOptions, Participation):
   )
   eval_train_samples: int | None = setting(
       None,
-      "Training samples, drawn once, over which an evaluation takes the "
-      "training loss. Default: all.",
+      "Training samples, at equal distances in the data set, over which an "
+      "evaluation takes the training loss. Default: all.",
       least=1,
   )
   init_from: str | None = setting(
@@ -451,8 +451,8 @@ class Config(Partition, SourceOptions, Participation):
     """
     numbers = {
         "seed", "data_seed", "learning_rate", "server_learning_rate",
-        "comm_time", "num_rounds", "time_budget", "seconds_budget", "eval_every",
-        "init_from",
+        "comm_time", "num_rounds", "time_budget", "seconds_budget",
+        "eval_every", "init_from",
         # These are in the data, as the speeds of each client.
         "seconds_per_sample", "up_mbit", "down_mbit", "latency", "speed_spread",
     }

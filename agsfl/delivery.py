@@ -291,6 +291,34 @@ def pass_seconds(
   )
 
 
+def traffic(
+    delivery: Delivery,
+    data: ClientData,
+    meeting: Meeting,
+    selection: Selection,
+    behind: jax.Array | None,
+    dim: int,
+) -> tuple[jax.Array, jax.Array]:
+  """[] f32 each: numbers in the messages of all clients, and to all of them.
+
+  A message that is late has been sent all the same. Whoever computes has had
+  what it needs for that.
+
+  Args:
+    delivery, data, behind, dim: see `meet`.
+    meeting: of the round.
+    selection: coded.
+  """
+  up = selection.volume_up
+  if meeting.most is not None:
+    up = delivery.planned(meeting.most, dim)
+  down = selection.volume_down
+  if behind is not None:
+    down = down + behind
+  total = lambda volume, clients: jnp.sum(jnp.where(clients, volume, 0.0))
+  return total(up, meeting.waits_for), total(down, data.counts > 0)
+
+
 def all_sent(
     selection: Selection, messages: jax.Array, weights: jax.Array
 ) -> Selection:

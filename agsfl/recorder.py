@@ -346,6 +346,10 @@ def as_row(
     row |= {
         "participants": int(info.heard),
         "dropped": int(info.lost or 0),
+        "all_bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.all_up or 0)),
+        "all_bytes_down": math.ceil(
+            _BYTES_PER_NUMBER * float(info.all_down or 0)
+        ),
     }
   if info.timing is not None:
     row |= _timed(info.timing)

@@ -23,6 +23,7 @@ from agsfl.delivery import (
   pass_seconds,
   seconds_of,
   sendable,
+  traffic,
 )
 from agsfl.errors import refused
 from agsfl.feedback import AS_IN_THE_PAPER, Feedback
@@ -448,9 +449,13 @@ def build_round(
     )
 
     # What a reader wants to know.
-    all_heard = cohort is None and delivery.is_certain
+    all_up = all_down = None
+    if not always_hears:
+      all_up, all_down = traffic(
+          delivery, data, meeting, selection, behind, model.dim
+      )
     count_of = lambda clients: (
-        None if all_heard else jnp.sum(clients, dtype=jnp.int32)
+        None if always_hears else jnp.sum(clients, dtype=jnp.int32)
     )
     sign, has_sign = jnp.float32(0.0), jnp.bool_(False)
     if controller.probes and observed is not None:
@@ -472,6 +477,8 @@ def build_round(
         finite=all_finite,
         metrics={},
         clients=None if cohort is None else cohort.clients,
+        all_up=all_up,
+        all_down=all_down,
         heard=count_of(meeting.arrived),
         lost=count_of(meeting.lost),
         behind=None if behind is None else jnp.max(behind),

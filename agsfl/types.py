@@ -302,6 +302,9 @@ class RoundInfo(NamedTuple):
       number >= N is empty. None if all N take part in order.
     behind: [] f32, numbers that the client needs first that missed most of the
       server's earlier messages, see `synced.missed`; None where all take part.
+    all_up, all_down: [] f32, numbers in the messages of all clients of the
+      round, and to all of them; None where all take part, since these are then
+      N times the volumes.
     heard: [] i32, clients whose message the server had in time; None if all
       clients are always heard.
     lost: [] i32, clients that dropped out; None as `heard`.
@@ -324,6 +327,8 @@ class RoundInfo(NamedTuple):
   metrics: dict[str, jax.Array]
   clients: jax.Array | None = None
   behind: jax.Array | None = None
+  all_up: jax.Array | None = None
+  all_down: jax.Array | None = None
   heard: jax.Array | None = None
   lost: jax.Array | None = None
   timing: "Timing | None" = None

@@ -37,6 +37,7 @@ flags.adopt_module_key_flags(processes)
 _COLUMNS = (
     ("round", "round", "d"),
     ("time", "time", ".1f"),
+    ("seconds", "seconds", ".1f"),
     ("k", "k", ".0f"),
     ("k_up", "sent up", "d"),
     ("k_down", "sent down", "d"),
@@ -56,11 +57,12 @@ def _table(rows):
   picked = np.unique(
       np.linspace(0, len(rows) - 1, min(_TABLE_ROWS, len(rows))).astype(int)
   )
-  cells = [[title for _, title, _ in _COLUMNS]] + [
-      [_cell(rows[i][key], style) for key, _, style in _COLUMNS]
-      for i in picked
+  # Not every run has simulated seconds.
+  shown = [column for column in _COLUMNS if column[0] in rows[0]]
+  cells = [[title for _, title, _ in shown]] + [
+      [_cell(rows[i][key], style) for key, _, style in shown] for i in picked
   ]
-  return columns.aligned(cells, ">" * len(_COLUMNS))
+  return columns.aligned(cells, ">" * len(shown))
 
 
 def main(argv):

@@ -73,8 +73,8 @@ def compare(base: Config):
                 "round", "seconds",
             )
         ),
-        _mean_of_rows(runs, "bytes_up"),
-        _mean_of_rows(runs, "bytes_down"),
+        _megabytes(runs, "all_bytes_up"),
+        _megabytes(runs, "all_bytes_down"),
     ])
   accuracy.set(ylabel="test accuracy")
   loss.set(ylabel="training loss")
@@ -85,16 +85,15 @@ def compare(base: Config):
   accuracy.legend(fontsize=8)
   header = [
       "setting", "test accuracy", "worst 10%", "training loss", "rounds",
-      "seconds", "bytes up", "bytes down",
+      "seconds", "MB up", "MB down",
   ]
   study.finish(figure, groups.table(header, lines))
 
 
-def _mean_of_rows(runs, column):
-  """The largest message of a round, on average."""
+def _megabytes(runs, column):
+  """Of all clients in all rounds."""
   return groups.over_seeds(
-      [sum(run.series(column)[1]) / len(run.rows) for run in runs],
-      ".0f", ".0f",
+      [sum(run.series(column)[1]) / 1e6 for run in runs], ".1f", ".1f"
   )
 
 

@@ -46,8 +46,6 @@ NEEDS = {
     "host": {"clients_per_round": 3},
     "file": {"clients_per_round": 3},
 }
-    ),
-}
 
 
 def refusal(**given):

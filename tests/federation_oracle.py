@@ -48,6 +48,9 @@ class Remedy(NamedTuple):
   stateless: bool = False
 
 
+AS_IN_THE_PAPER = Remedy()
+
+
 class After(NamedTuple):
   """What a round leads to.
 
@@ -89,7 +92,7 @@ def play_round(
     heard,
     k,
     *,
-    remedy=Remedy(),
+    remedy=AS_IN_THE_PAPER,
     waited=None,
     last_aggregate=None,
     old_params=None,

@@ -305,9 +305,9 @@ class ReplacedTest(parameterized.TestCase):
 
     def run(**settings):
       config = Config(**({
-          "model": "mine", "controller": "fixed", "k": 20, "num_rounds": 2,
-          "learning_rate": 0.5, "partition": "iid", "num_clients": 3,
-          "num_devices": 1,
+          "model": "mine", "method": "periodic_k", "controller": "fixed",
+          "k": 20, "num_rounds": 2, "learning_rate": 0.5, "partition": "iid",
+          "num_clients": 3, "num_devices": 1,
       } | settings))
       return agsfl.simulate(config, data=data)
 

@@ -80,35 +80,49 @@ def _uniform_by_client(key, clients):
   return jax.vmap(of_client)(clients)
 
 
-# (key, data, round_index) -> [N] f32, not negative; the largest are drawn.
-Rule = Callable[[jax.Array, ClientData, jax.Array, int], jax.Array]
+class Begun(NamedTuple):
+  """How many clients have begun before: times * number + lead.
+
+  Attributes:
+    times: [] i32.
+    number: of clients that begin at a time.
+    lead: [] i32, what the first time had more.
+  """
+
+  times: jax.Array
+  number: int
+  lead: jax.Array | int = 0
 
 
-def _uniform(key, data, round_index, places):
+# (key, data, Begun) -> [N] f32, not negative; the largest are drawn.
+Rule = Callable[[jax.Array, ClientData, Begun], jax.Array]
+
+
+def _uniform(key, data, begun):
   """Every client with the same probability."""
-  del round_index, places
+  del begun
   return _uniform_by_client(key, jnp.arange(len(data.counts)))
 
 
-def _by_size(key, data, round_index, places):
+def _by_size(key, data, begun):
   """One after another, with probabilities in proportion to C_i.
 
   Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir",
   Information Processing Letters 2006.
   """
-  del round_index, places
+  del begun
   u = _uniform_by_client(key, jnp.arange(len(data.counts)))
   # log(1 - u) is 0 for u = 0; a number below all others keeps it finite.
   return data.counts / (jnp.float32(1e-20) - jnp.log1p(-u))
 
 
-def _round_robin(key, data, round_index, places):
-  """In the order of their numbers, n after n."""
+def _round_robin(key, data, begun):
+  """In the order of their numbers."""
   del key
   has_samples = data.counts > 0
   number = jnp.cumsum(has_samples) - 1
   total = jnp.maximum(jnp.sum(has_samples, dtype=jnp.int32), 1)
-  first = _times(round_index - 1, places, total)
+  first = _times(begun.times, begun.number, total) + begun.lead % total
   after_first = (number - first) % total
   return (total - after_first).astype(jnp.float32)
 
@@ -199,7 +213,7 @@ def sampled(
     del wait
     m = state.round_index + 1
     key = round_key(state.key, m, _WHO)
-    scores = sampling.rule(key, data, m, number)
+    scores = sampling.rule(key, data, Begun(m - 1, number))
     clients = _largest(scores, _eligible(data, state), number, places)
     return Cohort(clients, _weights(sampling, data, clients)), state.attendance
 
@@ -222,7 +236,7 @@ class BufferState(NamedTuple):
 
   Attributes:
     clients: [n] i32, who is at work.
-    began, left: of each, see `Flights`.
+    began, left, behind: of each, see `Flights`.
     history: [V, D] f32, the weights after m rounds in row m mod V.
     synced: what clients have of the server's messages.
   """
@@ -230,6 +244,7 @@ class BufferState(NamedTuple):
   clients: jax.Array
   began: jax.Array
   left: jax.Array
+  behind: jax.Array
   history: jax.Array
   synced: Synced
 
@@ -246,7 +261,6 @@ def buffered(
     max_staleness: int,
     num_clients: int,
     dim: int,
-    most_behind: int,
 ) -> Attendance:
   """The server takes a step whenever K messages have arrived.
 
@@ -265,7 +279,6 @@ def buffered(
     max_staleness: in rounds.
     num_clients: N.
     dim: D.
-    most_behind: see `synced.missed`.
 
   Returns:
     The attendance.
@@ -280,6 +293,7 @@ def buffered(
         clients=jnp.zeros(at_work, jnp.int32),
         began=jnp.zeros(at_work, jnp.int32),
         left=jnp.zeros(at_work, jnp.float32),
+        behind=jnp.zeros(at_work, jnp.float32),
         history=jnp.zeros((versions, *params.shape), jnp.float32),
         synced=at_start(num_clients),
     )
@@ -288,7 +302,8 @@ def buffered(
     """Clients begin in free places, after m rounds."""
     m = state.round_index
     key = round_key(state.key, m + 1, _WHO)
-    scores = sampling.rule(key, data, m + 1, arrivals)
+    lead = jnp.where(m > 0, at_work - arrivals, 0)
+    scores = sampling.rule(key, data, Begun(m, arrivals, lead))
 
     # Who is still at work may not begin again.
     nobody = len(data.counts)
@@ -302,13 +317,14 @@ def buffered(
     clients = jnp.where(is_free, best, now.clients)
 
     # An empty place never arrives before a client.
-    behind = missed(now.synced, clients, dim, most_behind)
+    behind = missed(now.synced, clients, dim, dim)
     seconds = wait(data.only(clients), state, behind)
     seconds = jnp.where(clients < nobody, seconds, _NEVER)
     return now._replace(
         clients=clients,
         began=jnp.where(is_free, m, now.began),
         left=jnp.where(is_free, seconds, now.left),
+        behind=jnp.where(is_free, behind, now.behind),
     )
 
   def next_ones(now):
@@ -330,8 +346,8 @@ def buffered(
     # The clients of the next K messages, in the order of their numbers.
     order = next_ones(now)
     order = order[jnp.argsort(now.clients[order])]
-    clients, began, left = (
-        x[order] for x in (now.clients, now.began, now.left)
+    clients, began, left, behind = (
+        x[order] for x in (now.clients, now.began, now.left, now.behind)
     )
     empty = len(data.counts) + jnp.arange(places, dtype=jnp.int32)
     clients = jnp.where(clients < len(data.counts), clients, empty[:arrivals])
@@ -344,7 +360,7 @@ def buffered(
     fill = lambda x: jnp.pad(x, (0, places - arrivals))
     clients = jnp.concatenate([clients, empty[arrivals:]])
     weights = _weights(sampling, data, clients)
-    flights = Flights(fill(began), fill(left), fill(trust))
+    flights = Flights(*map(fill, (began, left, trust, behind)))
     return Cohort(clients, weights, flights), now
 
   def after(data, state, info, wait):

@@ -4,7 +4,8 @@ Without a clock in seconds, dropouts and message settings, all messages arrive,
 an index and a value are 32 bits each, and no seconds pass.
 """
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,12 @@ import jax.numpy as jnp
 from agsfl import clocks
 from agsfl.attendance import drops_out
 from agsfl.clocks import Message
-from agsfl.cohorts import numbers_of
 from agsfl.controllers.cost import add_time
-from agsfl.data.federated import ClientData
 from agsfl.sparsifiers import topk
 from agsfl.sparsifiers.choice import SPARSE, weighted_sum
 from agsfl.types import Cohort, RoundState, Selection, Timing
+
+_BYTES_PER_NUMBER = 4.0
 
 
 class Delivery(NamedTuple):
@@ -26,33 +27,28 @@ class Delivery(NamedTuple):
   Attributes:
     message: how elements are coded.
     in_seconds: whether simulated seconds pass; the data then have speeds.
-    deadline: seconds after which the server no longer waits; None for never.
-      A client that is late keeps its gradient in its residual.
+    deadline: seconds after which the server no longer waits. A client that is
+      late keeps its gradient in its residual, if it has one.
     ends_together: whether clients send so many elements each that all uploads
       end together; k is then their mean, and the size of J.
     dropout: the probability that a client's message is lost in a round. Its
-      gradient stays in its residual.
+      gradient stays in its residual, if it has one.
     elements: of a message if k does not decide it; None for k.
     numbers_per_element: of a message, see `Method`.
   """
 
   message: Message = Message()
   in_seconds: bool = False
-  deadline: float | None = None
+  deadline: float = math.inf
   ends_together: bool = False
   dropout: float = 0.0
   elements: int | None = None
-  numbers_per_element: int = 2
+  numbers_per_element: int = SPARSE
 
   @property
   def is_certain(self) -> bool:
     """Whether every message arrives."""
-    return self.deadline is None and self.dropout == 0
-
-  @property
-  def changes_messages(self) -> bool:
-    """Whether clients send something else than k entries as they are."""
-    return self.ends_together or self.message.value_bits < 32
+    return self.deadline == math.inf and self.dropout == 0
 
   def planned(self, k: jax.Array, dim: int) -> jax.Array:
     """The volume of a client's message of k elements, in 32-bit numbers."""
@@ -80,31 +76,40 @@ EVERYTHING_ARRIVES = Delivery()
 
 
 def arrivals_of(
-    delivery: Delivery,
-    data: ClientData,
-    seen: jax.Array,
-    k: jax.Array,
-    behind: jax.Array | None,
-    dim: int,
+    speeds: Any, seen: jax.Array, behind: jax.Array, volume_up: jax.Array
 ) -> jax.Array:
-  """[n] f32, seconds after which messages arrive of clients that begin now.
+  """[n] f32, seconds until the messages of clients are at the server.
 
   Args:
-    delivery: how messages come to the server.
-    data: of these clients.
+    speeds, seen, behind: see `Work`.
+    volume_up: [n] or [] f32, numbers in their messages.
+  """
+  arrivals = clocks.arrival(speeds, seen, volume_up)
+  return arrivals + clocks.transfer(speeds.down, behind)
+
+
+class Work(NamedTuple):
+  """What the clients of a round do, beside their messages.
+
+  Attributes:
+    clients: [n] i32, their numbers.
+    counts: [n] i32, C_i; who has none does nothing.
+    speeds: of each; None without seconds.
     seen: [n] i32, samples in each client's local gradients.
-    k: [] or [n] i32, elements of their messages.
-    behind: [n] f32, numbers that they need first; None for none.
+    behind: [n] f32, numbers that each needs first, see `synced.missed`.
     dim: D.
   """
-  return _arrivals(data, seen, delivery.planned(k, dim), behind)
 
+  clients: jax.Array
+  counts: jax.Array
+  speeds: Any
+  seen: jax.Array
+  behind: jax.Array
+  dim: int
 
-def _arrivals(data, seen, volume_up, behind):
-  arrivals = clocks.arrival(data.speeds, seen, volume_up)
-  if behind is None:
-    return arrivals
-  return arrivals + clocks.transfer(data.speeds.down, behind)
+  def arrivals(self, volume_up: jax.Array) -> jax.Array:
+    """[n] f32, seconds until messages of this volume are at the server."""
+    return arrivals_of(self.speeds, self.seen, self.behind, volume_up)
 
 
 class Meeting(NamedTuple):
@@ -116,8 +121,8 @@ class Meeting(NamedTuple):
     lost: [n] bool, who drops out.
     weights: [n] f32, C_i / C of those who arrived, 0 for the others.
     damping: [] f32, factor of the server's step for stale messages, or None.
-    most: [n] i32, k_i, the elements that each client may send; None for k.
-    arrivals: [n] f32, seconds after which each message arrives, or None.
+    arrivals: [n] f32, seconds after which each message arrives; None if what
+      is sent decides it.
   """
 
   waits_for: jax.Array
@@ -125,57 +130,48 @@ class Meeting(NamedTuple):
   lost: jax.Array
   weights: jax.Array
   damping: jax.Array | None
-  most: jax.Array | None
   arrivals: jax.Array | None
 
 
 def meet(
     delivery: Delivery,
-    data: ClientData,
+    work: Work,
     state: RoundState,
     cohort: Cohort | None,
-    seen: jax.Array,
     k: jax.Array,
-    behind: jax.Array | None,
-    dim: int,
 ) -> Meeting:
   """Whom the server hears.
 
   Args:
     delivery: how messages come to the server.
-    data: of the cohort.
+    work: of the round's clients.
     state: before the round.
     cohort: who takes part; None for all clients.
-    seen: [n] i32, samples in each client's local gradients.
     k: [] i32, elements of a message.
-    behind: [n] f32, see `synced.missed`; None for none.
-    dim: D.
 
   Returns:
     The meeting.
   """
   flights = None if cohort is None else cohort.flights
-  computes = waits_for = arrived = jnp.asarray(data.counts) > 0
+  computes = waits_for = arrived = work.counts > 0
   if delivery.dropout:
-    clients = numbers_of(data, cohort)
     m = state.round_index + 1
-    arrived &= ~drops_out(state.key, m, clients, delivery.dropout)
+    arrived &= ~drops_out(state.key, m, work.clients, delivery.dropout)
     # A server that counts messages does not know who is at work.
     waits_for = arrived if flights is None else waits_for
   lost = computes & ~arrived
-  most, arrivals = None, None
-  if delivery.in_seconds:
-    most = k_of_clients(delivery, data, waits_for, seen, k, dim)
-    arrivals = arrivals_of(
-        delivery, data, seen, k if most is None else most, behind, dim
+
+  # With a deadline, the size that is planned decides who is late.
+  arrivals = None if flights is None else flights.left
+  if delivery.deadline < math.inf:
+    most = k_of_clients(delivery, work, waits_for, k)
+    arrivals = work.arrivals(
+        delivery.planned(k if most is None else most, work.dim)
     )
-    if flights is not None:
-      arrivals = flights.left
-    if delivery.deadline is not None:
-      arrived &= clocks.in_time(arrivals, waits_for, delivery.deadline)
+    arrived &= clocks.in_time(arrivals, waits_for, delivery.deadline)
 
   # C_i / C; a stale message counts less, and so does the server's step.
-  of_all = data.counts if cohort is None else cohort.weights
+  of_all = work.counts if cohort is None else cohort.weights
   base = jnp.where(arrived, of_all, 0)
   trusted, damping = base, None
   if flights is not None:
@@ -183,21 +179,16 @@ def meet(
     damping = jnp.sum(trusted) / jnp.maximum(jnp.sum(base), 1)
   total = jnp.float32(jnp.sum(trusted))
   weights = jnp.float32(trusted) / jnp.where(total > 0, total, 1.0)
-  return Meeting(waits_for, arrived, lost, weights, damping, most, arrivals)
+  return Meeting(waits_for, arrived, lost, weights, damping, arrivals)
 
 
 def k_of_clients(
-    delivery: Delivery,
-    data: ClientData,
-    waits_for: jax.Array,
-    seen: jax.Array,
-    k: jax.Array,
-    dim: int,
+    delivery: Delivery, work: Work, waits_for: jax.Array, k: jax.Array
 ) -> jax.Array | None:
   """How many elements each client sends.
 
   Args:
-    delivery, data, seen, k, dim: see `meet`.
+    delivery, work, k: see `meet`.
     waits_for: [n] bool, see `Meeting`.
 
   Returns:
@@ -205,99 +196,100 @@ def k_of_clients(
   """
   if not delivery.ends_together:
     return None
-  k = jnp.maximum(k, 1)
-  per_element = 4.0 * delivery.planned(k, dim) / k.astype(jnp.float32)
-  return clocks.k_together(data.speeds, seen, k, waits_for, per_element, dim)
+  per_element = delivery.planned(jnp.maximum(k, 1), work.dim)
+  per_element *= _BYTES_PER_NUMBER / jnp.maximum(k, 1).astype(jnp.float32)
+  return clocks.k_together(
+      work.speeds,
+      work.seen,
+      k,
+      waits_for,
+      per_element,
+      work.dim,
+      clocks.transfer(work.speeds.down, work.behind),
+  )
 
 
-def seconds_of(
-    delivery: Delivery,
-    data: ClientData,
-    meeting: Meeting,
-    selection: Selection,
-    seen: jax.Array,
-    behind: jax.Array | None,
-    dim: int,
+def volumes_up(
+    delivery: Delivery, work: Work, meeting: Meeting, selection: Selection
 ) -> jax.Array:
-  """[] f32, how long a round would take with another selection than it has.
+  """[n] or [] f32, numbers in each client's message.
 
   Args:
-    delivery, data, seen, behind, dim: see `meet`.
+    delivery, work: see `meet`.
     meeting: of the round.
     selection: coded.
   """
-  most = k_of_clients(
-      delivery, data, meeting.waits_for, seen, selection.k_up, dim
-  )
-  volume = selection.volume_up
-  if most is not None:
-    volume = delivery.planned(most, dim)
-  arrivals = _arrivals(data, seen, volume, behind)
-  return _duration(delivery, data, meeting, selection, arrivals)
+  most = k_of_clients(delivery, work, meeting.waits_for, selection.k_up)
+  if most is None:
+    return selection.volume_up
+  return delivery.planned(most, work.dim)
 
 
-def _duration(delivery, data, meeting, selection, arrivals):
-  deadline = jnp.inf if delivery.deadline is None else delivery.deadline
+def seconds_of(
+    delivery: Delivery, work: Work, meeting: Meeting, selection: Selection
+) -> jax.Array:
+  """[] f32, how long a synchronous round takes with a selection.
+
+  Args:
+    delivery, work, meeting, selection: see `volumes_up`.
+  """
+  volume = volumes_up(delivery, work, meeting, selection)
+  return _duration(delivery, work, meeting, selection, work.arrivals(volume))
+
+
+def _duration(delivery, work, meeting, selection, arrivals):
   return clocks.round_seconds(
       arrivals,
-      clocks.download(data.speeds, selection.volume_down),
+      clocks.download(work.speeds, selection.volume_down),
       meeting.waits_for,
-      deadline,
+      delivery.deadline,
   )
 
 
 def pass_seconds(
     delivery: Delivery,
-    data: ClientData,
-    state: RoundState,
-    cohort: Cohort | None,
+    work: Work,
+    seconds: tuple[jax.Array, jax.Array],
     meeting: Meeting,
     selection: Selection,
-    seen: jax.Array,
-    dim: int,
 ) -> tuple[tuple[jax.Array, jax.Array], Timing]:
   """The simulated time after a round, and what a reader wants to know of it.
 
   Args:
-    delivery, data, seen, dim: see `meet`.
-    state: before the round.
-    cohort: who takes part; None for all clients.
-    meeting: of the round.
-    selection: coded.
+    delivery, work, meeting, selection: see `volumes_up`.
+    seconds: `RoundState.seconds` before the round.
 
   Returns:
-    `RoundState.seconds`, and the timing.
+    `RoundState.seconds` after it, and the timing.
   """
+  volume = volumes_up(delivery, work, meeting, selection)
   arrivals = meeting.arrivals
-  assert arrivals is not None
-  duration = _duration(delivery, data, meeting, selection, arrivals)
-  before, rest = state.seconds
+  if arrivals is None:
+    arrivals = work.arrivals(volume)
+  duration = _duration(delivery, work, meeting, selection, arrivals)
+  before, rest = seconds
   now, rest = add_time(before, rest, duration)
-  volume = selection.volume_up
-  if meeting.most is not None:
-    volume = delivery.planned(meeting.most, dim)
-  deadline = jnp.inf if delivery.deadline is None else delivery.deadline
   place, cause = clocks.slowest(
-      arrivals, data.speeds, seen, volume, meeting.waits_for, deadline
+      arrivals,
+      work.speeds,
+      work.seen,
+      volume,
+      work.behind,
+      meeting.waits_for,
+      delivery.deadline,
   )
-  late = meeting.waits_for & (arrivals > deadline)
+  late = meeting.waits_for & (arrivals > delivery.deadline)
   return (now, rest), Timing(
       seconds=now,
       duration=duration,
       late=jnp.sum(late, dtype=jnp.int32),
-      slowest=place if cohort is None
-      else jnp.where(place < 0, -1, cohort.clients[place]),
+      slowest=jnp.where(place < 0, -1, work.clients[place]),
       cause=cause,
   )
 
 
 def traffic(
-    delivery: Delivery,
-    data: ClientData,
-    meeting: Meeting,
-    selection: Selection,
-    behind: jax.Array | None,
-    dim: int,
+    delivery: Delivery, work: Work, meeting: Meeting, selection: Selection
 ) -> tuple[jax.Array, jax.Array]:
   """[] f32 each: numbers in the messages of all clients, and to all of them.
 
@@ -305,27 +297,21 @@ def traffic(
   what it needs for that.
 
   Args:
-    delivery, data, behind, dim: see `meet`.
-    meeting: of the round.
-    selection: coded.
+    delivery, work, meeting, selection: see `volumes_up`.
   """
-  up = selection.volume_up
-  if meeting.most is not None:
-    up = delivery.planned(meeting.most, dim)
-  down = selection.volume_down
-  if behind is not None:
-    down = down + behind
+  up = volumes_up(delivery, work, meeting, selection)
+  down = selection.volume_down + work.behind
   total = lambda volume, clients: jnp.sum(jnp.where(clients, volume, 0.0))
-  return total(up, meeting.waits_for), total(down, data.counts > 0)
+  return total(up, meeting.waits_for), total(down, work.counts > 0)
 
 
 def all_sent(
     selection: Selection, messages: jax.Array, weights: jax.Array
 ) -> Selection:
-  """A selection in which the server uses all elements of J that it has.
+  """A selection in which the server has what clients send of J, and no more.
 
   A sparsifier looks at the k largest entries of each client, to choose J. But
-  some clients send more, and then also these elements count.
+  some clients send more, and then these elements count too; and some send less.
 
   Args:
     selection: of sparse messages.
@@ -344,22 +330,16 @@ def all_sent(
   )
 
 
-def sendable(
-    delivery: Delivery, accumulated: jax.Array, most: jax.Array | None
-) -> jax.Array:
-  """ONE client's gradient as the server would get it.
+def largest(accumulated: jax.Array, most: jax.Array) -> jax.Array:
+  """ONE client's k_i largest entries; 0 elsewhere.
 
   Args:
-    delivery: how messages are coded.
-    accumulated: [D] f32, a_i.
-    most: [] i32, k_i, the elements that it may send; None for any number.
+    accumulated: [D] f32.
+    most: [] i32, k_i.
 
   Returns:
-    [D] f32: the k_i largest entries, rounded; 0 elsewhere.
+    [D] f32.
   """
-  rounded = clocks.rounded(accumulated, delivery.message.value_bits)
-  if most is None:
-    return rounded
-  keys = topk.magnitude_key(rounded)
+  keys = topk.magnitude_key(accumulated)
   last = topk.nth_largest(keys, topk.count(keys), most)
-  return jnp.where(topk.at_or_above(keys, last), rounded, 0.0)
+  return jnp.where(topk.at_or_above(keys, last), accumulated, 0.0)

@@ -28,14 +28,14 @@ class Participation(ClockOptions):
   )
   sampling: str = setting(
       "uniform",
-      "How they are drawn; by_size: large clients more often, then all count "
-      "alike in the mean.",
+      "How the clients of a round are drawn; by_size: large clients more "
+      "often, then all count alike in the mean.",
       choices=SAMPLINGS,
   )
   dropout: float = setting(
       0.0,
       "Probability that a client drops out in a round. Its gradient stays in "
-      "its residual.",
+      "its residual; with stateless it is lost.",
       least=0,
       most=1,
   )
@@ -55,21 +55,23 @@ class Participation(ClockOptions):
   stateless: bool = setting(
       False,
       "Clients keep no residual; they send the difference between their "
-      "gradient and the last aggregate (CAFe).",
+      "gradient and the last aggregate (CAFe). What does not arrive is lost.",
   )
   buffer_size: int | None = setting(
       None,
       "Asynchronous rounds: the server takes a step whenever so many messages "
       "have arrived (FedBuff); clients_per_round are at work at any time. "
-      "Default: synchronous rounds.",
+      "Controllers see what a synchronous round would take. Default: "
+      "synchronous rounds.",
       least=1,
   )
   max_staleness: int = setting(
       50,
       "Of asynchronous rounds: a gradient at weights that are older than so "
-      "many rounds is not used.",
+      "many rounds is not used. The device and each checkpoint have the "
+      "weights of so many rounds.",
       least=0,
-      most=2**20,
+      most=10_000,
   )
   store: str | None = setting(
       None,

@@ -1,6 +1,7 @@
 """The parts of a run, named or given as objects, and the round they make."""
 
 import functools
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -233,6 +234,17 @@ def compose(
   Raises:
     ConfigError: k or its interval does not fit the model.
   """
+  for name, unset in (
+      ("deadline", None), ("buffer_size", None), ("k_by_speed", False)
+  ):
+    value = getattr(config, name)
+    require(
+        parts.sparsifier is None or value == unset,
+        name,
+        value,
+        "unset with a sparsifier of your own, because the size of its messages "
+        "must be known before; register it by `register_method`",
+    )
   return build_round(
       model,
       _build_sparsifier(config, parts, model),
@@ -272,7 +284,6 @@ def _build_attendance(config, turnout, dim):
       config.max_staleness,
       turnout.num_clients,
       dim,
-      most_behind=(1 + config.stateless) * dim,
   )
 
 
@@ -281,7 +292,7 @@ def _build_delivery(config, dim):
   return Delivery(
       message=Message(config.index_coding, config.value_bits),
       in_seconds=config.clock is not None,
-      deadline=config.deadline,
+      deadline=config.deadline or math.inf,
       ends_together=config.k_by_speed,
       dropout=config.dropout,
       elements=None if method.takes_k else dim,

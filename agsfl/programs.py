@@ -60,6 +60,8 @@ class Simulation(NamedTuple):
       on the number of devices.
     like: shapes and types of what is saved of a run.
     unpack: a list of saved states, NumPy, one for each run -> state.
+    has_rows: whether saved states refer to rows in a file; then the older ones
+      cannot be read any more when the run has gone on from one.
   """
 
   model: Model
@@ -71,6 +73,7 @@ class Simulation(NamedTuple):
   pack: Callable[[RoundState], Any]
   like: PyTree
   unpack: Callable[[list[Any]], RoundState]
+  has_rows: bool = False
 
 
 def build(
@@ -187,6 +190,7 @@ def _build_stored(config, programs, placed, evaluate, store, rows):
       pack=rounds.pack,
       like=rounds.like,
       unpack=lambda saved: rounds.unpack(saved[0]),
+      has_rows=True,
   )
 
 

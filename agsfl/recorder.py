@@ -207,6 +207,7 @@ class Recorder:
       clients = np.arange(len(info.contributed))
     # Larger numbers are empty places, or clients of padding.
     there = clients < len(rounds)
+    there[there] = self._data.clients.counts[clients[there]] > 0
     np.add.at(rounds, clients[there], 1)
     np.add.at(contributed, clients[there], info.contributed[there])
 

@@ -1,6 +1,5 @@
 """One round of federated learning, in the order in which it happens."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -16,14 +15,16 @@ from agsfl.data.federated import ClientData
 from agsfl.delivery import (
   EVERYTHING_ARRIVES,
   Delivery,
+  Work,
   all_sent,
   arrivals_of,
   k_of_clients,
+  largest,
   meet,
   pass_seconds,
   seconds_of,
-  sendable,
   traffic,
+  volumes_up,
 )
 from agsfl.errors import refused
 from agsfl.feedback import AS_IN_THE_PAPER, Feedback
@@ -230,16 +231,16 @@ def build_round(
   )
   # After this the server sends all weights; stateless clients also need b.
   most_behind = 2 * model.dim if feedback.stateless else model.dim
-
   always_hears = attendance is None and delivery.is_certain
 
-  def send(key, view, meeting, state, k, can_send):
+  def send(key, view, work, meeting, state, k, can_send):
     """Clients send k elements, the server takes its step."""
     selection, sparsifier_state = sparsifier.select(
         key, view, meeting.weights, k, state.sparsifier
     )
     if delivery.ends_together:
-      selection = all_sent(selection, view, meeting.weights)
+      messages = own_messages(view, work, meeting, k)
+      selection = all_sent(selection, messages, meeting.weights)
     b = feedback.step(selection.aggregate, state.feedback)
     if meeting.damping is not None:
       b = meeting.damping * b
@@ -263,13 +264,30 @@ def build_round(
         feedback.after(state.feedback, b, round_index),
     )
 
-  def residuals_after(accumulated, view, selection, weights):
+  def own_messages(view, work, meeting, k):
+    """[n, D], the k_i largest entries of each client."""
+    most = k_of_clients(delivery, work, meeting.waits_for, k)
+    return over_clients(largest)(view, most)
+
+  def residuals_after(accumulated, view, work, meeting, selection):
     """[n, D], what was not sent, or sent but not used by the server."""
     if feedback.stateless:
       return ()
     # Every row waits for b; otherwise XLA copies [n, D]. Where b is not a
     # number, the elements stay at the clients.
     mask = selection.mask & ~jnp.isnan(selection.aggregate)
+    if delivery.ends_together:
+      return over_clients(
+          lambda mask, accumulated, message, weight: (
+              accumulated - jnp.where(mask & (weight > 0), message, 0.0)
+          ),
+          (None, 0, 0, 0),
+      )(
+          mask,
+          accumulated,
+          own_messages(view, work, meeting, selection.k_up),
+          meeting.weights,
+      )
     if view is accumulated:
       return over_clients(
           lambda mask, accumulated, own: (
@@ -277,14 +295,7 @@ def build_round(
           ),
           (None, 0, 0),
       )(mask, accumulated, selection.clients)
-    # The client also has what its message lacks.
-    if delivery.ends_together:
-      return over_clients(
-          lambda mask, accumulated, view, weight: (
-              accumulated - jnp.where(mask & (weight > 0), view, 0.0)
-          ),
-          (None, 0, 0, 0),
-      )(mask, accumulated, view, weights)
+    # The client also has what rounding took from its message.
     return over_clients(
         lambda mask, accumulated, view, own: (
             accumulated - sparsifier.split(view, mask, own).sent
@@ -294,10 +305,9 @@ def build_round(
 
   def theta(selection, state, steps, behind):
     """The round's normalised time with this selection."""
-    down = selection.volume_down
     return round_time(
         selection.volume_up,
-        down if behind is None else down + jnp.max(behind),
+        selection.volume_down + jnp.max(behind),
         dim=model.dim,
         comm_time=state.comm_time,
         compute=steps + observing,
@@ -335,7 +345,17 @@ def build_round(
     """[n], of clients that begin now; k is that of the next round."""
     k = stochastic_round(state.proposal.k, rounding(state))
     _, seen = work_of(training, batch_size, data.counts)
-    return arrivals_of(delivery, data, seen, k, behind, model.dim)
+    volume = delivery.planned(k, model.dim)
+    return arrivals_of(data.speeds, seen, behind, volume)
+
+  def behind_of(state, cohort, number):
+    """[n], what the round's clients needed first."""
+    if cohort is None:
+      return jnp.zeros(number, jnp.float32)
+    if cohort.flights is not None:
+      return cohort.flights.behind
+    synced = state.attendance.synced
+    return missed(synced, cohort.clients, model.dim, most_behind)
 
   def draw(data, state):
     if attendance is None:
@@ -364,29 +384,26 @@ def build_round(
     uniform = rounding(state)
     k = stochastic_round(state.proposal.k, uniform)
 
-    # Whose message arrives, and what it can hold.
-    behind = None
-    if cohort is not None:
-      synced = state.attendance.synced
-      behind = missed(synced, cohort.clients, model.dim, most_behind)
-    meeting = meet(
-        delivery, data, state, cohort, local.seen, k, behind, model.dim
+    # Whose message arrives, and what it holds of a value.
+    work = Work(
+        clients=cohorts.numbers_of(data, cohort),
+        counts=data.counts,
+        speeds=data.speeds,
+        seen=local.seen,
+        behind=behind_of(state, cohort, len(data.counts)),
+        dim=model.dim,
     )
+    meeting = meet(delivery, work, state, cohort, k)
     view = accumulated
-    message = functools.partial(sendable, delivery)
-    if delivery.changes_messages:
-      view = over_clients(message)(accumulated, meeting.most)
+    if delivery.message.value_bits < 32:
+      view = over_clients(
+          lambda a: clocks.rounded(a, delivery.message.value_bits)
+      )(accumulated)
     can_send = all_finite & jnp.any(meeting.weights > 0)
 
     def try_k(k):
       k = jnp.where(can_send, stochastic_round(k, uniform), 0)
-      own = view
-      if delivery.ends_together:
-        most = k_of_clients(
-            delivery, data, meeting.waits_for, local.seen, k, model.dim
-        )
-        own = over_clients(message)(accumulated, most)
-      return send(key_select, own, meeting, state, k, can_send)
+      return send(key_select, view, work, meeting, state, k, can_send)
 
     # One vmap over k and k', so that a sparsifier can share work between them.
     ks = [state.proposal.k]
@@ -395,6 +412,10 @@ def build_round(
     trials = jax.vmap(try_k)(jnp.stack(ks))
     played, probe = (jax.tree.map(lambda x, i=i: x[i], trials) for i in (0, -1))
     selection = played.selection
+    if delivery.ends_together:
+      # The largest message of all clients.
+      up = volumes_up(delivery, work, meeting, selection)
+      selection = selection._replace(volume_up=jnp.max(up))
 
     # Alg. 2 and 3: the next k follows from what k and k' cost.
     steps: float | jax.Array = 1.0
@@ -404,10 +425,8 @@ def build_round(
 
     def time_of(selection):
       if not delivery.in_seconds:
-        return theta(selection, state, steps, behind)
-      return seconds_of(
-          delivery, data, meeting, selection, local.seen, behind, model.dim
-      )
+        return theta(selection, state, steps, work.behind)
+      return seconds_of(delivery, work, meeting, selection)
 
     observed = None
     if controller.observes:
@@ -422,20 +441,19 @@ def build_round(
     elapsed, rest = add_time(
         state.elapsed,
         state.elapsed_rest,
-        theta(selection, state, steps, behind),
+        theta(selection, state, steps, work.behind),
     )
     seconds, timing = state.seconds, None
     if delivery.in_seconds:
       seconds, timing = pass_seconds(
-          delivery, data, state, cohort, meeting, selection, local.seen,
-          model.dim,
+          delivery, work, state.seconds, meeting, selection
       )
 
     # Alg. 1: what the server used leaves the residuals.
     new_state = state.replace(
         params=played.params,
         residual=residuals_after(
-            accumulated, view, selection, meeting.weights
+            accumulated, view, work, meeting, selection
         ),
         sparsifier=played.sparsifier,
         server=played.server,
@@ -451,9 +469,7 @@ def build_round(
     # What a reader wants to know.
     all_up = all_down = None
     if not always_hears:
-      all_up, all_down = traffic(
-          delivery, data, meeting, selection, behind, model.dim
-      )
+      all_up, all_down = traffic(delivery, work, meeting, selection)
     count_of = lambda clients: (
         None if always_hears else jnp.sum(clients, dtype=jnp.int32)
     )
@@ -481,7 +497,7 @@ def build_round(
         all_down=all_down,
         heard=count_of(meeting.arrived),
         lost=count_of(meeting.lost),
-        behind=None if behind is None else jnp.max(behind),
+        behind=None if cohort is None else jnp.max(work.behind),
         timing=timing,
     )
     if metrics:

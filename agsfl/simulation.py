@@ -81,9 +81,11 @@ def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
   for name in ("clock", "availability"):
     if place := file_of(getattr(config, name)):
       found[name] = expanded(place)
-  problem = "must name a file, or the folder of a finished run"
   prints = dict(identity.get("fingerprints", {}))
   for name, file in found.items():
+    problem = "must name a csv file that can be read"
+    if name == "init_from":
+      problem = "must be the folder of a finished run, or a file of NumPy"
     with refused(f"--{name}={getattr(config, name)}", problem):
       prints[name] = f"{zlib.crc32(file.read_bytes()):08x}"
   return identity | ({"fingerprints": prints} if prints else {})
@@ -219,7 +221,8 @@ def simulate(
     checkpoints_kept: how many states stay until the run ends, the newest ones.
     keep_state: whether the last state stays after the end, so that the run can
       go on with more rounds; at most about 4 (N + 1) D bytes, and what the
-      sparsifier, the server and the controller add.
+      sparsifier, the server, the controller and asynchronous rounds add. A file
+      of residuals has up to `checkpoints_kept` + 3 rows of D for each client.
     on_row: called with each new row.
     should_stop: called after each call of the compiled rounds.
 
@@ -284,6 +287,8 @@ def simulate(
     saved = recorder.restore(simulation.like)
     if saved is not None:
       simulation = simulation._replace(state=simulation.unpack([saved]))
+      if simulation.has_rows and states is not None:
+        states.keep_only(len(recorder.rows))
     play(simulation, [recorder], should_stop)
   if isinstance(recorder.outcome, Exception):
     raise recorder.outcome

@@ -17,10 +17,10 @@ from agsfl.data.federated import ClientData
 from agsfl.errors import refuse
 from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
 from agsfl.rounds import Budget, Round
-from agsfl.stores.file import FileStore, saved_like
+from agsfl.stores.file import FileStore
 from agsfl.stores.host import HostStore
 from agsfl.stores.pipeline import Pipeline
-from agsfl.stores.rows import Store
+from agsfl.stores.rows import Saved, Store
 from agsfl.types import PyTree, RoundInfo, RoundState
 
 
@@ -116,7 +116,8 @@ class StoredRounds:
     self._specs = jax.tree.map(lambda x: EVERYWHERE, self.state)
     self.like = (
         jax.eval_shape(self._without_rows, self.state),
-        saved_like(num_clients, rows.states),
+        jax.ShapeDtypeStruct((num_clients,), np.int32),
+        jax.ShapeDtypeStruct((num_clients,), np.uint32),
     )
 
   def _without_rows(self, state):
@@ -181,13 +182,17 @@ class StoredRounds:
   def pack(self, state: RoundState) -> PyTree:
     """See `Simulation`; all rows are then in the file."""
     self._open().flush()
-    return self._without_rows(state), self._store.commit()
+    saved = self._store.commit()
+    # The rows of older states need no table: `States` removes these states when
+    # a run goes on.
+    return self._without_rows(state), saved.tables[0], saved.sums
 
   def unpack(self, saved: PyTree) -> RoundState:
     """See `Simulation`."""
-    rest, rows = saved
+    rest, table, sums = saved
     self._open()
-    self._store.restore(rows)
+    retained = len(self._store.saved.tables)
+    self._store.restore(Saved(np.repeat(table[None], retained, 0), sums))
     self.state = devices.with_padding(rest, self.state, self._specs)
     self._begin()
     return self.state

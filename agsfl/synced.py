@@ -9,16 +9,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Volumes are counted in shares of D, so that a difference of two sums is exact,
-# and right even if the sums have grown beyond 2^32 in between.
-_PER_DIM = 2**16
+# Volumes are whole numbers, or for D above 2^20 multiples of D / 2^20. So a
+# difference of two sums is right even if the sums have grown beyond 2^32 units.
+# But it must be below that: the messages of 4,096 dense rounds.
+_PER_DIM = 2**20
+
+
+def _unit(dim):
+  """In numbers."""
+  return max(1.0, dim / _PER_DIM)
 
 
 class Synced(NamedTuple):
   """What the server has sent, and what of it each client has.
 
   Attributes:
-    sent: [] u32, in units of D / 2^16 numbers, modulo 2^32.
+    sent: [] u32, in units of at least one number, modulo 2^32.
     received: [N] u32, the same at the time when the client was up to date.
   """
 
@@ -27,7 +33,7 @@ class Synced(NamedTuple):
 
 
 def at_start(num_clients: int) -> Synced:
-  """All clients know the first weights, because they follow from the seed."""
+  """All clients have the first weights before the run begins."""
   return Synced(jnp.uint32(0), jnp.zeros(num_clients, jnp.uint32))
 
 
@@ -48,7 +54,7 @@ def missed(
       synced.sent,
   )
   units = (synced.sent - received).astype(jnp.float32)
-  return jnp.minimum(units * (dim / _PER_DIM), jnp.float32(most))
+  return jnp.minimum(units * _unit(dim), jnp.float32(most))
 
 
 def served(
@@ -62,6 +68,6 @@ def served(
     volume_down: [] f32, of the message.
     dim: D.
   """
-  units = jnp.ceil(volume_down * (_PER_DIM / dim)).astype(jnp.uint32)
+  units = jnp.ceil(volume_down / _unit(dim)).astype(jnp.uint32)
   sent = synced.sent + units
   return Synced(sent, synced.received.at[clients].set(sent, mode="drop"))

@@ -157,7 +157,8 @@ class Observation(NamedTuple):
 
   Attributes:
     k, k_probe: elements that each client sent, after rounding.
-    time, time_probe: theta_m(k), theta_m(k'), in rounds of computation.
+    time, time_probe: theta_m(k), theta_m(k'), in rounds of computation; with a
+      clock in seconds, the seconds of a synchronous round.
     loss: one-sample loss at w(m-1), the data-size-weighted mean over clients.
     fall, fall_probe: by how much this loss is less at w(m) and at w'(m).
   """
@@ -233,11 +234,14 @@ class Flights(NamedTuple):
     left: [n] f32, seconds from now until its message arrives.
     trust: [n] f32, factor of its weight, less than 1 if it is stale; 0 if its
       weights are older than all that are stored.
+    behind: [n] f32, numbers that it needed before it began, see
+      `synced.missed`.
   """
 
   began: jax.Array
   left: jax.Array
   trust: jax.Array
+  behind: jax.Array
 
 
 @flax.struct.dataclass
@@ -300,8 +304,8 @@ class RoundInfo(NamedTuple):
     metrics: [] each by name, the user's own numbers; see `build_round`.
     clients: [n] i32, the numbers of the clients that took part; a place with a
       number >= N is empty. None if all N take part in order.
-    behind: [] f32, numbers that the client needs first that missed most of the
-      server's earlier messages, see `synced.missed`; None where all take part.
+    behind: [] f32, numbers that the client needed first that had missed most of
+      the server's messages, see `synced.missed`; None where all take part.
     all_up, all_down: [] f32, numbers in the messages of all clients of the
       round, and to all of them; None where all take part, since these are then
       N times the volumes.

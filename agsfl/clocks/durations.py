@@ -14,7 +14,9 @@ _NUMBER = 4
 EMPTY_ROUND = 60.0
 
 # Why a round lasted as long as it did; `slowest` gives the place in this list.
-CAUSES = ("computation", "upload", "latency", "deadline", "nobody")
+CAUSES = (
+    "computation", "upload", "latency", "download", "deadline", "nobody"
+)
 
 
 def arrival(
@@ -35,7 +37,7 @@ def arrival(
 
 
 def _parts(speeds, seen, volume_up):
-  """Seconds [n] by cause, in the order of `CAUSES`."""
+  """Seconds [n] by cause, in the order of the first three `CAUSES`."""
   volume_up = jnp.float32(volume_up)
   return (
       speeds.seconds_per_sample * jnp.float32(seen),
@@ -44,7 +46,9 @@ def _parts(speeds, seen, volume_up):
   )
 
 
-def transfer(bytes_a_second: jax.Array, volume: jax.Array) -> jax.Array:
+def transfer(
+    bytes_a_second: jax.Array, volume: jax.Array | float
+) -> jax.Array:
   """[n] f32 seconds of a transfer, without latency.
 
   Args:
@@ -113,6 +117,7 @@ def slowest(
     speeds: Speeds,
     seen: jax.Array | float,
     volume_up: jax.Array | float,
+    behind: jax.Array | float,
     takes_part: jax.Array,
     deadline: float | jax.Array = jnp.inf,
 ) -> tuple[jax.Array, jax.Array]:
@@ -121,13 +126,16 @@ def slowest(
   Args:
     arrivals, takes_part, deadline: as for `round_seconds`.
     speeds, seen, volume_up: as for `arrival`.
+    behind: [n] or [] numbers of 32 bits that a client needed first.
 
   Returns:
     place: [] i32 in the cohort, the first of several; -1 if nobody takes part.
     cause: [] i32, a place in `CAUSES`: the longest part of this client's time,
       or the deadline if it missed that.
   """
-  parts = jnp.stack(jnp.broadcast_arrays(*_parts(speeds, seen, volume_up)))
+  parts = jnp.stack(jnp.broadcast_arrays(
+      *_parts(speeds, seen, volume_up), transfer(speeds.down, behind)
+  ))
   place = jnp.argmax(jnp.where(takes_part, arrivals, -jnp.inf))
   place = place.astype(jnp.int32)
   of_parts = jnp.argmax(parts[:, place])

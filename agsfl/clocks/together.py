@@ -15,6 +15,7 @@ def k_together(
     takes_part: jax.Array,
     bytes_per_element: float | jax.Array,
     dim: int,
+    delays: jax.Array | float = 0.0,
 ) -> jax.Array:
   """Shares n k elements among n clients so that their uploads end together.
 
@@ -37,6 +38,7 @@ def k_together(
       golomb and entropy a longer message has fewer bytes for each element, and
       the uploads end only nearly together.
     dim: D; n D is below 2^41.
+    delays: [n] or [] seconds that each client needs before it computes.
 
   Returns:
     [n] i32, whose sum is n k; 0 for clients that do not take part.
@@ -53,7 +55,7 @@ def k_together(
   k = jnp.int32(k)
   # Uploads begin at different times. From the first on, float32 has the finest
   # steps of T.
-  begins = arrival(speeds, seen, 0)
+  begins = arrival(speeds, seen, 0) + delays
   begins -= jnp.min(begins, where=takes_part, initial=jnp.inf)
   least = k // jnp.maximum(jnp.sum(takes_part, dtype=jnp.int32), 1)
 

@@ -20,7 +20,7 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 def _fall_per_time(observed):
-  """[] f32, the fall of the one-sample loss per unit of normalised time.
+  """[] f32, the fall of the one-sample loss per unit of time.
 
   It is negative if the loss rose, and 0 if the fall is not finite.
   """
@@ -78,7 +78,7 @@ def exp3(
   an arm for every k of a large model, a run of usual length learns nothing.
 
   EXP3 needs rewards in [0, 1]. The reward here is the fall of the one-sample
-  loss per unit of normalised time, divided by the largest such fall of the run
+  loss per unit of time, divided by the largest such fall of the run
   so far, this round's included, and cut to [0, 1]. So the first fall has reward
   1, and a round whose loss rose, or is not finite, has reward 0.
 
@@ -171,7 +171,7 @@ def bandit(
   the defaults T^(-1/2), their order.
 
   The cost must be bounded. Here it is minus the fall of the one-sample loss
-  per unit of normalised time, divided by the largest absolute value of this
+  per unit of time, divided by the largest absolute value of this
   fall in the run so far, this round's included. So it lies in [-1, 1]. A round
   whose losses are not finite costs 0 and does not change x.
 

@@ -48,9 +48,10 @@ class ClientData:
     counts: [N] i32, C_i.
     first: [devices] i32, where each device has only some of the samples: the
       row of the first of them. None where all have all.
-    speeds: of each client, for a clock in seconds, see `clocks.Speeds`.
+    speeds: of each client, see `clocks.Speeds`; `build` sets it for a clock in
+      seconds.
     availability: when each client is available, see `clocks.Availability`;
-      None if they always are.
+      None if they always are. `build` sets it too.
   """
 
   features: Array

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from agsfl.errors import refuse
@@ -12,7 +10,6 @@ from agsfl.stores import rows as of_rows
 from agsfl.stores.paging import SlotTable
 from agsfl.stores.rows import Rows, Saved
 from agsfl.stores.slots import SlotFile
-from agsfl.types import PyTree
 
 # A state's rows are committed before the state is written, while the state
 # before it may still be on its way to the disk.
@@ -111,19 +108,6 @@ class FileStore:
   def close(self):
     """See `Store`."""
     self._file.close()
-
-
-def saved_like(num_clients: int, states: int) -> PyTree:
-  """The shapes and types of `Saved`.
-
-  Args:
-    num_clients, states: see `FileStore`.
-  """
-  form: Any = jax.ShapeDtypeStruct
-  return Saved(
-      form((states + _ON_THE_WAY, num_clients), np.int32),
-      form((num_clients,), np.uint32),
-  )
 
 
 def _checksum(pieces: list[np.ndarray]) -> int:

@@ -1,4 +1,4 @@
-"""A store whose rows are in the memory of this machine."""
+"""A store whose rows are in the memory of the host."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -121,7 +121,7 @@ def build_evaluate(
   """
   of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
   num_clients = len(data.client_names)
-  samples = clients.without("order", "starts", "counts")
+  samples = clients.shared.without("order")
   # One call computes the training and the test samples of each device.
   train = _some(layout.train_rows(data), train_samples)
   test = layout.test_rows(data)

@@ -32,6 +32,12 @@ def settings_of(base: Config) -> dict[str, Config]:
   require(
       base.clock is not None, "clock", base.clock, "set, such as phones"
   )
+  require(
+      base.clients_per_round is not None,
+      "clients_per_round",
+      base.clients_per_round,
+      "set, such as 10%",
+  )
   found = {f"learned_k_{base.used_controller}": base}
   for text, k in zip(KS.value, study.numbers("ks"), strict=True):
     found[f"k{text}"] = dataclasses.replace(base, controller="fixed", k=k)

@@ -27,7 +27,7 @@ def played(speeds, seen, volume_up, volume_down, takes_part, deadline):
       clocks.in_time(arrivals, takes_part, deadline),
       clocks.round_seconds(arrivals, downloads, takes_part, deadline),
       clocks.slowest(
-          arrivals, speeds, seen, volume_up, takes_part, deadline
+          arrivals, speeds, seen, volume_up, 0.0, takes_part, deadline
       ),
   )
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agsfl import devices, platforms, programs, settings, sweeps
+from agsfl import devices, platforms, programs, sweeps
 from agsfl.config import Config
 from agsfl.parts import Parts, build_model
 from agsfl.sparsifiers import METHODS
@@ -143,7 +143,7 @@ class Rounds(Program):
         clients,
         self._init(),
         jnp.int32(length),
-        jnp.float32(settings.LARGEST),
+        programs.budget_of(config),
         mesh=compiled.mesh,
     )
     self._num_devices = compiled.mesh.size

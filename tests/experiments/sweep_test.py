@@ -381,7 +381,7 @@ class SweepTest(parameterized.TestCase):
     for seed in (0, 1):
       lane = place / f"k=50,seed={seed},learning_rate=0.01"
       alone = self.folder / "sweep" / f"k=50,seed={seed}"
-      self.assertLen(list((lane / "figures").iterdir()), 4)
+      self.assertLen(list((lane / "figures").iterdir()), 5)
       one, two = read_run(lane), read_run(alone)
       for row, other in zip(one.rows, two.rows, strict=True):
         self.assertEqual(set(row), set(other))

@@ -57,11 +57,9 @@ class ScriptsTest(parameterized.TestCase):
     super().setUp()
     self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
 
-  def assert_one_line(self, result, *words):
-    self.assertNotEqual(result.returncode, 0)
-    self.assertNotIn("Traceback", result.stderr)
+  def assert_one_line(self, error, *words):
     (line,) = [
-        line for line in result.stderr.splitlines() if line.startswith("error")
+        line for line in error.splitlines() if line.startswith("error")
     ]
     for word in words:
       self.assertIn(word, line)
@@ -222,10 +220,10 @@ class ScriptsTest(parameterized.TestCase):
     link = self.folder / "link.npz"
     link.symlink_to(paths[1])
     self.assert_one_line(
-        start(
-            "decode_images",
+        main(
+            decode_images,
             f"--train={paths[0]}", f"--test={paths[1]}", f"--out={link}",
-        ),
+        )[0],
         f"--out={link}: must be another file than --test",
     )
     self.assertEqual([path.read_bytes() for path in paths], before)
@@ -233,14 +231,14 @@ class ScriptsTest(parameterized.TestCase):
 
   def test_errors_are_one_line(self):
     self.assert_one_line(
-        start("describe_data", "--dataset=npz:/none"), "--dataset=npz:/none"
+        main(describe_data, "--dataset=npz:/none")[0], "--dataset=npz:/none"
     )
     self.assert_one_line(
-        start("decode_images", "--train=/none", "--test=/none", "--out=/tmp"),
+        main(decode_images, "--train=/none", "--test=/none", "--out=/tmp")[0],
         "--out=/tmp",
     )
     self.assert_one_line(
-        start("decode_images", f"--out={self.folder / 'all.npz'}"), "--train"
+        main(decode_images, f"--out={self.folder / 'all.npz'}")[0], "--train"
     )
     for split in ("train", "test"):
       (self.folder / split).mkdir()
@@ -249,7 +247,9 @@ class ScriptsTest(parameterized.TestCase):
       )
     asked = f"--leaf_dir={self.folder}", f"--data_dir={self.folder / 'tfds'}"
     self.assert_one_line(
-        start("prepare_femnist", *asked), f"error: {asked[0]}: ", "'a', x"
+        # Its own process, for its flag is required once it is imported.
+        start("prepare_femnist", *asked).stderr,
+        f"error: {asked[0]}: ", "'a', x",
     )
 
 

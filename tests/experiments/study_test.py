@@ -1,8 +1,10 @@
-"""The studies as real processes: what they leave, and a second start."""
+"""The studies: what they leave, and a second start."""
 
+import importlib
 import json
 import signal
 import tempfile
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -14,9 +16,10 @@ from absl.testing import absltest, flagsaver, parameterized
 from agsfl.config import Config
 from agsfl.errors import ConfigError, StoppedError
 from agsfl.records.read import Run, read_run
-from experiments.lib import groups
+from experiments.lib import groups, scripts
 from experiments.lib.drawing import plt
 from experiments.paper import study
+from tests import small
 from tests.experiments import run_test
 
 SETTINGS = (
@@ -51,7 +54,7 @@ BAD = {
     "cross_replay": ("--seeds=0,x", "whole numbers"),
     "regret": ("--seeds=", "at least one"),
     "independence": ("--first_ks=9,x", "numbers"),
-    "simulated_seconds": ("--ks=9", "set, such as phones"),
+    "simulated_seconds": ("--quiet", "--clock=None: must be set"),
 }
 
 
@@ -63,11 +66,20 @@ class StudyTest(parameterized.TestCase):
     cls.folder = Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
     run_test.write_data(cls.folder)
 
-  def start(self, name, *arguments):
-    module = f"experiments.paper.{name}"
-    return run_test.run_python("-m", module, *run_test.filled(
+  def flags(self, name, *arguments):
+    return run_test.filled(
         (*SETTINGS, f"--workdir=FOLDER/{name}", *arguments), self.folder
-    ))
+    )
+
+  def start(self, name, *arguments):
+    """Its error or else its exit code, and what it printed; no process."""
+    module = importlib.import_module(f"experiments.paper.{name}")
+    with mock.patch.object(scripts, "run") as run:
+      study.run(module.compare)
+    (main,) = run.call_args.args
+    return small.main(
+        types.SimpleNamespace(main=main), *self.flags(name, *arguments)
+    )
 
   def times(self, workdir):
     return {
@@ -78,15 +90,15 @@ class StudyTest(parameterized.TestCase):
 
   @parameterized.parameters(*sorted(set(STUDIES) - {"compare_methods"}))
   def test_leaves_runs_a_figure_and_a_table(self, name):
-    self.check(name, self.start(name, *STUDIES[name][0]))
+    self.check(name, *self.start(name, *STUDIES[name][0]))
 
-  def check(self, name, result):
+  def check(self, name, end, printed):
     arguments, labels = STUDIES[name]
-    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertEqual(end, 0, printed)
     workdir = self.folder / name
     image = matplotlib.image.imread(workdir / "figure.png")
     self.assertGreater(np.ptp(image[..., :3]), 0.5)
-    self.assertIn((workdir / "table.md").read_text(), result.stdout)
+    self.assertIn((workdir / "table.md").read_text(), printed)
     for label in labels:
       for run in (workdir / label).iterdir():
         rounds = [row["round"] for row in read_run(run).rows]
@@ -120,13 +132,15 @@ class StudyTest(parameterized.TestCase):
         self.assertEqual(line[1 + column], f"{loss:.4g}")
 
   def test_a_second_start_does_what_is_missing(self):
-    """One study stands for all; they leave the same files."""
+    """One study stands for all; its first start is a real process."""
     name = "compare_methods"
     arguments, labels = STUDIES[name]
     workdir = self.folder / name
     stored = f"--compilation_cache_dir={self.folder / 'programs'}"
-    start = lambda *more: self.start(name, *arguments, stored, *more)
-    self.check(name, start())
+    first = run_test.run_python(
+        "-m", f"experiments.paper.{name}", *self.flags(name, *arguments, stored)
+    )
+    self.check(name, first.returncode, first.stdout + first.stderr)
     # Law: seeds of one setting share a program.
     programs = list((self.folder / "programs").glob("jit_run-*-cache"))
     self.assertLen(programs, len(labels))
@@ -134,8 +148,7 @@ class StudyTest(parameterized.TestCase):
     # As if it was stopped in the middle of the last run.
     last = workdir / labels[-1] / "seed3"
     (last / "summary.json").unlink()
-    again = start()
-    self.assertEqual(again.returncode, 0, again.stderr)
+    self.assertEqual(self.start(name, *arguments)[0], 0)
     self.assertEqual((workdir / "table.md").read_text(), table)
     changed = {
         path for path, time in self.times(workdir).items()
@@ -146,9 +159,8 @@ class StudyTest(parameterized.TestCase):
         {path.name for path in changed - inside}, {"figure.png", "table.md"}
     )
     self.assertIn(last / "metrics.jsonl", inside)
-    other = start("--learning_rate=0.5")
-    self.assertEqual(other.returncode, 1)
-    line = other.stderr.splitlines()[-1]
+    other, _ = self.start(name, *arguments, "--learning_rate=0.5")
+    line = other.splitlines()[-1]
     self.assertStartsWith(
         line, f"error: --workdir={workdir / labels[0] / 'seed0'}: "
     )
@@ -157,11 +169,11 @@ class StudyTest(parameterized.TestCase):
   @parameterized.parameters(*BAD)
   def test_a_wrong_list_is_refused(self, name):
     argument, allowed = BAD[name]
-    result = self.start(name, argument, "--workdir=FOLDER/bad")
-    self.assertEqual(result.returncode, 1)
-    (line,) = run_test.error_lines(result)
-    self.assertIn(argument.split("=")[0], line)
-    self.assertIn(allowed, line)
+    error, _ = self.start(name, argument, "--workdir=FOLDER/bad")
+    (line,) = error.splitlines()
+    self.assertStartsWith(line, "error: ")
+    for word in (*argument.split("=")[:-1], allowed):
+      self.assertIn(word, line)
     self.assertFalse((self.folder / "bad").exists())
 
 

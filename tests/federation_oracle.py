@@ -139,8 +139,6 @@ def play_round(
   sizes = np.array([federation.counts[client] for client in heard], float)
   trusts = np.array([1.0 if trust is None else trust[i] for i in heard])
   messages = {client: coded(accumulated[client]) for client in heard}
-  if k_of is not None:
-    messages = {i: top(message, k_of[i]) for i, message in messages.items()}
   used = [i for i, s in zip(heard, trusts, strict=True) if s > 0]
   sent = {client: np.zeros_like(params, np.float32) for client in clients}
   b = np.zeros(len(params))
@@ -151,7 +149,9 @@ def play_round(
     share = weights / sizes.sum()
     of_client = selection.sent
     if k_of is not None:
-      of_client = np.where(selection.mask, stacked, 0)
+      # J is that of k each; of it a client sends its k_i largest entries.
+      own = np.stack([top(messages[i], k_of[i]) for i in used])
+      of_client = np.where(selection.mask, own, 0)
     for client, own, factor in zip(used, of_client, share, strict=True):
       sent[client] = own
       b += factor * own

@@ -34,7 +34,7 @@ STATELESS = {
     "clients_per_round": 4, "stateless": True, "method": "periodic_k",
     "controller": "fixed", "k": 200.0, "num_rounds": 6,
 }
-NINE = {**FEW, "clients_per_round": 9, "method": "fab_top_k", "num_rounds": 5}
+NINE = {**FEW, "clients_per_round": 9, "num_rounds": 5}
 
 
 @functools.cache
@@ -82,7 +82,7 @@ class StoredTest(parameterized.TestCase):
       run(**stop_after(3))
     with contextlib.suppress(Killed):
       run(on_row=kill_at(8))
-    run()
+    run(checkpoints_kept=5)
     self.assert_same(folder, settings)
 
   @parameterized.parameters("host", "file")

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from unittest import mock
 
 import chex
 import hypothesis
@@ -257,6 +258,8 @@ class DevicesTest(parameterized.TestCase):
 class RegistryTest(absltest.TestCase):
 
   def test_a_method_of_your_own_has_a_name(self):
+    self.enter_context(mock.patch.dict(methods.METHODS._added))
+
     @methods.register_method("halves", takes_k=False, numbers_per_element=1)
     def halves():
       return CONTRACT["from_masks"][1]

@@ -25,11 +25,19 @@ class Feedback(NamedTuple):
     stateless: whether clients keep no residual. They send the difference
       between their gradient and the last aggregate, which all of them know.
       Source: CAFe, arXiv 2412.04538.
+    sends_all: whether clients send all that they have, and all of it arrives.
+      So their residuals would be zeros.
   """
 
   decay: float = 1.0
   preview: float = 0.0
   stateless: bool = False
+  sends_all: bool = False
+
+  @property
+  def has_residual(self) -> bool:
+    """Whether clients have something that they have not sent."""
+    return not (self.stateless or self.sends_all)
 
   def init(self, num_clients: int, dim: int) -> PyTree:
     """The state before round 1.
@@ -40,7 +48,7 @@ class Feedback(NamedTuple):
     """
     if self.stateless:
       return jnp.zeros(dim, jnp.float32)
-    if self.decay < 1:
+    if self.decay < 1 and self.has_residual:
       return jnp.zeros(num_clients, jnp.int32)
     return ()
 
@@ -87,7 +95,9 @@ class Feedback(NamedTuple):
     """
     if self.stateless:
       return b
-    return jnp.full_like(state, m) if self.decay < 1 else state
+    if self.decay < 1 and self.has_residual:
+      return jnp.full_like(state, m)
+    return state
 
 
 AS_IN_THE_PAPER = Feedback()

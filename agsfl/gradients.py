@@ -104,6 +104,8 @@ def build_accumulate(
     gradient = jnp.where(own.samples > 0, local.gradient, 0.0)
     if feedback.stateless:
       accumulated = gradient - shared.aggregate
+    elif feedback.sends_all:
+      accumulated = gradient
     else:
       accumulated = waited(own.residual) + gradient
     # The rest is small; the gradient itself is in the sum.
@@ -129,8 +131,10 @@ def build_accumulate(
         start=data.starts,
         samples=count,
         eta=jnp.broadcast_to(eta, count.shape),
-        previewed=state.residual if feedback.preview else None,
-        last=state.feedback if feedback.decay < 1 else None,
+        previewed=state.residual
+        if feedback.preview and feedback.has_residual else None,
+        last=state.feedback
+        if feedback.decay < 1 and feedback.has_residual else None,
         began=None if flights is None else flights.began,
     )
     return over_clients(one, (None, None, 0))(shared, data.shared, own)

@@ -245,6 +245,7 @@ def compose(
         "unset with a sparsifier of your own, because the size of its messages "
         "must be known before; register it by `register_method`",
     )
+  delivery = _build_delivery(config, model.dim)
   return build_round(
       model,
       _build_sparsifier(config, parts, model),
@@ -259,10 +260,8 @@ def compose(
       loss=parts.loss or models.sample_losses,
       metrics=dict(parts.metrics),
       attendance=_build_attendance(config, turnout, model.dim),
-      feedback=Feedback(
-          config.residual_decay, config.residual_preview, config.stateless
-      ),
-      delivery=_build_delivery(config, model.dim),
+      feedback=_build_feedback(config, parts, delivery),
+      delivery=delivery,
       schedules=_build_schedules(config),
   )
 
@@ -284,6 +283,22 @@ def _build_attendance(config, turnout, dim):
       config.max_staleness,
       turnout.num_clients,
       dim,
+  )
+
+
+def _build_feedback(config, parts, delivery):
+  sends_all = (
+      parts.sparsifier is None
+      and METHODS[config.method].sends_all
+      and delivery.is_certain
+      and delivery.message.value_bits == 32
+      and not config.stateless
+  )
+  return Feedback(
+      config.residual_decay,
+      config.residual_preview,
+      config.stateless,
+      sends_all,
   )
 
 

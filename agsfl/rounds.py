@@ -211,7 +211,8 @@ def build_round(
         learning_rate=jnp.float32(learning_rate),
         comm_time=jnp.float32(comm_time),
         params=params,
-        residual=() if feedback.stateless else jnp.zeros(of_all, jnp.float32),
+        residual=jnp.zeros(of_all, jnp.float32)
+        if feedback.has_residual else (),
         sparsifier=sparsifier.init(*of_all),
         server=server.init(params),
         controller=controller_state,
@@ -271,7 +272,7 @@ def build_round(
 
   def residuals_after(accumulated, view, work, meeting, selection):
     """[n, D], what was not sent, or sent but not used by the server."""
-    if feedback.stateless:
+    if not feedback.has_residual:
       return ()
     # Every row waits for b; otherwise XLA copies [n, D]. Where b is not a
     # number, the elements stay at the clients.

@@ -289,6 +289,31 @@ def controller_of(scale):
   return lambda k, k_min, k_max, settings: controllers.fixed(scale * k)
 
 
+class SendAllTest(parameterized.TestCase):
+
+  @parameterized.parameters({}, {"clients_per_round": 2})
+  def test_nothing_is_left(self, **cohort):
+    """Law: without residuals, which would be zeros, a run is the same.
+
+    With a sparsifier of the user's own, a run cannot know that none is left.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, FEATURES)).astype(np.float32)
+    data = agsfl.from_arrays(x, np.arange(60) % CLASSES)
+    config = Config(
+        model="mlp", method="send_all", num_rounds=4, learning_rate=0.5,
+        partition="iid", num_clients=3, num_devices=1, **cohort,
+    )
+    own = {"sparsifier": sparsifiers.send_all()}
+    run, other = agsfl.simulate(config, data=data), agsfl.simulate(
+        config, data=data, **own
+    )
+    np.testing.assert_array_equal(run.params, other.params)
+    self.assertEqual(run.rows, other.rows)
+    of = lambda **parts: agsfl.build(config, data, **parts).state.residual
+    self.assertEqual((of(), of(**own).any()), ((), False))
+
+
 class ReplacedTest(parameterized.TestCase):
 
   @parameterized.parameters(

@@ -285,6 +285,11 @@ class Method(NamedTuple):
   sends_models: bool = False
   k_by_client: bool = False
 
+  @property
+  def sends_all(self) -> bool:
+    """Whether clients send all D elements, so that none is left."""
+    return self.build is send_all
+
 
 METHODS = Registry(
     "method",

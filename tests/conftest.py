@@ -6,6 +6,8 @@
 import gc
 
 import hypothesis
+import jax
+import pytest
 
 hypothesis.settings.register_profile("short", max_examples=50, deadline=None)
 hypothesis.settings.register_profile("long", max_examples=1000, deadline=None)
@@ -16,3 +18,24 @@ def pytest_collection_finish():
   """Saves time: what is imported stays, and JAX makes many small objects."""
   gc.freeze()
   gc.set_threshold(100_000, 20, 100)
+
+
+# What these compute is tested elsewhere as users compile it.
+_COMPILE_FAST = (
+    "tests.experiments", "tests.records.folder_test",
+    "tests.records.checkpoints_test", "tests.doors_test", "tests.parts_test",
+    "tests.simulation_test",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(request):
+  """Some tests do without most of the compiler's optimisations."""
+  if not request.module.__name__.startswith(_COMPILE_FAST):
+    yield
+    return
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  # No program of theirs is left for others.
+  jax.config.update("jax_disable_most_optimizations", False)
+  jax.clear_caches()

@@ -11,10 +11,13 @@ from absl.testing import absltest, parameterized
 
 import agsfl
 from agsfl import controllers, rounds, sparsifiers
+from agsfl.clocks import Message
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData
+from agsfl.delivery import Delivery
 from agsfl.errors import ConfigError
+from agsfl.feedback import Feedback
 from agsfl.parts import Parts, compose, numbers_of
 from agsfl.sparsifiers import METHODS
 from agsfl.training import models
@@ -78,14 +81,41 @@ ROUNDS = (
     ),
     (
         {"method": "send_all"},
-        lambda: direct(sparsifiers.send_all(), controllers.fixed(33)),
+        lambda: direct(
+            sparsifiers.send_all(), controllers.fixed(33),
+            feedback=Feedback(sends_all=True),
+        ),
     ),
     (
         # tau = ceil(108 / 66)
         {"method": "fedavg"},
         lambda: direct(
             sparsifiers.send_all(), controllers.fixed(33),
-            training=trained(2, "sgd"),
+            training=trained(2, "sgd"), feedback=Feedback(sends_all=True),
+        ),
+    ),
+    # All may not arrive, or not as it is: then they have residuals.
+    (
+        {"method": "send_all", "dropout": 0.5},
+        lambda: direct(
+            sparsifiers.send_all(), controllers.fixed(33),
+            delivery=Delivery(dropout=0.5),
+        ),
+    ),
+    ({"residual_decay": 0.5}, lambda: direct(feedback=Feedback(decay=0.5))),
+    (
+        {"residual_preview": 0.5},
+        lambda: direct(feedback=Feedback(preview=0.5)),
+    ),
+    ({"stateless": True}, lambda: direct(feedback=Feedback(stateless=True))),
+    (
+        {"value_bits": 16},
+        lambda: direct(delivery=Delivery(Message(value_bits=16))),
+    ),
+    (
+        {"method": "fab_top_k", "index_coding": "golomb"},
+        lambda: direct(
+            sparsifiers.fab_top_k(), delivery=Delivery(Message("golomb"))
         ),
     ),
     (

@@ -40,6 +40,7 @@ class Counter:
         evaluate=[],
         lane=lambda state, index: int(state[index]),
         pack=lambda state: state,
+        like=None,
         unpack=None,
     )
 

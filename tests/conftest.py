@@ -22,9 +22,8 @@ def pytest_collection_finish():
 
 # What these compute is tested elsewhere as users compile it.
 _COMPILE_FAST = (
-    "tests.experiments", "tests.records.folder_test",
-    "tests.records.checkpoints_test", "tests.doors_test", "tests.parts_test",
-    "tests.simulation_test",
+    "tests.experiments", "tests.records", "tests.doors_test",
+    "tests.parts_test", "tests.simulation_test", "tests.recorder_test",
 )
 
 

@@ -17,7 +17,8 @@ others), controllers (`sign_interval` and others), and `build_round`, which
 makes a round of them. `types` has the records that pass between them.
 """
 
-from agsfl.attendance import SAMPLINGS, buffered, sampled
+from agsfl.asynchrony import buffered
+from agsfl.attendance import SAMPLINGS, sampled
 from agsfl.clocks import Message, Speeds
 from agsfl.config import Config
 from agsfl.controllers import (

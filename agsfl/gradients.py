@@ -84,11 +84,12 @@ def build_accumulate(
   """
 
   def one(shared, data, own):
-    key, params = batch_key(shared.key, shared.round_index), shared.params
+    m, params = shared.round_index, shared.params
     if own.began is not None:
       # It took its weights after an earlier round.
-      key = batch_key(shared.key, own.began + 1)
+      m = own.began + 1
       params = shared.history[own.began % len(shared.history)]
+    key = batch_key(shared.key, m)
 
     # What it has not sent has waited, and shows where it would lead.
     waited = lambda residual: (

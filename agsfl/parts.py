@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from agsfl import fingerprints
-from agsfl.attendance import SAMPLINGS, buffered, sampled
+from agsfl.asynchrony import buffered
+from agsfl.attendance import SAMPLINGS, sampled
 from agsfl.clocks import Message
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS

@@ -10,7 +10,8 @@ import optax
 from absl.testing import absltest, parameterized
 
 from agsfl import clocks, controllers, sparsifiers
-from agsfl.attendance import SAMPLINGS, buffered, drops_out, sampled
+from agsfl.asynchrony import buffered
+from agsfl.attendance import SAMPLINGS, drops_out, sampled
 from agsfl.clocks import Availability, Message, Speeds
 from agsfl.delivery import Delivery
 from agsfl.feedback import Feedback

@@ -339,11 +339,18 @@ class Config(Partition, SourceOptions, Participation):
     return self.schedule_rounds or self.num_rounds
 
   @property
-  def _uses_horizon(self) -> bool:
-    """Whether rounds depend on how many rounds the run is to have."""
-    return CONTROLLERS[self.used_controller].uses_horizon or (
-        self.schedule_rounds is None and self.used_schedules != {"constant"}
-    )
+  def budget(self) -> float | None:
+    """The budget of time in the unit of `Observation.time`; None for none."""
+    return self.time_budget if self.clock is None else self.seconds_budget
+
+  @property
+  def _horizon(self) -> set[str]:
+    """Settings of how far the run is to go on which its rounds depend."""
+    if CONTROLLERS[self.used_controller].uses_horizon:
+      return {"num_rounds", "time_budget", "seconds_budget"}
+    if self.schedule_rounds is None and self.used_schedules != {"constant"}:
+      return {"num_rounds"}
+    return set()
 
   @property
   def _has_one_local_step(self) -> bool:
@@ -431,12 +438,11 @@ class Config(Partition, SourceOptions, Participation):
     """The settings that make two runs different.
 
     The extent of a run and its evaluations are not among them, because a run
-    may go on with more rounds. But EXP3, the bandit and learning-rate schedules
-    choose their steps by the number of rounds, so for them it is included.
+    may go on with more rounds. But some controllers, and learning-rate
+    schedules, depend on how far the run is to go; for them it is included.
     """
     free = {"num_rounds", "time_budget", "seconds_budget", "eval_every"}
-    if self._uses_horizon:
-      free -= {"num_rounds"}
+    free -= self._horizon
     return {
         name: value
         for name, value in dataclasses.asdict(self).items()
@@ -458,8 +464,7 @@ class Config(Partition, SourceOptions, Participation):
     }
     if not METHODS[self.method].sends_models:
       numbers.add("k")  # with models, k decides the number of local steps
-    if self._uses_horizon:
-      numbers.discard("num_rounds")
+    numbers -= self._horizon
     defaults: dict[str, Any] = {
         field.name: field.default
         for field in dataclasses.fields(self)

@@ -327,6 +327,7 @@ def _build_controller(config, parts, dim, k, recorded_ks):
   _, k_min, k_max = config.k_range(dim)
   settings = types.SimpleNamespace(
       num_rounds=config.num_rounds,
+      budget=config.budget,
       stuck_rounds=config.stuck_rounds,
       exp3_arms=config.exp3_arms,
       bandit_radius=config.bandit_radius,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from agsfl import clocks, cohorts, devices, platforms
+from agsfl import backlog, clocks, cohorts, devices, platforms
 from agsfl.attendance import Attendance
 from agsfl.controllers.cost import add_time, cost_slope, round_time
 from agsfl.data.federated import ClientData
@@ -26,7 +26,7 @@ from agsfl.delivery import (
   traffic,
   volumes_up,
 )
-from agsfl.errors import refused
+from agsfl.errors import refused, require
 from agsfl.feedback import AS_IN_THE_PAPER, Feedback
 from agsfl.for_each_client import EVERYWHERE, ForEachClient
 from agsfl.gradients import build_accumulate
@@ -187,13 +187,20 @@ def build_round(
     The round.
 
   Raises:
-    ConfigError: an optimiser cannot work on a vector [D].
+    ConfigError: an optimiser cannot work on a vector [D], or the controller
+      measures the lag of clients without residuals.
 
   Source: Han, Wang, Leung, ICDCS 2020, Alg. 1 and Sec. IV.
   """
   _check_optimizer("server", server, model.dim)
   if training is not None:
     _check_optimizer("training", training.optimizer, model.dim)
+  require(
+      feedback.has_residual or not controller.measures_lag,
+      "controller",
+      "one that measures the lag",
+      "one that does not, where clients keep no residuals",
+  )
   over_clients = for_each_client or platforms.for_each_client()
   local_result = build_client(model, batch_size, training, loss)
   accumulate = build_accumulate(local_result, feedback, over_clients)
@@ -305,7 +312,7 @@ def build_round(
     )(mask, accumulated, view, selection.clients)
 
   def theta(selection, state, steps, behind):
-    """The round's normalised time with this selection."""
+    """[] f32, the round's normalised time with this selection."""
     return round_time(
         selection.volume_up,
         selection.volume_down + jnp.max(behind),
@@ -314,8 +321,8 @@ def build_round(
         compute=steps + observing,
     )
 
-  def observe(local, weights, state, played, probe, time_of):
-    """Times and falls of the one-sample loss for k and k'."""
+  def falls(local, weights, state, played, probe):
+    """The one-sample loss, and by how much it falls with k and k'."""
     losses_at = lambda params: loss(
         logits_of(params, local.sample), local.label
     )
@@ -326,15 +333,18 @@ def build_round(
       return jnp.sum(weights * (before - losses_at(params)))
 
     fall = fall_to(played.params)
-    return Observation(
-        k=played.selection.k_up.astype(jnp.float32),
-        k_probe=probe.selection.k_up.astype(jnp.float32),
-        time=time_of(played.selection),
-        time_probe=time_of(probe.selection),
-        loss=jnp.sum(weights * before),
-        fall=fall,
-        fall_probe=fall_to(probe.params) if controller.probes else fall,
-    )
+    fall_probe = fall_to(probe.params) if controller.probes else fall
+    return jnp.sum(weights * before), fall, fall_probe
+
+  def lag(waiting, residual, work, state, cohort):
+    """[] f32, see `backlog.lag`; `waiting` is the energy before the round."""
+    turns: float | jax.Array = 1.0
+    if cohort is not None:
+      # A client's next turn comes after N / n rounds.
+      number = jnp.maximum(jnp.sum(work.counts > 0), 1)
+      turns = len(state.attendance.synced.received) / number
+    left = over_clients(backlog.energy)(residual)
+    return backlog.lag(work.counts.astype(jnp.float32), waiting, left, turns)
 
   def rounding(state):
     """[] from [0, 1): one draw rounds both k and k' of the next round."""
@@ -380,6 +390,9 @@ def build_round(
     accumulated, local = accumulate(data, state, cohort, eta)
     finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
     all_finite = jnp.all(finite)
+    waiting = None
+    if controller.measures_lag:
+      waiting = over_clients(backlog.energy)(accumulated)
 
     # Sec. IV: one draw rounds both k and k' to whole numbers.
     uniform = rounding(state)
@@ -418,21 +431,47 @@ def build_round(
       up = volumes_up(delivery, work, meeting, selection)
       selection = selection._replace(volume_up=jnp.max(up))
 
+    # Alg. 1: what the server used leaves the residuals.
+    residual = residuals_after(accumulated, view, work, meeting, selection)
+
     # Alg. 2 and 3: the next k follows from what k and k' cost.
     steps: float | jax.Array = 1.0
     if training is not None:
       # The round waits for the client that takes most steps.
       steps = float(training.steps or 0) or jnp.float32(jnp.max(local.steps))
 
-    def time_of(selection):
+    def time_of(selection, work=work):
       if not delivery.in_seconds:
         return theta(selection, state, steps, work.behind)
       return seconds_of(delivery, work, meeting, selection)
 
     observed = None
-    if controller.observes:
-      observed = observe(
-          local, meeting.weights, state, played, probe, time_of
+    if controller.needs_observation:
+      # Without messages nobody would have missed one.
+      silent = time_of(
+          selection._replace(
+              k_up=jnp.zeros_like(selection.k_up),
+              volume_up=jnp.float32(0.0),
+              volume_down=jnp.float32(0.0),
+          ),
+          work._replace(behind=jnp.zeros_like(work.behind)),
+      )
+      before = fall = fall_probe = None
+      if controller.observes:
+        before, fall, fall_probe = falls(
+            local, meeting.weights, state, played, probe
+        )
+      observed = Observation(
+          k=selection.k_up.astype(jnp.float32),
+          k_probe=probe.selection.k_up.astype(jnp.float32),
+          time=time_of(selection),
+          time_probe=time_of(probe.selection),
+          loss=before,
+          fall=fall,
+          fall_probe=fall_probe,
+          time_silent=silent,
+          lag=lag(waiting, residual, work, state, cohort)
+          if controller.measures_lag else None,
       )
     proposal, controller_state = controller.update(
         key_update, observed, state.controller
@@ -450,12 +489,9 @@ def build_round(
           delivery, work, state.seconds, meeting, selection
       )
 
-    # Alg. 1: what the server used leaves the residuals.
     new_state = state.replace(
         params=played.params,
-        residual=residuals_after(
-            accumulated, view, work, meeting, selection
-        ),
+        residual=residual,
         sparsifier=played.sparsifier,
         server=played.server,
         controller=controller_state,

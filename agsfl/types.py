@@ -159,17 +159,23 @@ class Observation(NamedTuple):
     k, k_probe: elements that each client sent, after rounding.
     time, time_probe: theta_m(k), theta_m(k'), in rounds of computation; with a
       clock in seconds, the seconds of a synchronous round.
-    loss: one-sample loss at w(m-1), the data-size-weighted mean over clients.
+    loss: one-sample loss at w(m-1), the data-size-weighted mean over clients;
+      this and the falls are None if the controller does not observe.
     fall, fall_probe: by how much this loss is less at w(m) and at w'(m).
+    time_silent: theta_m(0), the time of the round without any message.
+    lag: rounds by which the weights are behind, see `backlog.lag`; -1 if
+      nothing was sent. None if the controller does not measure it.
   """
 
   k: jax.Array
   k_probe: jax.Array
   time: jax.Array
   time_probe: jax.Array
-  loss: jax.Array
-  fall: jax.Array
-  fall_probe: jax.Array
+  loss: jax.Array | None = None
+  fall: jax.Array | None = None
+  fall_probe: jax.Array | None = None
+  time_silent: jax.Array | None = None
+  lag: jax.Array | None = None
 
 
 class ControllerInit(Protocol):
@@ -197,16 +203,24 @@ class KController(NamedTuple):
   Attributes:
     init: key -> (KProposal for round 1, state).
     update: (key, Observation, state) -> (KProposal for the next round, state).
-    observes: whether the round must measure one-sample losses. If not, `update`
-      gets None in place of the Observation.
+    observes: whether the round must measure one-sample losses. This takes the
+      time of one sample of each client.
     probes: whether the round must also try k_probe. If not, the Observation's
       values of the probe are those of k.
+    measures_lag: whether the round must measure `Observation.lag`, from numbers
+      that clients have anyway. This takes no simulated time.
   """
 
   init: ControllerInit
   update: ControllerUpdate
   observes: bool
   probes: bool
+  measures_lag: bool = False
+
+  @property
+  def needs_observation(self) -> bool:
+    """Whether `update` gets an Observation; else it gets None."""
+    return self.observes or self.measures_lag
 
 
 class Cohort(NamedTuple):

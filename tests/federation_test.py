@@ -17,6 +17,7 @@ from agsfl.delivery import Delivery
 from agsfl.feedback import Feedback
 from agsfl.sparsifiers import METHODS, plain
 from agsfl.training.optimizers import server_of
+from agsfl.types import KController, KProposal
 from tests import federation_oracle as oracle
 from tests.linear import BATCH, DIM, one_sample_each, weighted
 from tests.rounds_test import BETA, RATE, build
@@ -146,6 +147,36 @@ def play(simulated, data, num_rounds):
   return states, infos
 
 
+def watching(ks):
+  """Plays these k; its state has the lag and the silent time of the round."""
+  ks = jnp.float32(ks)
+  propose = lambda m: KProposal(ks[m], ks[m])
+  return KController(
+      init=lambda key: (propose(0), (jnp.int32(1), jnp.zeros(2))),
+      update=lambda key, observed, state: (
+          propose(state[0]),
+          (
+              jnp.minimum(state[0] + 1, len(ks) - 1),
+              jnp.stack([observed.lag, observed.time_silent]),
+          ),
+      ),
+      observes=False,
+      probes=False,
+      measures_lag=True,
+  )
+
+
+def lag_of(want, clients):
+  """Little's law over all clients, of whom a few have their turn."""
+  waiting = sent = 0.0
+  for i in clients:
+    left = np.sum(np.square(want.residual[i], dtype=float))
+    waiting += COUNTS[i] * left
+    sent += COUNTS[i] * (np.sum(np.square(want.accumulated[i])) - left)
+  some = any(want.contributed.values())
+  return N / len(clients) * waiting / sent if some else -1.0
+
+
 def jitted(step):
   """Such small rounds compile for longer than they run."""
   return jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
@@ -156,7 +187,10 @@ class SynchronousTest(parameterized.TestCase):
   @parameterized.named_parameters(KINDS.items())
   def test_as_in_numpy(self, settings):
     """Weights, residuals, shares and seconds of each round."""
-    simulated = built(some(), **settings)
+    has_lag = "stateless" not in settings
+    simulated = built(
+        some(), controller=watching(KS) if has_lag else None, **settings
+    )
     states, infos = play(simulated, clients_of(), len(KS))
     remedy = oracle.Remedy(*(
         settings.get(name, default)
@@ -231,6 +265,17 @@ class SynchronousTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             after.residual[others], before.residual[others]
         )
+
+      # What a controller may see: the lag, and the time without messages.
+      if has_lag:
+        lag, silent = after.controller[1]
+        np.testing.assert_allclose(lag, lag_of(want, clients), rtol=1e-3)
+        ends = [seconds_until_sent(i, 0, 0) for i in begun]
+        ways = [download(i, 0) for i in begun]
+        want_silent = 60.0
+        if begun:
+          want_silent = min(max(ends), deadline) + max(ways)
+        np.testing.assert_allclose(silent, want_silent, rtol=1e-3)
 
       # Time: until the last message or the deadline, then the way back.
       duration = 60.0

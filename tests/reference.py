@@ -351,6 +351,40 @@ class SignDescent:
     return self.k
 
 
+class SignLog:
+  """Alg. 2 on log k.
+
+  Attributes:
+    k: real, number of elements of the round to come.
+    m: that round's number, from 1.
+  """
+
+  def __init__(self, k_init, k_min, k_max):
+    """Starts at round 1 with k_init, in [k_min, k_max]; all real, elements."""
+    _check(k_init, k_min, k_max)
+    self.k = float(k_init)
+    self.k_min = float(k_min)
+    self.k_max = float(k_max)
+    self.m = 1
+
+  def delta(self):
+    """Step of log k in the round to come; real."""
+    return math.log(self.k_max / self.k_min) / math.sqrt(2 * self.m)
+
+  def probe(self):
+    """k' of the round to come; real, in elements."""
+    k_probe = math.exp(math.log(self.k) - self.delta() / 2)
+    return min(max(k_probe, max(1.0, 0.1 * self.k_min)), self.k - 1)
+
+  def update(self, sign, valid):
+    """Ends a round and gives the next round's k; see `SignDescent.update`."""
+    if valid:
+      k = math.exp(math.log(self.k) - self.delta() * sign)
+      self.k = _project(k, self.k_min, self.k_max)
+    self.m += 1
+    return self.k
+
+
 class SignInterval:
   """Sign descent in instances, each over an interval learned from the last.
 
@@ -495,6 +529,50 @@ class ValueDescent:
       delta = (self.k_max - self.k_min) / math.sqrt(2 * self.m)
       self.k = _project(self.k - delta * slope, self.k_min, self.k_max)
     self.m += 1
+    return self.k
+
+
+class Balance:
+  """The k at which its share of time and the lag it leaves are in balance.
+
+  Attributes:
+    k: real, number of elements of the round to come.
+    m: rounds done.
+    t: time that they took.
+  """
+
+  def __init__(self, k_init, k_min, k_max, num_rounds, budget=None):
+    """Starts with k_init, in [k_min, k_max]; budget in units of time."""
+    _check(k_init, k_min, k_max)
+    self.k = float(k_init)
+    self.k_min = float(k_min)
+    self.k_max = float(k_max)
+    self.num_rounds = num_rounds
+    self.budget = math.inf if budget is None else budget
+    self.m = 0
+    self.t = 0.0
+
+  def update(self, theta, theta_silent, lag):
+    """Ends a round and gives the next round's k.
+
+    Args:
+      theta: time of this round.
+      theta_silent: what it would be without messages.
+      lag: rounds that a gradient waits; negative if that is not known.
+    """
+    self.m += 1
+    known = all(map(math.isfinite, (theta, theta_silent, lag)))
+    if not (known and theta > 0 and lag >= 0):
+      return self.k
+    self.t += theta
+    left = max(self.budget - self.t, 0.0) / theta
+    all_rounds = min(self.num_rounds, self.m + left)
+    share = (theta - theta_silent) / theta  # epsilon
+    if share <= 0:
+      self.k = self.k_max
+    else:
+      best = self.k * math.sqrt(lag / (share * all_rounds))
+      self.k = _project(best, self.k_min, self.k_max)
     return self.k
 
 

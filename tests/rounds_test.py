@@ -55,13 +55,13 @@ class Script(KController):
   def __new__(cls, pairs):
     pairs = jnp.asarray(pairs, jnp.float32)
     propose = lambda m: KProposal(*pairs[jnp.minimum(m, len(pairs) - 1)])
-    shown = lambda: jnp.zeros(7)
+    shown = lambda: jnp.zeros(8)
     return super().__new__(
         cls,
         init=lambda key: (propose(0), (jnp.int32(0), shown())),
         update=lambda key, observed, state: (
             propose(state[0] + 1),
-            (state[0] + 1, jnp.stack(observed)),
+            (state[0] + 1, jnp.stack(observed[:8])),  # without the lag
         ),
         observes=True,
         probes=True,
@@ -166,7 +166,8 @@ class OracleTest(parameterized.TestCase):
       loss_of = lambda w: mean(losses_and_gradients(w, features, labels)[0])
       seen = [loss_of(w) for w in (before.params, params, probed)]
       falls = [seen[0] - loss for loss in seen[1:]]
-      want = [k, k_probe, theta, theta_probe, seen[0], *falls]
+      silent = 1 + 1 / BATCH
+      want = [k, k_probe, theta, theta_probe, seen[0], *falls, silent]
       observed = after.controller[1]
       np.testing.assert_allclose(observed, want, rtol=1e-4, atol=1e-5)
       np.testing.assert_allclose(info.elapsed, elapsed, rtol=1e-5)
@@ -314,6 +315,7 @@ class DrawsTest(absltest.TestCase):
 LOW, HIGH = 4.0, 20.0
 RUN = types.SimpleNamespace(
     num_rounds=50,
+    budget=None,
     stuck_rounds=None,
     exp3_arms=5,
     bandit_radius=None,

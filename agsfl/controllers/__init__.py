@@ -1,11 +1,13 @@
 """How k changes from round to round."""
 
+from agsfl.controllers.balancing import balance
 from agsfl.controllers.bandits import bandit, exp3
 from agsfl.controllers.by_name import CONTROLLERS, register_controller
 from agsfl.controllers.cost import CostSlope, add_time, cost_slope, round_time
 from agsfl.controllers.descent import (
     sign_descent,
     sign_interval,
+    sign_log,
     value_descent,
 )
 from agsfl.controllers.fixed import fixed, replay
@@ -17,6 +19,7 @@ __all__ = [
     "Rule",
     "RunSettings",
     "add_time",
+    "balance",
     "bandit",
     "cost_slope",
     "exp3",
@@ -26,5 +29,6 @@ __all__ = [
     "round_time",
     "sign_descent",
     "sign_interval",
+    "sign_log",
     "value_descent",
 ]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from agsfl.controllers import bandits, descent
+from agsfl.controllers import balancing, bandits, descent
 from agsfl.controllers.fixed import RULES as FIXED_RULES
 from agsfl.controllers.rule import Build, Rule
 from agsfl.registry import Registry
 
 CONTROLLERS: Registry[Rule] = Registry(
-    "controller", FIXED_RULES | descent.RULES | bandits.RULES
+    "controller",
+    FIXED_RULES | descent.RULES | bandits.RULES | balancing.RULES,
 )
 
 

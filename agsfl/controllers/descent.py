@@ -40,10 +40,10 @@ def _count_without(valid, without, stuck_rounds):
   return jnp.where(stuck, 0, without), stuck
 
 
-def _propose(k, step_length, k_min):
-  """k and its probe k' = k - delta / 2; see `sign_descent`."""
+def _propose(k, k_probe, k_min):
+  """k and its probe, not far below k_min; see `sign_descent`."""
   floor = max(1.0, 0.1 * k_min)
-  return KProposal(k, jnp.clip(k - step_length / 2.0, floor, k - 1.0))
+  return KProposal(k, jnp.clip(k_probe, floor, k - 1.0))
 
 
 class DescentState(NamedTuple):
@@ -72,7 +72,7 @@ def _descent(
 
   def propose(state):
     delta = _step_length(width, state.rounds)
-    return _propose(state.k, delta, k_min), state
+    return _propose(state.k, state.k - delta / 2.0, k_min), state
 
   def init(key):
     del key
@@ -148,6 +148,52 @@ def value_descent(
   return _descent(k_init, k_min, k_max, value_of)
 
 
+def sign_log(
+    k_init: float | jax.Array, k_min: float, k_max: float
+) -> KController:
+  """Descent on log k by the sign of the estimated slope of the cost.
+
+  `sign_descent` with log k in place of k: log k moves by delta_m = B / sqrt(2
+  m), where B = log(k_max / k_min). So a step is a share of k, and the same far
+  above as far below the best k. The probe is k' = k exp(-delta / 2), with the
+  bounds of `sign_descent`. A round without a usable sign leaves k where it is
+  and still counts for m.
+
+  The paper's bound of the regret holds with B as here, if the cost is convex in
+  log k. Nothing is known of it otherwise. The cost of a single round credits a
+  large k with what earlier rounds left, as it does for `sign_descent`.
+
+  Args:
+    k_init: k_1, elements.
+    k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+
+  Returns:
+    A controller that probes.
+
+  Source: Alg. 2 of Han, Wang, Leung, ICDCS 2020, on another scale.
+  """
+  width = math.log(k_max / k_min)  # B
+
+  def propose(state):
+    delta = _step_length(width, state.rounds)
+    return _propose(state.k, state.k * jnp.exp(-delta / 2.0), k_min), state
+
+  def init(key):
+    del key
+    k = jnp.float32(k_init)
+    return propose(DescentState(k, jnp.int32(0), jnp.int32(0)))
+
+  def update(key, observed, state):
+    del key
+    slope = cost_slope(observed)
+    without, _ = _count_without(slope.valid, state.without, None)
+    delta = _step_length(width, state.rounds)
+    k = jnp.clip(state.k * jnp.exp(-delta * slope.sign), k_min, k_max)
+    return propose(DescentState(k, state.rounds + 1, without))
+
+  return KController(init, update, observes=True, probes=True)
+
+
 class IntervalState(NamedTuple):
   """State of `sign_interval`.
 
@@ -209,7 +255,8 @@ def sign_interval(
     return _step_length(state.k_high - state.k_low, state.rounds)
 
   def propose(state):
-    return _propose(state.k, step_length(state), k_min), state
+    k_probe = state.k - step_length(state) / 2.0
+    return _propose(state.k, k_probe, k_min), state
 
   def init(key):
     del key
@@ -274,6 +321,9 @@ RULES = {
         lambda k, k_min, k_max, settings: sign_descent(
             k, k_min, k_max, settings.stuck_rounds
         )
+    ),
+    "sign_log": Rule(
+        lambda k, k_min, k_max, settings: sign_log(k, k_min, k_max)
     ),
     "sign_interval": Rule(
         lambda k, k_min, k_max, settings: sign_interval(

@@ -16,6 +16,10 @@ class RunSettings(Protocol):
     """T, rounds of the run."""
 
   @property
+  def budget(self) -> float | None:
+    """Time after which the run ends, in the unit of `Observation.time`."""
+
+  @property
   def stuck_rounds(self) -> int | None:
     """Rounds in a row without a slope after which k rises; None: never."""
 
@@ -56,8 +60,8 @@ class Rule(NamedTuple):
   Attributes:
     build: makes the controller.
     learns: whether k moves in the interval. If not, the interval is ignored.
-    uses_horizon: whether `build` reads the number of rounds. If so, a run
-      cannot be continued with more rounds.
+    uses_horizon: whether `build` reads how far the run is to go, in rounds or
+      in time. If so, a run cannot go on with more of either.
   """
 
   build: Build

@@ -24,6 +24,7 @@ from tests.controllers.playing import (
 
 RUN = dict(
     num_rounds=100,
+    budget=300.0,
     stuck_rounds=2,
     exp3_arms=7,
     bandit_radius=None,
@@ -70,6 +71,7 @@ class ContractTest(parameterized.TestCase):
     self.assertEqual(names(controller.update), ["key", "observed", "state"])
     self.assertIsInstance(controller.observes, bool)
     self.assertIsInstance(controller.probes, bool)
+    self.assertIsInstance(controller.measures_lag, bool)
     # Law: whatever tries k' looks at what it gave.
     self.assertGreaterEqual(controller.observes, controller.probes)
     proposal, _ = controller.init(jax.random.key(0))
@@ -102,7 +104,7 @@ class ContractTest(parameterized.TestCase):
       after = first
       for k in range(10, 60):
         observed = None
-        if controller.observes:
+        if controller.needs_observation:
           observed = observe(jnp.float32(k), jnp.float32(k - 1), k % 5 - 1)
         after = update(keys, jax.tree.map(lift, observed), after[1])
       chex.assert_trees_all_equal_shapes_and_dtypes(first, after)
@@ -122,7 +124,9 @@ class ContractTest(parameterized.TestCase):
     played = []
     for m, sign in enumerate(SIGNS):
       key = jax.random.key(m)
-      observed = crafted(proposal, sign) if mine.observes else None
+      observed = (
+          crafted(proposal, sign) if mine.needs_observation else None
+      )
       shared(key, observed, first)  # Compiled for its own k.
       got, want = (f(key, observed, state) for f in (shared, own))
       self.assertTrue(same(got, want))
@@ -151,7 +155,7 @@ class ContractTest(parameterized.TestCase):
         update = wrap(controller.update)
         for m, observed in enumerate(seen):
           if wrap is jax.jit or np.all(np.isfinite(observed)):
-            shown = observed if controller.observes else None
+            shown = observed if controller.needs_observation else None
             _, state = update(jax.random.key(m), shown, state)
 
   @parameterized.named_parameters(*ALL)

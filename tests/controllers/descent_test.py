@@ -42,6 +42,7 @@ INTERVAL = ("SignInterval", "sign_interval")
 MOVING = (
     controllers.sign_descent,
     controllers.sign_interval,
+    controllers.sign_log,
     controllers.value_descent,
 )
 
@@ -134,7 +135,8 @@ def value_oracle(settings, rounds):
   """([T + 1, 2] k and k', [T] whether there was a slope) by the oracle."""
   oracle = reference.ValueDescent(*settings)
   rows, slopes = [(oracle.k, oracle.probe())], []
-  for k, k_probe, time, time_probe, loss, *falls in zip(*rounds, strict=True):
+  columns = zip(*rounds[:7], strict=True)  # those that descents look at
+  for k, k_probe, time, time_probe, loss, *falls in columns:
     losses = (float(loss), *(float(loss) - float(fall) for fall in falls))
     _, slope, _, valid = reference.estimate(
         time, time_probe, *losses, k, k_probe
@@ -176,6 +178,26 @@ class OracleTest(parameterized.TestCase):
     signs, rows = drive(oracle, **chance)
     rule = controllers.sign_descent
     self.assert_laws(rule, settings, signs, rows, oracle.rises)
+
+  @hypothesis.settings(max_examples=60, deadline=None)
+  @hypothesis.given(games())
+  def test_sign_log(self, game):
+    settings, _, chance = game
+    settings = settings[:3]
+    signs, rows = drive(reference.SignLog(*settings), **chance)
+    self.assert_laws(controllers.sign_log, settings, signs, rows, [])
+
+  @hypothesis.settings(max_examples=20, deadline=None)
+  @hypothesis.given(games(), st.integers(2, 1000))
+  def test_sign_log_has_no_scale(self, game, scale):
+    """Law: if k and its interval are scaled, so is the path of k."""
+    settings, _, chance = game
+    settings = settings[:3]
+    signs, _ = drive(reference.SignLog(*settings), **chance)
+    larger = tuple(scale * k for k in settings)
+    k, *_ = play(controllers.sign_log, settings, signs)
+    scaled, *_ = play(controllers.sign_log, larger, signs)
+    np.testing.assert_allclose(scaled, scale * k, rtol=1e-4)
 
   @hypothesis.settings(max_examples=100, deadline=None)
   @hypothesis.given(games())

@@ -26,6 +26,8 @@ def of_losses(
         loss=loss_before,
         fall=loss_before - loss_after,
         fall_probe=loss_before - loss_probe,
+        time_silent=0.5 * time,
+        lag=20.0 * (time - 3.0),
     )
 
 
@@ -34,7 +36,8 @@ def observe(k, k_probe, sign):
 
   Either loss falls by 1, so k' costs its own time, 4, and k costs 4 + sign.
   A round without a sign keeps the longer time: a controller that takes it for
-  an estimate moves.
+  an estimate moves. Messages take half of the time; the lag is 20 rounds for
+  each unit of time above 3.
   """
   sign = jnp.float32(sign)
   loss_after = jnp.select(
@@ -50,7 +53,7 @@ def observe(k, k_probe, sign):
 def rollout(controller, observed_of, inputs, key):
   """Plays a round per input in a scan; observed_of(proposal, input) is seen.
 
-  A controller that does not observe is shown None.
+  A controller that needs no Observation is shown None.
 
   Returns:
     (first, after): (KProposal, state) for round 1, and [T, ...] after each.
@@ -59,7 +62,8 @@ def rollout(controller, observed_of, inputs, key):
   def step(carry, x):
     (proposal, state), m = carry
     key_m = jax.random.fold_in(key, m)
-    observed = observed_of(proposal, x) if controller.observes else None
+    needs = controller.needs_observation
+    observed = observed_of(proposal, x) if needs else None
     after = controller.update(key_m, observed, state)
     return (after, m + 1), after
 

@@ -388,11 +388,13 @@ def build_round(
         began = cohort.flights.began + 1
       eta = schedules.client(began) * eta
     accumulated, local = accumulate(data, state, cohort, eta)
-    finite = over_clients(lambda a: jnp.all(jnp.isfinite(a)))(accumulated)
+    # In one pass, because all that follows waits for `finite`. Otherwise XLA
+    # measures the energy last, of a copy of [n, D].
+    finite, waiting = over_clients(lambda a: (
+        jnp.all(jnp.isfinite(a)),
+        backlog.energy(a) if controller.measures_lag else (),
+    ))(accumulated)
     all_finite = jnp.all(finite)
-    waiting = None
-    if controller.measures_lag:
-      waiting = over_clients(backlog.energy)(accumulated)
 
     # Sec. IV: one draw rounds both k and k' to whole numbers.
     uniform = rounding(state)

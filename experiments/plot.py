@@ -16,6 +16,12 @@ _GROUP_BY = flags.DEFINE_list(
     "Settings that make the groups. Default: all settings that differ, except "
     "the seed.",
 )
+_LEAD_OF = flags.DEFINE_string(
+    "lead_of",
+    None,
+    "A group, as the table names it. The table then says by how much its test "
+    "accuracy was ahead of each other group's at equal time, at most.",
+)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
@@ -28,7 +34,8 @@ def main(argv):
     runs = groups.read_finished(argv[1:])
     fields = _GROUP_BY.value or groups.differing(runs)
     with out.written(path) as temporary:
-      print(drawing.compare(runs, fields, temporary, path.suffix[1:]))
+      kind = path.suffix[1:]
+      print(drawing.compare(runs, fields, temporary, kind, _LEAD_OF.value))
     print(f"figure: {path}")
 
 

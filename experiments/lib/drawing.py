@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from agsfl import files
+from agsfl.errors import require
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
 from experiments.lib import groups
@@ -152,32 +153,42 @@ def _contributions(counts):
 
 
 def compare(
-    runs: list[Run], fields: list[str], path: Path, kind: str = "png"
+    runs: list[Run],
+    fields: list[str],
+    path: Path,
+    kind: str = "png",
+    lead_of: str | None = None,
 ) -> str:
   """Draws groups of runs with their spread over seeds.
 
   The panels are loss, accuracy, that of the worst 10% of clients if the runs
-  have it, k, and the users' metrics.
+  have it, k if it moves, and the users' metrics.
 
   Args:
     runs: finished.
     fields: settings to group by.
     path: of the figure.
     kind: of `ENDINGS`, without its dot.
+    lead_of: the label of a group. The table then says by how much its accuracy
+      was ahead of each other group's, at the time when it was most.
 
   Returns:
     A Markdown table of the groups.
 
   Raises:
-    ConfigError: a field is no setting.
+    ConfigError: a field is no setting, or no group has the label.
   """
   by_label = groups.grouped(runs, fields)
+  if lead_of is not None:
+    allowed = f"of {'; '.join(by_label)}"
+    require(lead_of in by_label, "lead_of", lead_of, allowed)
   own = groups.metrics(runs)
   _, _, worst, *_ = SPREAD
   of_worst = [worst] if any(len(run.series(worst)[0]) for run in runs) else []
   shown = {
       "train_loss": "training loss", "test_accuracy": "test accuracy",
-      **dict.fromkeys(of_worst, _OF_WORST), "k": "k",
+      **dict.fromkeys(of_worst, _OF_WORST),
+      **({"k": "k"} if any(map(_k_moves, runs)) else {}),
       **{name: name for name in own},
   }
   figure, every = plt.subplots(
@@ -190,9 +201,12 @@ def compare(
   lines = []
   for label, group in by_label.items():
     for axes, key in zip(every, shown, strict=True):
-      groups.draw_spread(axes, group, key, label)
+      draw = groups.draw_smooth if key == "k" else groups.draw_spread
+      draw(axes, group, key, label)
     ends = [groups.final(group, key) for key in columns]
     lines.append([label, str(len(group)), *ends])
+    if lead_of is not None:
+      lines[-1].append(_lead(by_label[lead_of], group))
   for axes, (key, ylabel) in zip(every, shown.items(), strict=True):
     axes.set(xlabel=groups.TIME, ylabel=ylabel)
     axes.grid(alpha=0.3)
@@ -208,4 +222,20 @@ def compare(
       "group", "runs", "training loss", "test loss", "test accuracy",
       *[_OF_WORST] * len(of_worst), *own, "rounds", "time",
   ]
+  if lead_of is not None:
+    header.append(f"largest lead of {lead_of} in test accuracy")
   return groups.table(header, lines)
+
+
+def _k_moves(run):
+  """Whether k is not the same in all rounds."""
+  return np.ptp(run.series("k")[1]) > 0
+
+
+def _lead(leader, group):
+  """The largest lead over a group, and when it was; a dash over itself."""
+  found = None if group is leader else groups.largest_lead(leader, group)
+  if found is None:
+    return groups.NONE
+  lead, time = found
+  return f"{lead:+.3f} at time {time:.0f}"

@@ -10,6 +10,7 @@ from agsfl.errors import ConfigError, require
 from agsfl.records.read import Run, natural_order, read_runs
 
 NONE = "\u2013"  # a dash
+_WINDOWS = 80  # of a smoothed line
 TIME = "normalised time (rounds of computation)"
 
 
@@ -168,6 +169,71 @@ def draw_spread(
         shared.x, shared.least, shared.greatest, color=line.get_color(),
         alpha=0.2,
     )
+
+
+def draw_smooth(axes, runs: list[Run], key: str, label: str, color=None):
+  """Draws a number that swings from round to round: its median near each time.
+
+  The band has 80% of the rounds that lie within 1/80 of all the time. Runs with
+  few rows are drawn as they are.
+
+  Args:
+    axes: of Matplotlib.
+    runs: of one setting.
+    key: of the rows.
+    label: of the legend; None for none.
+    color: of Matplotlib; None for the next one.
+  """
+  lines = [run.series(key) for run in runs]
+  times, values = (np.concatenate(both) for both in zip(*lines, strict=True))
+  if len(times) < 4 * _WINDOWS:
+    for x, y in lines:
+      (line,) = axes.plot(x, y, label=label, color=color, lw=0.8)
+      color, label = line.get_color(), None
+    return
+  order = np.argsort(times, kind="stable")
+  times, values = times[order], values[order]
+  centres = np.linspace(times[0], times[-1], 4 * _WINDOWS)
+  reach = (times[-1] - times[0]) / _WINDOWS
+  low = np.searchsorted(times, centres - reach)
+  high = np.searchsorted(times, centres + reach, "right")
+  near = [values[a:b] for a, b in zip(low, high, strict=True)]
+  filled = np.array([len(some) > 0 for some in near])
+  parts = np.array([
+      np.percentile(some, (10, 50, 90)) for some in near if len(some)
+  ])
+  (line,) = axes.plot(
+      centres[filled], parts[:, 1], label=label, color=color, lw=1.2
+  )
+  axes.fill_between(
+      centres[filled], parts[:, 0], parts[:, 2], color=line.get_color(),
+      alpha=0.15, lw=0,
+  )
+
+
+def largest_lead(
+    leader: list[Run], other: list[Run], key: str = "test_accuracy"
+) -> tuple[float, float] | None:
+  """By how much one group is ahead of another, at the time when it is most.
+
+  Args:
+    leader, other: runs of one setting each.
+    key: of the rows.
+
+  Returns:
+    (difference of the means over seeds, time); None if their times do not
+    overlap.
+  """
+  mean_of = lambda runs: band([run.series(key) for run in runs])
+  first, second = mean_of(leader), mean_of(other)
+  if first is None or second is None:
+    return None
+  both = band([(first.x, first.mean), (second.x, second.mean)])
+  if both is None:
+    return None
+  lead = np.interp(both.x, first.x, first.mean)
+  lead -= np.interp(both.x, second.x, second.mean)
+  return float(lead.max()), float(both.x[lead.argmax()])
 
 
 def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:

@@ -17,27 +17,25 @@ from agsfl.errors import require
 from agsfl.settings import Amount
 from experiments.lib import groups
 from experiments.lib.drawing import plt
-from experiments.paper import study
+from experiments.paper import communication_times, study
 
 flags.adopt_module_key_flags(study)
-COMM_TIMES = flags.DEFINE_list(
-    "comm_times", ["0.1", "1", "10", "100"], "Values of beta."
-)
+flags.adopt_module_key_flags(communication_times)
 flags.DEFINE_list(
     "time_budgets",
     ["400", "400", "1000", "10000"],
     "For each beta the normalised time after which its runs end.",
 )
-CONSTANTS = flags.DEFINE_list(
+flags.DEFINE_list(
     "constants",
     ["0.2%", "0.5%", "1%", "3%", "10%", "30%", "100%"],
     "Constant k, in elements or per cent of D.",
 )
-STARTS = flags.DEFINE_list(
+flags.DEFINE_list(
     "starts", ["0.2%", "50%", "100%"], "Values of the first k of each rule."
 )
 flags.DEFINE_list(
-    "controllers",
+    "rules",
     ["balance", "sign_log", "sign_interval", "sign"],
     "Controllers that learn k.",
 )
@@ -56,7 +54,8 @@ class Group(NamedTuple):
 
   def label(self, comm_time: str) -> str:
     """The folder of the runs, below the study's folder."""
-    return f"beta{comm_time}/{self.controller}/k{self.k}"
+    beta = communication_times.label_of(comm_time)
+    return f"{beta}/{self.controller}/k{self.k}"
 
 
 def _groups() -> list[Group]:
@@ -66,30 +65,33 @@ def _groups() -> list[Group]:
     ConfigError: a controller does not learn.
   """
   learned = [name for name, rule in CONTROLLERS.items() if rule.learns]
-  names = study.items("controllers")
+  names = study.items("rules")
   for name in names:
-    require(name in learned, "controllers", name, f"of {', '.join(learned)}")
+    require(name in learned, "rules", name, f"of {', '.join(learned)}")
   return [
       *(Group("fixed", k) for k in study.items("constants")),
       *(Group(name, k) for name in names for k in study.items("starts")),
   ]
 
 
-def _budgets() -> dict[str, float]:
-  """The time of the runs of each beta, by its text in the flag.
+def _by_comm_time(base: Config) -> dict[str, Config]:
+  """A Config for each beta, with its time, by its text in the flag.
 
   Raises:
     ConfigError: there are not as many times as values of beta.
   """
-  study.numbers("comm_times")
-  budgets = [float(text) for text in study.items("time_budgets")]
+  configs = communication_times.by_comm_time(base)
+  budgets = study.numbers("time_budgets", once=False)
   require(
-      len(budgets) == len(COMM_TIMES.value),
+      len(budgets) == len(configs),
       "time_budgets",
       ",".join(study.items("time_budgets")),
-      f"{len(COMM_TIMES.value)} numbers with commas, one for each beta",
+      f"{len(configs)} numbers with commas, one for each beta",
   )
-  return dict(zip(COMM_TIMES.value, budgets, strict=True))
+  return {
+      text: dataclasses.replace(config, time_budget=budget)
+      for (text, config), budget in zip(configs.items(), budgets, strict=True)
+  }
 
 
 def _losses(runs):
@@ -128,31 +130,26 @@ def _draw(axes, constants, learned, dim):
 
 def compare(base: Config):
   """Runs what is missing, draws the figure and writes the table."""
-  members, budgets = _groups(), _budgets()
-  configs = {}
-  for comm_time, budget in budgets.items():
-    for group in members:
-      configs[group.label(comm_time)] = dataclasses.replace(
-          base,
-          controller=group.controller,
-          k=group.k,
-          comm_time=float(comm_time),
-          time_budget=budget,
-      )
+  members, by_comm_time = _groups(), _by_comm_time(base)
   done = study.run_all({
-      label: study.seeded(config) for label, config in configs.items()
+      group.label(comm_time): study.seeded(dataclasses.replace(
+          config, controller=group.controller, k=group.k
+      ))
+      for comm_time, config in by_comm_time.items()
+      for group in members
   })
   figure, rows = plt.subplots(
       2,
-      len(budgets),
-      figsize=(4.2 * len(budgets), 7),
+      len(by_comm_time),
+      figsize=(4.2 * len(by_comm_time), 7),
       layout="constrained",
       squeeze=False,
   )
   lines = []
-  for (comm_time, budget), (loss, ks) in zip(
-      budgets.items(), rows.T, strict=True
+  for (comm_time, config), (loss, ks) in zip(
+      by_comm_time.items(), rows.T, strict=True
   ):
+    budget = f"{config.time_budget:g}"
     of = {group: done[group.label(comm_time)] for group in members}
     constants = {g: runs for g, runs in of.items() if g.controller == "fixed"}
     least = min(_losses(runs).mean() for runs in constants.values())
@@ -163,7 +160,7 @@ def compare(base: Config):
       gap = _losses(runs).mean() / least - 1
       lines.append([
           comm_time,
-          f"{budget:g}",
+          budget,
           group.controller,
           str(group.k),
           f"{np.mean([_late_k(run) for run in runs]):.0f}",
@@ -176,19 +173,15 @@ def compare(base: Config):
     dim = first.config["num_weights"]
     _draw(loss, list(constants.values()), learned, dim)
     loss.set(
-        title=f"beta = {comm_time}, time {budget:g}",
+        title=f"beta = {comm_time}, time {budget}",
         xlabel="k (of a rule: median of the second half)",
         ylabel="training loss at the end",
     )
     for index, (name, by_start) in enumerate(learned.items()):
       for number, runs in enumerate(by_start):
-        ks.plot(
-            *runs[0].series("k"),
-            color=f"C{index}",
-            lw=0.7,
-            label=None if number else name,
-        )
-    ks.set(xlabel=groups.TIME, ylabel="$k_m$, first seed", yscale="log")
+        label = None if number else name
+        groups.draw_smooth(ks, runs, "k", label, f"C{index}")
+    ks.set(xlabel=groups.TIME, ylabel="$k_m$", yscale="log")
     ks.grid(alpha=0.3)
   figure.legend(
       *rows[0, 0].get_legend_handles_labels(), loc="outside right center"

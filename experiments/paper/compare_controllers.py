@@ -67,7 +67,7 @@ def compare(base: Config):
   for name, runs in done.items():
     groups.draw_spread(loss, runs, "train_loss", name)
     groups.draw_spread(accuracy, runs, "test_accuracy", name)
-    ks.plot(*runs[0].series("k"), label=name, lw=0.8)
+    groups.draw_smooth(ks, runs, "k", name)
     lines.append([
         name,
         groups.final(runs, "train_loss"),
@@ -78,7 +78,7 @@ def compare(base: Config):
     ])
   loss.set(xlabel=groups.TIME, ylabel="training loss")
   accuracy.set(xlabel=groups.TIME, ylabel="test accuracy")
-  ks.set(xlabel=groups.TIME, ylabel="$k_m$, first seed", yscale="log")
+  ks.set(xlabel=groups.TIME, ylabel="$k_m$", yscale="log")
   for axes in (loss, accuracy, ks):
     axes.grid(alpha=0.3)
   figure.legend(

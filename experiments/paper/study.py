@@ -67,19 +67,28 @@ def items(name: str) -> list[str]:
   return values
 
 
-def numbers(name: str, number: type = float) -> list:
+def numbers(name: str, number: type = float, once: bool = True) -> list:
   """The items of a list flag as numbers.
 
+  Args:
+    name: of the flag.
+    number: int or float.
+    once: whether each may be named only once.
+
   Raises:
-    ConfigError: there are none, one is no number, or one is named twice.
+    ConfigError: there are none, one is no number, or is named twice.
   """
   texts = items(name)
   listed = ",".join(texts)
   kind = "whole numbers" if number is int else "numbers"
   with refused(f"--{name}={listed}", f"must be {kind} with commas", ValueError):
     values = [number(text) for text in texts]
-  once = len(set(values)) == len(values)
-  require(once, name, listed, "a list that names each number once")
+  require(
+      not once or len(set(values)) == len(values),
+      name,
+      listed,
+      "a list that names each number once",
+  )
   return values
 
 

@@ -37,6 +37,17 @@ STUDIES = {
         ["--controllers=value,exp3,bandit,fixed=50"],
         ("value", "exp3", "bandit", "fixed=50"),
     ),
+    "best_constant": (
+        [
+            "--comm_times=1,100", "--time_budgets=9000,9000", "--constants=50,50%",
+            "--starts=40", "--rules=balance",
+        ],
+        tuple(
+            f"beta{beta}/{group}"
+            for beta in (1, 100)
+            for group in ("fixed/k50", "fixed/k50%", "balance/k40")
+        ),
+    ),
     "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
     "simulated_seconds": (
         ["--clock=phones", "--clients_per_round=2", "--ks=20"],
@@ -50,6 +61,7 @@ STUDIES = {
 BAD = {
     "compare_methods": ("--methods=fab", "fab_top_k"),
     "compare_controllers": ("--controllers=pid", "bandit"),
+    "best_constant": ("--time_budgets=3,4", "one for each beta"),
     "communication_times": ("--comm_times=1,x", "numbers"),
     "cross_replay": ("--seeds=0,x", "whole numbers"),
     "regret": ("--seeds=", "at least one"),

@@ -505,7 +505,10 @@ class OneProgramTest(parameterized.TestCase):
 class MemoryTest(parameterized.TestCase):
 
   @parameterized.parameters(
-      ("fab_top_k", "sign"), ("periodic_k", "sign"), ("send_all", "fixed")
+      ("fab_top_k", "sign"),
+      ("fab_top_k", "balance"),
+      ("periodic_k", "sign"),
+      ("send_all", "fixed"),
   )
   def test_residuals_change_in_place(self, method, rule):
     """Law: beside its state a round needs less than another [N, D]."""

@@ -39,8 +39,8 @@ STUDIES = {
     ),
     "best_constant": (
         [
-            "--comm_times=1,100", "--time_budgets=9000,9000", "--constants=50,50%",
-            "--starts=40", "--rules=balance",
+            "--comm_times=1,100", "--time_budgets=9000,9000",
+            "--constants=50,50%", "--starts=40", "--rules=balance",
         ],
         tuple(
             f"beta{beta}/{group}"

@@ -32,20 +32,21 @@ def lag(
     after: jax.Array,
     turns: float | jax.Array = 1.0,
 ) -> jax.Array:
-  """Rounds that a gradient waits at its client, in the mean, until it is sent.
+  """About how many rounds a gradient waits at its client until it is sent.
 
-  Little's law: what waits in a queue, divided by what leaves it in a round, is
-  how many rounds it waits. Here it is energy that waits and leaves, the sum of
-  squares. If the gradients of a coordinate are noise, each round adds as much
-  energy, and the law is exact in the long run. If they are all the same, the
-  energy grows with the square of the time, and this is two thirds of the mean
-  wait.
+  What waits in a queue, divided by what leaves it in a round, is how many
+  rounds it waits (Little). Here it is energy that waits and leaves, the sum of
+  squares. If coordinates take turns, and gradients are noise, this is the mean
+  wait. If they take turns, and their gradients are all the same, it is two
+  thirds of it. With top-k it is less than the mean wait of all coordinates: what
+  is large is sent soon, and what waits long is small.
 
   Args:
-    weights: [n], what each client counts in the mean, up to a factor.
+    weights: [n], what each client counts in the mean, up to a factor; 0 if its
+      message did not arrive.
     before: [n] f32, `energy` of each a_i, before the round sends some of it.
     after: [n] f32, `energy` of what has not been sent.
-    turns: rounds from one turn of a client to its next one, N / n in the mean.
+    turns: rounds from one message of a client to its next one, in the mean.
 
   Returns:
     [] f32, at least 0; -1 if nothing was sent.

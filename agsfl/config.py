@@ -100,8 +100,8 @@ class Config(Partition, SourceOptions, Participation):
   )
   stuck_rounds: int | None = setting(
       None,
-      "Rounds in a row without a sign after which sign and sign_interval raise "
-      "k by one step. Default: never.",
+      "Rounds in a row without a sign after which sign, sign_log and "
+      "sign_interval raise k by one step. Default: never.",
       least=1,
       most=2**31 - 1,  # counted in int32
   )
@@ -346,11 +346,14 @@ class Config(Partition, SourceOptions, Participation):
   @property
   def _horizon(self) -> set[str]:
     """Settings of how far the run is to go on which its rounds depend."""
-    if CONTROLLERS[self.used_controller].uses_horizon:
-      return {"num_rounds", "time_budget", "seconds_budget"}
-    if self.schedule_rounds is None and self.used_schedules != {"constant"}:
-      return {"num_rounds"}
-    return set()
+    rule, found = CONTROLLERS[self.used_controller], set()
+    if rule.uses_horizon or (
+        self.schedule_rounds is None and self.used_schedules != {"constant"}
+    ):
+      found |= {"num_rounds"}
+    if rule.uses_budget:
+      found |= {"time_budget", "seconds_budget"}
+    return found
 
   @property
   def _has_one_local_step(self) -> bool:

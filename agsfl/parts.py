@@ -233,7 +233,8 @@ def compose(
     model. All else is in the state that its init gives.
 
   Raises:
-    ConfigError: k or its interval does not fit the model.
+    ConfigError: k or its interval does not fit the model, or the controller
+      cannot be used with these settings.
   """
   for name, unset in (
       ("deadline", None), ("buffer_size", None), ("k_by_speed", False)
@@ -246,11 +247,16 @@ def compose(
         "unset with a sparsifier of your own, because the size of its messages "
         "must be known before; register it by `register_method`",
     )
+  controller = _build_controller(
+      config, parts, model.dim, numbers.k, recorded_ks
+  )
+  if controller.measures_lag:
+    _require_a_lag(config)
   delivery = _build_delivery(config, model.dim)
   return build_round(
       model,
       _build_sparsifier(config, parts, model),
-      _build_controller(config, parts, model.dim, numbers.k, recorded_ks),
+      controller,
       server=optimizers.server_of(
           config.server_optimizer, numbers.server_learning_rate
       ),
@@ -264,6 +270,29 @@ def compose(
       feedback=_build_feedback(config, parts, delivery),
       delivery=delivery,
       schedules=_build_schedules(config),
+  )
+
+
+def _require_a_lag(config):
+  """Refuses settings with which a round cannot measure what lag costs."""
+  for name, unset in (
+      ("stateless", False), ("deadline", None), ("buffer_size", None)
+  ):
+    value = getattr(config, name)
+    require(
+        value == unset,
+        name,
+        value,
+        "unset with a controller that measures the lag, such as balance",
+    )
+  require(
+      config.clock is None
+      or config.time_budget is None
+      or config.seconds_budget is not None,
+      "time_budget",
+      config.time_budget,
+      "unset where a controller such as balance plans in seconds; use "
+      "seconds_budget",
   )
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -26,7 +27,7 @@ from agsfl.delivery import (
   traffic,
   volumes_up,
 )
-from agsfl.errors import refused, require
+from agsfl.errors import refuse, refused
 from agsfl.feedback import AS_IN_THE_PAPER, Feedback
 from agsfl.for_each_client import EVERYWHERE, ForEachClient
 from agsfl.gradients import build_accumulate
@@ -47,6 +48,8 @@ from agsfl.types import (
   Selection,
   Sparsifier,
 )
+
+_NOT_MEASURED: Any = np.float32(np.nan)
 
 # A user's own number for each round: (state after it, RoundInfo) -> [].
 Metric = Callable[[RoundState, RoundInfo], jax.Array]
@@ -195,12 +198,11 @@ def build_round(
   _check_optimizer("server", server, model.dim)
   if training is not None:
     _check_optimizer("training", training.optimizer, model.dim)
-  require(
-      feedback.has_residual or not controller.measures_lag,
-      "controller",
-      "one that measures the lag",
-      "one that does not, where clients keep no residuals",
-  )
+  if controller.measures_lag and not feedback.has_residual:
+    refuse(
+        "controller",
+        "must not measure the lag where clients keep no residuals",
+    )
   over_clients = for_each_client or platforms.for_each_client()
   local_result = build_client(model, batch_size, training, loss)
   accumulate = build_accumulate(local_result, feedback, over_clients)
@@ -336,15 +338,17 @@ def build_round(
     fall_probe = fall_to(probe.params) if controller.probes else fall
     return jnp.sum(weights * before), fall, fall_probe
 
-  def lag(waiting, residual, work, state, cohort):
+  def lag(waiting, residual, work, meeting, state, cohort):
     """[] f32, see `backlog.lag`; `waiting` is the energy before the round."""
-    turns: float | jax.Array = 1.0
-    if cohort is not None:
-      # A client's next turn comes after N / n rounds.
-      number = jnp.maximum(jnp.sum(work.counts > 0), 1)
-      turns = len(state.attendance.synced.received) / number
     left = over_clients(backlog.energy)(residual)
-    return backlog.lag(work.counts.astype(jnp.float32), waiting, left, turns)
+    turns: float | jax.Array = 1.0
+    if not always_hears:
+      number = (
+          jnp.sum(work.counts > 0) if cohort is None
+          else len(state.attendance.synced.received)
+      )
+      turns = number / jnp.maximum(jnp.sum(meeting.arrived), 1)
+    return backlog.lag(meeting.weights, waiting, left, turns)
 
   def rounding(state):
     """[] from [0, 1): one draw rounds both k and k' of the next round."""
@@ -436,7 +440,7 @@ def build_round(
     # Alg. 1: what the server used leaves the residuals.
     residual = residuals_after(accumulated, view, work, meeting, selection)
 
-    # Alg. 2 and 3: the next k follows from what k and k' cost.
+    # How long it takes, and what other messages would have taken.
     steps: float | jax.Array = 1.0
     if training is not None:
       # The round waits for the client that takes most steps.
@@ -447,6 +451,18 @@ def build_round(
         return theta(selection, state, steps, work.behind)
       return seconds_of(delivery, work, meeting, selection)
 
+    elapsed, rest = add_time(
+        state.elapsed,
+        state.elapsed_rest,
+        theta(selection, state, steps, work.behind),
+    )
+    seconds, timing = state.seconds, None
+    if delivery.in_seconds:
+      seconds, timing = pass_seconds(
+          delivery, work, state.seconds, meeting, selection
+      )
+
+    # Alg. 2 and 3: the next k follows from what k and k' cost.
     observed = None
     if controller.needs_observation:
       # Without messages nobody would have missed one.
@@ -458,38 +474,23 @@ def build_round(
           ),
           work._replace(behind=jnp.zeros_like(work.behind)),
       )
-      before = fall = fall_probe = None
+      losses = (_NOT_MEASURED,) * 3
       if controller.observes:
-        before, fall, fall_probe = falls(
-            local, meeting.weights, state, played, probe
-        )
+        losses = falls(local, meeting.weights, state, played, probe)
       observed = Observation(
-          k=selection.k_up.astype(jnp.float32),
-          k_probe=probe.selection.k_up.astype(jnp.float32),
-          time=time_of(selection),
-          time_probe=time_of(probe.selection),
-          loss=before,
-          fall=fall,
-          fall_probe=fall_probe,
+          selection.k_up.astype(jnp.float32),
+          probe.selection.k_up.astype(jnp.float32),
+          time_of(selection),
+          time_of(probe.selection),
+          *losses,
           time_silent=silent,
-          lag=lag(waiting, residual, work, state, cohort)
-          if controller.measures_lag else None,
+          elapsed=seconds[0] if delivery.in_seconds else elapsed,
+          lag=lag(waiting, residual, work, meeting, state, cohort)
+          if controller.measures_lag else _NOT_MEASURED,
       )
     proposal, controller_state = controller.update(
         key_update, observed, state.controller
     )
-
-    # Time passes.
-    elapsed, rest = add_time(
-        state.elapsed,
-        state.elapsed_rest,
-        theta(selection, state, steps, work.behind),
-    )
-    seconds, timing = state.seconds, None
-    if delivery.in_seconds:
-      seconds, timing = pass_seconds(
-          delivery, work, state.seconds, meeting, selection
-      )
 
     new_state = state.replace(
         params=played.params,

@@ -153,29 +153,31 @@ class KProposal(NamedTuple):
 
 
 class Observation(NamedTuple):
-  """What a round measures of its cost; all [] f32.
+  """What a round measures of its cost; all [] f32, NaN if not measured.
 
   Attributes:
     k, k_probe: elements that each client sent, after rounding.
     time, time_probe: theta_m(k), theta_m(k'), in rounds of computation; with a
       clock in seconds, the seconds of a synchronous round.
     loss: one-sample loss at w(m-1), the data-size-weighted mean over clients;
-      this and the falls are None if the controller does not observe.
+      this and the falls are for controllers that observe.
     fall, fall_probe: by how much this loss is less at w(m) and at w'(m).
     time_silent: theta_m(0), the time of the round without any message.
+    elapsed: time of the run after this round, in the same unit.
     lag: rounds by which the weights are behind, see `backlog.lag`; -1 if
-      nothing was sent. None if the controller does not measure it.
+      nothing was sent. It is for controllers that measure it.
   """
 
   k: jax.Array
   k_probe: jax.Array
   time: jax.Array
   time_probe: jax.Array
-  loss: jax.Array | None = None
-  fall: jax.Array | None = None
-  fall_probe: jax.Array | None = None
-  time_silent: jax.Array | None = None
-  lag: jax.Array | None = None
+  loss: jax.Array
+  fall: jax.Array
+  fall_probe: jax.Array
+  time_silent: jax.Array
+  elapsed: jax.Array
+  lag: jax.Array
 
 
 class ControllerInit(Protocol):

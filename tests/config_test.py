@@ -330,6 +330,12 @@ BASES = (
         SAME_RUN - {"num_rounds"},
         SAME_PROGRAM - {"num_rounds"},
     ),
+    # Its steps depend on how much time is left, too.
+    (
+        {"controller": "balance"},
+        SAME_RUN - {"num_rounds", "time_budget", "seconds_budget"},
+        SAME_PROGRAM - {"num_rounds", "time_budget", "seconds_budget"},
+    ),
     (
         {"server_learning_rate_schedule": "cosine"},
         SAME_RUN - {"num_rounds"},

@@ -166,15 +166,15 @@ def watching(ks):
   )
 
 
-def lag_of(want, clients):
-  """Little's law over all clients, of whom a few have their turn."""
+def lag_of(want, heard):
+  """What waits by what leaves, at those whose message arrives."""
   waiting = sent = 0.0
-  for i in clients:
+  for i in heard:
     left = np.sum(np.square(want.residual[i], dtype=float))
     waiting += COUNTS[i] * left
     sent += COUNTS[i] * (np.sum(np.square(want.accumulated[i])) - left)
   some = any(want.contributed.values())
-  return N / len(clients) * waiting / sent if some else -1.0
+  return N / len(heard) * waiting / sent if some else -1.0
 
 
 def jitted(step):
@@ -269,7 +269,7 @@ class SynchronousTest(parameterized.TestCase):
       # What a controller may see: the lag, and the time without messages.
       if has_lag:
         lag, silent = after.controller[1]
-        np.testing.assert_allclose(lag, lag_of(want, clients), rtol=1e-3)
+        np.testing.assert_allclose(lag, lag_of(want, heard), rtol=1e-3)
         ends = [seconds_until_sent(i, 0, 0) for i in begun]
         ways = [download(i, 0) for i in begun]
         want_silent = 60.0

@@ -131,6 +131,22 @@ ROUNDS = (
         lambda: direct(controller=controllers.sign_descent(*K, 2)),
     ),
     (
+        {"controller": "sign_log"},
+        lambda: direct(controller=controllers.sign_log(*K)),
+    ),
+    (
+        {"controller": "sign_log", "stuck_rounds": 2},
+        lambda: direct(controller=controllers.sign_log(*K, 2)),
+    ),
+    (
+        {"controller": "balance"},
+        lambda: direct(controller=controllers.balance(*K, 50)),
+    ),
+    (
+        {"controller": "balance", "time_budget": 70.0},
+        lambda: direct(controller=controllers.balance(*K, 50, 70.0)),
+    ),
+    (
         {"stuck_rounds": 2},
         lambda: direct(
             controller=controllers.sign_interval(*K, stuck_rounds=2)
@@ -224,9 +240,9 @@ ROUNDS = (
 )
 
 
-def composed(config):
+def composed(config, parts=None):
   numbers = numbers_of(config, MODEL.dim)
-  return compose(config, Parts(), MODEL, numbers, (5.0, 9.0))
+  return compose(config, parts or Parts(), MODEL, numbers, (5.0, 9.0))
 
 
 def program(simulated):
@@ -317,6 +333,36 @@ def method_of(share):
 
 def controller_of(scale):
   return lambda k, k_min, k_max, settings: controllers.fixed(scale * k)
+
+
+class LagTest(parameterized.TestCase):
+
+  @parameterized.parameters(
+      ({"stateless": True}, "stateless=True"),
+      ({"clock": "constant", "deadline": 5.0}, "deadline=5"),
+      (
+          {
+              "clock": "constant", "clients_per_round": 3, "buffer_size": 2,
+          },
+          "buffer_size=2",
+      ),
+      ({"clock": "constant", "time_budget": 9.0}, "time_budget=9"),
+  )
+  def test_what_a_lag_cannot_be_measured_with(self, settings, shown):
+    """Refused for the rule by its name, and for an object."""
+    base = BASE | settings
+    for config, parts in (
+        (Config(**base, controller="balance"), Parts()),
+        (Config(**base), Parts(controller=controllers.balance(*K, 50))),
+    ):
+      with self.assertRaisesRegex(ConfigError, f"^--{shown}.*: must be unset"):
+        composed(config, parts)
+
+  def test_rounds_without_residuals(self):
+    """The same for a round that is made without settings."""
+    balance = controllers.balance(*K, 50)
+    with self.assertRaisesRegex(ConfigError, "^controller: must not measure"):
+      direct(controller=balance, feedback=Feedback(stateless=True))
 
 
 class SendAllTest(parameterized.TestCase):

@@ -346,43 +346,30 @@ class SignDescent:
     if valid:
       assert sign in (-1, 0, 1), sign
       step = self.delta() * float(sign)
-      self.k = _project(self.k - step, self.k_min, self.k_max)
+      self.k = _project(self.moved(step), self.k_min, self.k_max)
     self.m += 1
     return self.k
 
+  def moved(self, step):
+    """k after a step down, before the projection; real, in elements."""
+    return self.k - step
 
-class SignLog:
-  """Alg. 2 on log k.
 
-  Attributes:
-    k: real, number of elements of the round to come.
-    m: that round's number, from 1.
-  """
-
-  def __init__(self, k_init, k_min, k_max):
-    """Starts at round 1 with k_init, in [k_min, k_max]; all real, elements."""
-    _check(k_init, k_min, k_max)
-    self.k = float(k_init)
-    self.k_min = float(k_min)
-    self.k_max = float(k_max)
-    self.m = 1
+class SignLog(SignDescent):
+  """The same on log k: a step is a share of k."""
 
   def delta(self):
     """Step of log k in the round to come; real."""
     return math.log(self.k_max / self.k_min) / math.sqrt(2 * self.m)
 
   def probe(self):
-    """k' of the round to come; real, in elements."""
+    """k' of the round to come; real, in elements. See `_probe`."""
     k_probe = math.exp(math.log(self.k) - self.delta() / 2)
     return min(max(k_probe, max(1.0, 0.1 * self.k_min)), self.k - 1)
 
-  def update(self, sign, valid):
-    """Ends a round and gives the next round's k; see `SignDescent.update`."""
-    if valid:
-      k = math.exp(math.log(self.k) - self.delta() * sign)
-      self.k = _project(k, self.k_min, self.k_max)
-    self.m += 1
-    return self.k
+  def moved(self, step):
+    """k after a step down, before the projection."""
+    return math.exp(math.log(self.k) - step)
 
 
 class SignInterval:
@@ -538,7 +525,6 @@ class Balance:
   Attributes:
     k: real, number of elements of the round to come.
     m: rounds done.
-    t: time that they took.
   """
 
   def __init__(self, k_init, k_min, k_max, num_rounds, budget=None):
@@ -550,22 +536,21 @@ class Balance:
     self.num_rounds = num_rounds
     self.budget = math.inf if budget is None else budget
     self.m = 0
-    self.t = 0.0
 
-  def update(self, theta, theta_silent, lag):
+  def update(self, theta, theta_silent, elapsed, lag):
     """Ends a round and gives the next round's k.
 
     Args:
       theta: time of this round.
       theta_silent: what it would be without messages.
+      elapsed: time of all rounds so far.
       lag: rounds that a gradient waits; negative if that is not known.
     """
     self.m += 1
-    known = all(map(math.isfinite, (theta, theta_silent, lag)))
+    known = all(map(math.isfinite, (theta, theta_silent, elapsed, lag)))
     if not (known and theta > 0 and lag >= 0):
       return self.k
-    self.t += theta
-    left = max(self.budget - self.t, 0.0) / theta
+    left = max(self.budget - elapsed, 0.0) / theta
     all_rounds = min(self.num_rounds, self.m + left)
     share = (theta - theta_silent) / theta  # epsilon
     if share <= 0:

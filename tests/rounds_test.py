@@ -28,7 +28,7 @@ from agsfl.sparsifiers import METHODS, cpu
 from agsfl.training import models
 from agsfl.training.client import LocalTraining
 from agsfl.training.optimizers import local, server_of
-from agsfl.types import KController, KProposal
+from agsfl.types import KController, KProposal, Observation
 from tests import reference
 from tests.linear import (
   BATCH,
@@ -55,13 +55,13 @@ class Script(KController):
   def __new__(cls, pairs):
     pairs = jnp.asarray(pairs, jnp.float32)
     propose = lambda m: KProposal(*pairs[jnp.minimum(m, len(pairs) - 1)])
-    shown = lambda: jnp.zeros(8)
+    shown = lambda: jnp.zeros(len(Observation._fields))
     return super().__new__(
         cls,
         init=lambda key: (propose(0), (jnp.int32(0), shown())),
         update=lambda key, observed, state: (
             propose(state[0] + 1),
-            (state[0] + 1, jnp.stack(observed[:8])),  # without the lag
+            (state[0] + 1, jnp.stack(observed)),
         ),
         observes=True,
         probes=True,
@@ -167,7 +167,10 @@ class OracleTest(parameterized.TestCase):
       seen = [loss_of(w) for w in (before.params, params, probed)]
       falls = [seen[0] - loss for loss in seen[1:]]
       silent = 1 + 1 / BATCH
-      want = [k, k_probe, theta, theta_probe, seen[0], *falls, silent]
+      want = [
+          k, k_probe, theta, theta_probe, seen[0], *falls, silent, elapsed,
+          np.nan,
+      ]
       observed = after.controller[1]
       np.testing.assert_allclose(observed, want, rtol=1e-4, atol=1e-5)
       np.testing.assert_allclose(info.elapsed, elapsed, rtol=1e-5)

@@ -48,6 +48,7 @@ class GroupTest(parameterized.TestCase):
   @parameterized.parameters(
       # Steps of the bandit and local steps of FedAvg follow from these.
       ({"controller": "bandit"}, {"num_rounds": 9}),
+      ({"controller": "balance"}, {"time_budget": 9.0}),
       ({"method": "fedavg"}, {"k": 50.0}),
       # Sequences of k may have different lengths.
       ({"controller": "replay", "replay": "a"}, {"replay": "b"}),

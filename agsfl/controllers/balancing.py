@@ -5,7 +5,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agsfl.controllers.cost import add_time
 from agsfl.controllers.rule import Rule
 from agsfl.types import KController, KProposal
 
@@ -15,14 +14,11 @@ class BalanceState(NamedTuple):
 
   Attributes:
     k: f32.
-    rounds: i32, rounds done, m.
-    elapsed, rest: f32, time of these rounds, see `cost.add_time`.
+    rounds: i32, rounds done.
   """
 
   k: jax.Array
   rounds: jax.Array
-  elapsed: jax.Array
-  rest: jax.Array
 
 
 def balance(
@@ -34,48 +30,52 @@ def balance(
 ) -> KController:
   """Weighs the time that messages take against the lag of what waits.
 
-  What clients have not sent yet is progress that the weights do not show. In
-  the long run all of it is sent, whatever k is. So k does not decide how much a
-  round gains, but how far the weights lag behind: d(k) rounds, about C / k. In
-  a time T there are T / theta(k) rounds, and the weights are where they would
-  be without any lag after
+  What clients have not sent yet is progress that the weights do not show. It is
+  sent later, whatever k is. So k does not decide how much a round gains, but
+  how far the weights lag behind: d(k) rounds, about C / k. In a time T there
+  are T / theta(k) rounds, and the weights are where they would be without any
+  lag after
 
     T / theta(k) - d(k)   rounds.
 
   Let epsilon(k) = k theta'(k) / theta(k), the share of a round's time that
-  grows with k, and M = T / theta(k), the rounds of the whole run. The best
-  constant k is where
+  grows with k, and M = T / theta(k), the rounds of the whole run: those done
+  and those for which there is time. The best constant k is where
 
-    epsilon(k) M = d(k):
+    epsilon(k) M = d(k).
 
-  the left side rises with k, and the right side falls. Both can be measured in
-  one round, d as `Observation.lag`, and epsilon = 1 - theta(0) / theta(k) where
-  time is a constant plus a multiple of k. If d = C / k, and if epsilon is
-  small, one step of Newton's method on the logarithms leads to the best k:
+  Both sides can be measured in one round: d is `Observation.lag`, and epsilon
+  is 1 - theta(0) / theta(k), as time is a constant plus a multiple of k. The
+  rule:
 
     k <- P(k sqrt(d / (epsilon M))),   P onto [k_min, k_max].
 
-  So the rule has no constant to choose, takes no samples and tries no second k.
-  It does not depend on the unit of time. If D, k and the interval are scaled
-  together while d and epsilon stay the same, its path is scaled too.
+  For small epsilon it is a step of Newton's method on the logarithms. It has no
+  constant to choose, takes no samples and tries no second k. It does not depend
+  on the unit of time. If D, k and the interval are scaled together while d and
+  epsilon stay the same, its path is scaled too.
 
-  What is proved: for d = C / k and theta affine in k there is one best constant
-  k, and the rule's steps lead to it. What is not: that the loss depends only on
-  rounds and lag, which is a model for small learning rates. In it a round of
-  lag costs a round. In truth it costs less, since weights that lag behind see
-  larger gradients, and more where they are too old to be of use.
+  What is proved, for d = C / k and theta(k) = c + g k: the condition is g T (k
+  / theta(k))^2 = C, whose left side rises with k from 0 to T / g. So there is
+  one best k if T > g C; if not, it is k_max. The rule is then k <- sqrt(C / (g
+  T)) theta(k), a line in k whose slope is epsilon of the best k, less than 1.
+  So it leads there from any k.
 
-  Why not learn from the fall of the loss in single rounds, as the sign rules
-  do: a larger k also sends what earlier rounds left, and is credited with it.
-  If a single round's fall grows as k^rho, they settle where epsilon = rho, at
-  any T. In the model the best epsilon falls with T, as 1 / sqrt(T).
+  What is not proved: that the loss depends only on rounds and lag. This is a
+  model for small learning rates. A round of lag costs less than a round where
+  gradients are larger at the weights that lag behind. It costs more where what
+  waits is too old to be of use.
+
+  The sign rules learn from the fall of the loss in single rounds. There a
+  larger k is credited with what earlier rounds left. If a single round's fall
+  grows as k^rho, they settle where epsilon = rho, at any T. In the model the
+  best epsilon falls with T, as 1 / sqrt(T).
 
   Args:
-    k_init: k_1, elements; it decides only the first round.
-    k_min, k_max: the interval, elements.
-    num_rounds: rounds of the run.
-    budget: T, in the unit of `Observation.time`, if the run ends after it; else
-      None.
+    k_init: k_1, elements; its effect is gone after a few rounds. k_min, k_max:
+    the interval, elements. num_rounds: rounds of the run. budget: T, in the
+    unit of `Observation.time`, if the run ends after it. None:
+      M is num_rounds, and T the time that they take with the k found.
 
   Returns:
     A controller that measures the lag.
@@ -84,7 +84,8 @@ def balance(
   >>> controller = balance(1000.0, 10.0, 1e6, num_rounds=200)
   >>> _, state = controller.init(jax.random.key(0))
   >>> seen = dict(k=1000, k_probe=1000, time=1.25, time_probe=1.25,
-  ...             time_silent=1.0, lag=5.0)
+  ...             loss=1, fall=0, fall_probe=0,
+  ...             time_silent=1.0, elapsed=1.25, lag=5.0)
   >>> seen = Observation(**{name: jnp.float32(x) for name, x in seen.items()})
   >>> proposal, _ = controller.update(jax.random.key(1), seen, state)
   >>> round(float(proposal.k))  # epsilon M = 40
@@ -96,29 +97,21 @@ def balance(
 
   def init(key):
     del key
-    nothing = jnp.float32(0.0)
-    k = jnp.float32(k_init)
-    return propose(BalanceState(k, jnp.int32(0), nothing, nothing))
+    return propose(BalanceState(jnp.float32(k_init), jnp.int32(0)))
 
   def update(key, observed, state):
     del key
     time, silent, lag = observed.time, observed.time_silent, observed.lag
-    is_usable = (
-        jnp.isfinite(silent) & jnp.isfinite(time) & (time > 0)
-        & jnp.isfinite(lag) & (lag >= 0)
-    )
+    seen = jnp.stack((time, silent, observed.elapsed, lag))
+    is_usable = jnp.all(jnp.isfinite(seen)) & (time > 0) & (lag >= 0)
     time = jnp.where(is_usable, time, 1.0)
     rounds = state.rounds + 1
-    elapsed, rest = add_time(
-        state.elapsed, state.rest, jnp.where(is_usable, time, 0.0)
-    )
 
     # M: the rounds that were, and those for which there is time.
     total = jnp.float32(num_rounds)
     if budget is not None:
-      left = jnp.maximum(budget - elapsed, 0.0)
-      done = rounds.astype(jnp.float32)
-      total = jnp.minimum(total, done + left / time)
+      left = jnp.maximum(budget - observed.elapsed, 0.0) / time
+      total = jnp.minimum(total, rounds.astype(jnp.float32) + left)
 
     # epsilon M. Messages that take no time may be of any length.
     cost = (1.0 - jnp.where(is_usable, silent, 0.0) / time) * total
@@ -127,7 +120,7 @@ def balance(
     k = jnp.clip(state.k * jnp.sqrt(ratio), k_min, k_max)
     k = jnp.where(cost > 0, k, k_max)
     k = jnp.where(is_usable, k, state.k)
-    return propose(BalanceState(k, rounds, elapsed, rest))
+    return propose(BalanceState(k, rounds))
 
   return KController(
       init, update, observes=False, probes=False, measures_lag=True
@@ -140,5 +133,6 @@ RULES = {
             k, k_min, k_max, settings.num_rounds, settings.budget
         ),
         uses_horizon=True,
+        uses_budget=True,
     ),
 }

@@ -14,7 +14,11 @@ CONTROLLERS: Registry[Rule] = Registry(
 
 
 def register_controller(
-    name: str, *, learns: bool = True, uses_horizon: bool = True
+    name: str,
+    *,
+    learns: bool = True,
+    uses_horizon: bool = True,
+    uses_budget: bool = False,
 ) -> Callable[[Build], Build]:
   """Gives a rule a name, so that settings can ask for it.
 
@@ -25,7 +29,7 @@ def register_controller(
   Args:
     name: letters, digits and underscores.
     learns: see `Rule`.
-    uses_horizon: see `Rule`.
+    uses_horizon, uses_budget: see `Rule`.
 
   Returns:
     A decorator for (k, k_min, k_max, settings) -> KController.
@@ -44,7 +48,7 @@ def register_controller(
   """
 
   def register(build: Build) -> Build:
-    CONTROLLERS.add(name, Rule(build, learns, uses_horizon))
+    CONTROLLERS.add(name, Rule(build, learns, uses_horizon, uses_budget))
     return build
 
   return register

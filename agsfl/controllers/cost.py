@@ -92,7 +92,6 @@ def cost_slope(observed: Observation) -> CostSlope:
   Source: Han, Wang, Leung, ICDCS 2020, Sec. IV, on estimating the sign.
   """
   fall, fall_probe = observed.fall, observed.fall_probe
-  assert fall is not None and fall_probe is not None  # the controller observes
   gap = observed.k - observed.k_probe
   given = jnp.stack((
       observed.k,

@@ -60,19 +60,39 @@ class DescentState(NamedTuple):
   without: jax.Array
 
 
+def _in_elements(k, step):
+  """k, some elements less."""
+  return k - step
+
+
+def _in_shares(k, step):
+  """k with log k so much less."""
+  return k * jnp.exp(-step)
+
+
 def _descent(
     k_init: float | jax.Array,
     k_min: float,
     k_max: float,
     slope_of: Callable[[CostSlope], jax.Array],
     stuck_rounds: int | None = None,
+    less: Callable[[jax.Array, jax.Array], jax.Array] = _in_elements,
+    width: float | None = None,
 ) -> KController:
-  """k_{m+1} = P_K(k_m - delta_m slope_of(CostSlope)), as a KController."""
-  width = k_max - k_min  # B
+  """k_{m+1} = P_K(k_m - delta_m slope_of(CostSlope)), as a KController.
+
+  Args:
+    k_init, k_min, k_max, stuck_rounds: see `sign_descent`.
+    slope_of: what delta_m is multiplied with.
+    less: (k, step) -> k minus the step, on the scale of the descent.
+    width: B of delta_m on this scale; None: k_max - k_min.
+  """
+  if width is None:
+    width = k_max - k_min
 
   def propose(state):
     delta = _step_length(width, state.rounds)
-    return _propose(state.k, state.k - delta / 2.0, k_min), state
+    return _propose(state.k, less(state.k, delta / 2.0), k_min), state
 
   def init(key):
     del key
@@ -85,7 +105,7 @@ def _descent(
     without, stuck = _count_without(slope.valid, state.without, stuck_rounds)
     towards = jnp.where(stuck, -1.0, slope_of(slope))
     delta = _step_length(width, state.rounds)
-    k = jnp.clip(state.k - delta * towards, k_min, k_max)
+    k = jnp.clip(less(state.k, delta * towards), k_min, k_max)
     return propose(DescentState(k, state.rounds + 1, without))
 
   return KController(init, update, observes=True, probes=True)
@@ -149,49 +169,36 @@ def value_descent(
 
 
 def sign_log(
-    k_init: float | jax.Array, k_min: float, k_max: float
+    k_init: float | jax.Array,
+    k_min: float,
+    k_max: float,
+    stuck_rounds: int | None = None,
 ) -> KController:
   """Descent on log k by the sign of the estimated slope of the cost.
 
   `sign_descent` with log k in place of k: log k moves by delta_m = B / sqrt(2
-  m), where B = log(k_max / k_min). So a step is a share of k, and the same far
-  above as far below the best k. The probe is k' = k exp(-delta / 2), with the
-  bounds of `sign_descent`. A round without a usable sign leaves k where it is
-  and still counts for m.
+  m), where B = log(k_max / k_min). So a step is a share of k. The probe is k' =
+  k exp(-delta / 2), with the bounds of `sign_descent`.
 
-  The paper's bound of the regret holds with B as here, if the cost is convex in
-  log k. Nothing is known of it otherwise. The cost of a single round credits a
-  large k with what earlier rounds left, as it does for `sign_descent`.
+  The paper's bound of the regret holds with this B, and with G a bound of the
+  slope in log k, if the cost is convex in log k. As with `sign_descent`, the
+  cost of a single round credits a large k with what earlier rounds left.
 
   Args:
     k_init: k_1, elements.
     k_min, k_max: the interval K, elements; 2 <= k_min <= k_max.
+    stuck_rounds: see `sign_descent`.
 
   Returns:
     A controller that probes.
 
   Source: Alg. 2 of Han, Wang, Leung, ICDCS 2020, on another scale.
   """
+  sign_of = lambda slope: slope.sign
   width = math.log(k_max / k_min)  # B
-
-  def propose(state):
-    delta = _step_length(width, state.rounds)
-    return _propose(state.k, state.k * jnp.exp(-delta / 2.0), k_min), state
-
-  def init(key):
-    del key
-    k = jnp.float32(k_init)
-    return propose(DescentState(k, jnp.int32(0), jnp.int32(0)))
-
-  def update(key, observed, state):
-    del key
-    slope = cost_slope(observed)
-    without, _ = _count_without(slope.valid, state.without, None)
-    delta = _step_length(width, state.rounds)
-    k = jnp.clip(state.k * jnp.exp(-delta * slope.sign), k_min, k_max)
-    return propose(DescentState(k, state.rounds + 1, without))
-
-  return KController(init, update, observes=True, probes=True)
+  return _descent(
+      k_init, k_min, k_max, sign_of, stuck_rounds, _in_shares, width
+  )
 
 
 class IntervalState(NamedTuple):
@@ -323,7 +330,9 @@ RULES = {
         )
     ),
     "sign_log": Rule(
-        lambda k, k_min, k_max, settings: sign_log(k, k_min, k_max)
+        lambda k, k_min, k_max, settings: sign_log(
+            k, k_min, k_max, settings.stuck_rounds
+        )
     ),
     "sign_interval": Rule(
         lambda k, k_min, k_max, settings: sign_interval(

@@ -17,7 +17,10 @@ class RunSettings(Protocol):
 
   @property
   def budget(self) -> float | None:
-    """Time after which the run ends, in the unit of `Observation.time`."""
+    """Time after which the run ends, in the unit of `Observation.time`.
+
+    None if no time ends it.
+    """
 
   @property
   def stuck_rounds(self) -> int | None:
@@ -60,10 +63,13 @@ class Rule(NamedTuple):
   Attributes:
     build: makes the controller.
     learns: whether k moves in the interval. If not, the interval is ignored.
-    uses_horizon: whether `build` reads how far the run is to go, in rounds or
-      in time. If so, a run cannot go on with more of either.
+    uses_horizon: whether `build` reads the number of rounds. If so, a run
+      cannot go on with more rounds.
+    uses_budget: whether `build` reads the budget. If so, a run cannot go on
+      with more time.
   """
 
   build: Build
   learns: bool = True
   uses_horizon: bool = False
+  uses_budget: bool = False

@@ -169,7 +169,7 @@ def play(
 def _seen(proposal, time, time_probe):
   """A round whose loss falls by 1 for both k, so its times are the costs."""
   time, time_probe = jnp.float32(time), jnp.float32(time_probe)
-  one = jnp.float32(1)
+  one, nothing = jnp.float32(1), jnp.float32(jnp.nan)
   return Observation(
       k=proposal.k,
       k_probe=proposal.k_probe,
@@ -178,6 +178,9 @@ def _seen(proposal, time, time_probe):
       loss=one,
       fall=one,
       fall_probe=one,
+      time_silent=nothing,
+      elapsed=nothing,
+      lag=nothing,
   )
 
 

@@ -19,13 +19,15 @@ from tests.controllers.playing import rollout
 ROUNDS = 200
 
 
-def seen(time, silent, lag):
-  """An Observation of what the rule looks at."""
-  time = jnp.float32(time)
-  return Observation(
-      k=time, k_probe=time, time=time, time_probe=time,
-      time_silent=jnp.float32(silent), lag=jnp.float32(lag),
+def seen(time, silent, elapsed, lag):
+  """An Observation of what the rule looks at; the rest is not measured."""
+  of_rule = dict(
+      time=time, time_silent=silent, elapsed=elapsed, lag=lag
   )
+  return Observation(**{
+      name: jnp.float32(of_rule.get(name, np.nan))
+      for name in Observation._fields
+  })
 
 
 @functools.cache
@@ -36,7 +38,7 @@ def player(settings):
 
 
 def play(settings, rounds):
-  """[T + 1] k of a rule that is shown [T, 3] rounds."""
+  """[T + 1] k of a rule that is shown [T, 4] rounds; see `seen`."""
   first, (after, _) = player(settings)(jnp.float32(rounds))
   return np.append(first[0].k, after.k)
 
@@ -54,8 +56,9 @@ class ModelGame:
     self.constant = constant
 
   def shown(self, proposal, _):
+    """A round of a run that has just begun."""
     theta = self.compute + self.per_element * proposal.k
-    return seen(theta, self.compute, self.constant / proposal.k)
+    return seen(theta, self.compute, theta, self.constant / proposal.k)
 
   def last(self, settings, rounds=ROUNDS):
     """k after some rounds."""
@@ -96,7 +99,8 @@ class BalanceTest(parameterized.TestCase):
     silent = rng.uniform(0.5, 2, ROUNDS)
     theta = silent * rng.choice((1, 1.01, 1.5, 8), ROUNDS)
     lag = rng.lognormal(3, 2, ROUNDS)
-    rounds = np.stack([theta, silent, lag], 1).astype(np.float32)
+    elapsed = np.cumsum(theta)
+    rounds = np.stack([theta, silent, elapsed, lag], 1).astype(np.float32)
     rare = (0.0, -1.0, np.nan, np.inf, -np.inf)
     where = rng.random(rounds.shape) < strange
     rounds = np.where(where, rng.choice(rare, rounds.shape), rounds)
@@ -116,7 +120,7 @@ class BalanceTest(parameterized.TestCase):
   def test_finds_the_best_constant(self, per_element, constant, start):
     """Law: in the model it goes to the best k, from any first one."""
     game = ModelGame(1.0, per_element, constant)
-    budget = 1e5  # long, so that the first rounds do not count
+    budget = 1e5
     k = game.last((start, 200.0, 100_000.0, 10**8, budget))
     np.testing.assert_allclose(k, game.best(200.0, 1e5, budget), rtol=0.01)
 
@@ -124,21 +128,21 @@ class BalanceTest(parameterized.TestCase):
     """Four rounds of at most 100, from k = 100 in [10, 1000]."""
     rounds = (
         # epsilon = 1/5, M = 100: 100 sqrt(5 / 20) = 50.
-        (1.25, 1.0, 5.0),
+        (1.25, 1.0, 0.0, 5.0),
         # Nothing was sent, so the lag is not known.
-        (9.0, 1.0, -1.0),
+        (9.0, 1.0, 0.0, -1.0),
         # epsilon = 1/2: 50 sqrt(200 / 50) = 100.
-        (2.0, 1.0, 200.0),
+        (2.0, 1.0, 0.0, 200.0),
         # No lag at all: k_min. Then messages that take no time: k_max.
-        (2.0, 1.0, 0.0),
-        (1.0, 1.0, 0.0),
+        (2.0, 1.0, 0.0, 0.0),
+        (1.0, 1.0, 0.0, 0.0),
     )
     k = play((100.0, 10.0, 1000.0, 100, None), rounds)
     np.testing.assert_allclose(k, (100, 50, 50, 100, 10, 1000), rtol=1e-6)
 
   def test_hand_worked_budget(self):
     """12 units of time: after 2 rounds of 2 there is time for 4 more."""
-    rounds = ((2.0, 1.0, 3.0), (2.0, 1.0, 12.0))
+    rounds = ((2.0, 1.0, 2.0, 3.0), (2.0, 1.0, 4.0, 12.0))
     # M = 1 + 10 / 2 = 6: 100 sqrt(3 / 3). M = 2 + 8 / 2 = 6: 100 sqrt(12 / 3).
     k = play((100.0, 10.0, 1000.0, 100, 12.0), rounds)
     np.testing.assert_allclose(k, (100, 100, 200), rtol=1e-6)
@@ -150,10 +154,11 @@ class BalanceTest(parameterized.TestCase):
     rng = np.random.default_rng(seed)
     silent = rng.uniform(0.5, 2, ROUNDS)
     theta = silent * rng.uniform(1.01, 3, ROUNDS)
-    rounds = np.stack([theta, silent, rng.lognormal(3, 2, ROUNDS)], 1)
+    lag = rng.lognormal(3, 2, ROUNDS)
+    rounds = np.stack([theta, silent, np.cumsum(theta), lag], 1)
     k = play((70.0, 10.0, 1e5, 500, 300.0), rounds)
     settings = (70.0 * scale, 10.0 * scale, 1e5 * scale, 500, 300.0 * 8)
-    scaled = play(settings, rounds * (8, 8, 1))
+    scaled = play(settings, rounds * (8, 8, 8, 1))
     np.testing.assert_allclose(scaled, scale * k, rtol=1e-4)
 
 

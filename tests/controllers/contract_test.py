@@ -167,13 +167,16 @@ class ContractTest(parameterized.TestCase):
 
   @parameterized.parameters(*NAMES)
   def test_what_the_registry_says(self, name):
-    """Law: `learns` and `uses_horizon` say what the play depends on."""
+    """Law: `learns` and `uses_...` say what the play depends on."""
     rule, plain = CONTROLLERS[name], path(built(name))
     self.assertEqual(
         rule.learns, not same(path(built(name, k_min=30.0)), plain)
     )
     self.assertEqual(
         rule.uses_horizon, not same(path(built(name, num_rounds=7)), plain)
+    )
+    self.assertEqual(
+        rule.uses_budget, not same(path(built(name, budget=120.0)), plain)
     )
 
 
@@ -187,8 +190,7 @@ class RegisterTest(absltest.TestCase):
     failed, attempted = doctest.testmod(by_name)
     self.assertEqual(failed, 0)
     self.assertGreater(attempted, 0)
-    _, learns, uses_horizon = CONTROLLERS["halving"]
-    self.assertEqual((learns, uses_horizon), (True, False))
+    self.assertEqual(CONTROLLERS["halving"][1:], (True, False, False))
 
   def test_a_rule_can_be_replaced(self):
     """Law: a name stands for the rule that came last."""

@@ -182,10 +182,12 @@ class OracleTest(parameterized.TestCase):
   @hypothesis.settings(max_examples=60, deadline=None)
   @hypothesis.given(games())
   def test_sign_log(self, game):
-    settings, _, chance = game
-    settings = settings[:3]
-    signs, rows = drive(reference.SignLog(*settings), **chance)
-    self.assert_laws(controllers.sign_log, settings, signs, rows, [])
+    settings, stuck, chance = game
+    settings = *settings[:3], stuck
+    oracle = reference.SignLog(*settings)
+    signs, rows = drive(oracle, **chance)
+    rule = controllers.sign_log
+    self.assert_laws(rule, settings, signs, rows, oracle.rises)
 
   @hypothesis.settings(max_examples=20, deadline=None)
   @hypothesis.given(games(), st.integers(2, 1000))

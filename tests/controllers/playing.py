@@ -27,6 +27,7 @@ def of_losses(
         fall=loss_before - loss_after,
         fall_probe=loss_before - loss_probe,
         time_silent=0.5 * time,
+        elapsed=100.0 + time,
         lag=20.0 * (time - 3.0),
     )
 

@@ -38,8 +38,8 @@ def lag(
   rounds it waits (Little). Here it is energy that waits and leaves, the sum of
   squares. If coordinates take turns, and gradients are noise, this is the mean
   wait. If they take turns, and their gradients are all the same, it is two
-  thirds of it. With top-k it is less than the mean wait of all coordinates: what
-  is large is sent soon, and what waits long is small.
+  thirds of it. With top-k it is less than the mean wait of all coordinates:
+  what is large is sent soon, and what waits long is small.
 
   Args:
     weights: [n], what each client counts in the mean, up to a factor; 0 if its

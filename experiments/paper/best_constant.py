@@ -12,7 +12,6 @@ import numpy as np
 from absl import flags
 
 from agsfl.config import Config
-from agsfl.controllers import CONTROLLERS
 from agsfl.errors import require
 from agsfl.settings import Amount
 from experiments.lib import groups
@@ -62,15 +61,12 @@ def _groups() -> list[Group]:
   """All groups that the flags ask for; the constants come first.
 
   Raises:
-    ConfigError: a controller does not learn.
+    ConfigError: a rule does not learn, or a list is empty.
   """
-  learned = [name for name, rule in CONTROLLERS.items() if rule.learns]
-  names = study.items("rules")
-  for name in names:
-    require(name in learned, "rules", name, f"of {', '.join(learned)}")
+  starts = study.items("starts")
   return [
       *(Group("fixed", k) for k in study.items("constants")),
-      *(Group(name, k) for name in names for k in study.items("starts")),
+      *(Group(name, k) for name in study.rules("rules") for k in starts),
   ]
 
 

@@ -18,6 +18,11 @@ flags.adopt_module_key_flags(study)
 KS = flags.DEFINE_list(
     "ks", ["1000", "10000"], "Constant k to compare with the learned one."
 )
+flags.DEFINE_list(
+    "learned",
+    ["balance", "sign_interval"],
+    "Controllers that learn k; --controller is not used.",
+)
 flags.DEFINE_integer(
     "fedavg_steps", 10, "Local steps of FedAvg.", lower_bound=1
 )
@@ -27,7 +32,8 @@ def settings_of(base: Config) -> dict[str, Config]:
   """The settings to compare, by label.
 
   Raises:
-    ConfigError: there is no clock, or a k is no number.
+    ConfigError: there is no clock, a k is no number, or a controller does not
+      learn.
   """
   require(
       base.clock is not None, "clock", base.clock, "set, such as phones"
@@ -38,7 +44,10 @@ def settings_of(base: Config) -> dict[str, Config]:
       base.clients_per_round,
       "set, such as 10%",
   )
-  found = {f"learned_k_{base.used_controller}": base}
+  found = {
+      f"learned_k_{name}": dataclasses.replace(base, controller=name)
+      for name in study.rules("learned")
+  }
   for text, k in zip(KS.value, study.numbers("ks"), strict=True):
     found[f"k{text}"] = dataclasses.replace(base, controller="fixed", k=k)
   found["fedavg"] = dataclasses.replace(

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from agsfl import files, simulation
 from agsfl.config import Config
+from agsfl.controllers import CONTROLLERS
 from agsfl.errors import refused, require
 from agsfl.records import strict_json
 from agsfl.records.folder import refuse_other
@@ -90,6 +91,19 @@ def numbers(name: str, number: type = float, once: bool = True) -> list:
       "a list that names each number once",
   )
   return values
+
+
+def rules(name: str) -> list[str]:
+  """The items of a list flag, which are controllers that learn k.
+
+  Raises:
+    ConfigError: there are none, or one is no such controller.
+  """
+  learned = [key for key, rule in CONTROLLERS.items() if rule.learns]
+  chosen = items(name)
+  for rule in chosen:
+    require(rule in learned, name, rule, f"of {', '.join(learned)}")
+  return chosen
 
 
 def seeded(config: Config) -> Callable[[int], Config]:

@@ -50,8 +50,11 @@ STUDIES = {
     ),
     "communication_times": (["--comm_times=1,100"], ("beta1", "beta100")),
     "simulated_seconds": (
-        ["--clock=phones", "--clients_per_round=2", "--ks=20"],
-        ("learned_k_sign_interval", "k20", "fedavg"),
+        [
+            "--clock=phones", "--clients_per_round=2", "--ks=20",
+            "--learned=balance",
+        ],
+        ("learned_k_balance", "k20", "fedavg"),
     ),
     "cross_replay": (
         ["--comm_times=9,1"],
@@ -61,7 +64,7 @@ STUDIES = {
 BAD = {
     "compare_methods": ("--methods=fab", "fab_top_k"),
     "compare_controllers": ("--controllers=pid", "bandit"),
-    "best_constant": ("--time_budgets=3,4", "one for each beta"),
+    "best_constant": ("--rules=pid", "balance"),
     "communication_times": ("--comm_times=1,x", "numbers"),
     "cross_replay": ("--seeds=0,x", "whole numbers"),
     "regret": ("--seeds=", "at least one"),

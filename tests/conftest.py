@@ -24,6 +24,8 @@ def pytest_collection_finish():
 _COMPILE_FAST = (
     "tests.experiments", "tests.records", "tests.doors_test",
     "tests.parts_test", "tests.simulation_test", "tests.recorder_test",
+    "tests.rounds_together_test", "tests.devices_test", "tests.hosts_test",
+    "tests.stored_test", "tests.sweeps_test",
 )
 
 

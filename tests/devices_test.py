@@ -18,7 +18,7 @@ from agsfl.for_each_client import one_by_one, over_devices
 from agsfl.layout import layout_of
 from agsfl.sparsifiers import cpu
 from tests.linear import COUNTS, DIM, one_sample_each, weighted
-from tests.rounds_test import build, narrow_fab
+from tests.small_rounds import build, narrow_fab
 
 WAYS = {
     "vmap": jax.vmap,

@@ -20,7 +20,7 @@ from agsfl.training.optimizers import server_of
 from agsfl.types import KController, KProposal
 from tests import federation_oracle as oracle
 from tests.linear import BATCH, DIM, one_sample_each, weighted
-from tests.rounds_test import BETA, RATE, build
+from tests.small_rounds import BETA, RATE, build
 
 COUNTS = (3, 1, 4, 1, 5, 2, 6)
 N = len(COUNTS)

@@ -41,7 +41,12 @@ def start(workdir, of_second=()):
               "--num_processes=2", f"--process_id={process}",
               f"--workdir={workdir}", *(of_second if process else ()),
           ],
-          env={**os.environ, "JAX_NUM_CPU_DEVICES": "4"},
+          env={
+              **os.environ,
+              "JAX_NUM_CPU_DEVICES": "4",
+              # As this process compiles.
+              "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+          },
           stdout=subprocess.PIPE,
           stderr=subprocess.STDOUT,
           text=True,

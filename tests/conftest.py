@@ -26,6 +26,7 @@ _COMPILE_FAST = (
     "tests.parts_test", "tests.simulation_test", "tests.recorder_test",
     "tests.rounds_together_test", "tests.devices_test", "tests.hosts_test",
     "tests.stored_test", "tests.sweeps_test",
+    "tests.sparsifiers.later_methods_test",
 )
 
 

@@ -55,11 +55,14 @@ def balance(
   on the unit of time. If D, k and the interval are scaled together while d and
   epsilon stay the same, its path is scaled too.
 
-  What is proved, for d = C / k and theta(k) = c + g k: the condition is g T (k
-  / theta(k))^2 = C, whose left side rises with k from 0 to T / g. So there is
-  one best k if T > g C; if not, it is k_max. The rule is then k <- sqrt(C / (g
-  T)) theta(k), a line in k whose slope is epsilon of the best k, less than 1.
-  So it leads there from any k.
+  What is proved, for d = C / k and theta(k) = c + g k: the condition is
+
+    g T (k / theta(k))^2 = C,
+
+  whose left side rises with k from 0 to T / g. So there is one best k if
+  T > g C; if not, it is k_max. The rule is then k <- sqrt(C / (g T)) theta(k).
+  This is a line in k whose slope is epsilon of the best k, less than 1, so it
+  leads there from any k.
 
   What is not proved: that the loss depends only on rounds and lag. This is a
   model for small learning rates. A round of lag costs less than a round where
@@ -72,10 +75,11 @@ def balance(
   best epsilon falls with T, as 1 / sqrt(T).
 
   Args:
-    k_init: k_1, elements; its effect is gone after a few rounds. k_min, k_max:
-    the interval, elements. num_rounds: rounds of the run. budget: T, in the
-    unit of `Observation.time`, if the run ends after it. None:
-      M is num_rounds, and T the time that they take with the k found.
+    k_init: k_1, elements; its effect is gone after a few rounds.
+    k_min, k_max: the interval, elements.
+    num_rounds: rounds of the run.
+    budget: T, in the unit of `Observation.time`, if the run ends after it.
+      None: M is num_rounds, and T the time that they take with the k found.
 
   Returns:
     A controller that measures the lag.

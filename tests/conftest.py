@@ -26,7 +26,9 @@ _COMPILE_FAST = (
     "tests.parts_test", "tests.simulation_test", "tests.recorder_test",
     "tests.rounds_together_test", "tests.devices_test", "tests.hosts_test",
     "tests.stored_test", "tests.sweeps_test",
-    "tests.sparsifiers.later_methods_test",
+    "tests.sparsifiers.contract_test", "tests.sparsifiers.later_methods_test",
+    "tests.training.fedavg_test", "tests.training.epochs_test",
+    "tests.training.optimizers_test", "tests.attendance_test",
 )
 
 

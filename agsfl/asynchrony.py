@@ -163,4 +163,3 @@ def buffered(
     )
 
   return Attendance(init, draw, after)
-

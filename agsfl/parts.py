@@ -251,7 +251,7 @@ def compose(
       config, parts, model.dim, numbers.k, recorded_ks
   )
   if controller.measures_lag:
-    _require_a_lag(config)
+    _check_lag(config)
   delivery = _build_delivery(config, model.dim)
   return build_round(
       model,
@@ -273,7 +273,7 @@ def compose(
   )
 
 
-def _require_a_lag(config):
+def _check_lag(config):
   """Refuses settings with which a round cannot measure what lag costs."""
   for name, unset in (
       ("stateless", False), ("deadline", None), ("buffer_size", None)
@@ -356,7 +356,6 @@ def _build_controller(config, parts, dim, k, recorded_ks):
   _, k_min, k_max = config.k_range(dim)
   settings = types.SimpleNamespace(
       num_rounds=config.num_rounds,
-      budget=config.budget,
       stuck_rounds=config.stuck_rounds,
       exp3_arms=config.exp3_arms,
       bandit_radius=config.bandit_radius,
@@ -364,6 +363,8 @@ def _build_controller(config, parts, dim, k, recorded_ks):
       recorded_ks=list(recorded_ks),
   )
   rule = CONTROLLERS[config.used_controller]
+  if rule.uses_budget:
+    settings.budget = config.budget
   return rule.build(k, k_min, k_max, settings)
 
 

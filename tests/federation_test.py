@@ -19,6 +19,7 @@ from agsfl.sparsifiers import METHODS, plain
 from agsfl.training.optimizers import server_of
 from agsfl.types import KController, KProposal
 from tests import federation_oracle as oracle
+from tests import small_rounds
 from tests.linear import BATCH, DIM, one_sample_each, weighted
 from tests.small_rounds import BETA, RATE, build
 
@@ -135,18 +136,6 @@ def built(
   )
 
 
-def play(simulated, data, num_rounds):
-  """States and infos of some rounds, NumPy; the first state is round 0's."""
-  state = simulated.init(jax.random.key(0), N)
-  step = jitted(simulated.step)
-  states, infos = [jax.device_get(state)], []
-  for _ in range(num_rounds):
-    state, info = step(data, state)
-    states.append(jax.device_get(state))
-    infos.append(jax.device_get(info))
-  return states, infos
-
-
 def watching(ks):
   """Plays these k; its state has the lag and the silent time of the round."""
   ks = jnp.float32(ks)
@@ -180,6 +169,9 @@ def lag_of(want, heard):
 def jitted(step):
   """Such small rounds compile for longer than they run."""
   return jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
+
+
+play = functools.partial(small_rounds.play, jit=jitted)
 
 
 class SynchronousTest(parameterized.TestCase):

@@ -76,10 +76,10 @@ def descent():
   return build(controllers.sign_descent(10, 2, DIM))
 
 
-def play(simulated, data, num_rounds, seed=0):
+def play(simulated, data, num_rounds, seed=0, jit=jax.jit):
   """States and infos of some rounds, NumPy; the first state is round 0's."""
   state = simulated.init(jax.random.key(seed), len(data.counts))
-  step = jax.jit(simulated.step)
+  step = jit(simulated.step)
   states, infos = [jax.device_get(state)], []
   for _ in range(num_rounds):
     state, info = step(data, state)

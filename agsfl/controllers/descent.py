@@ -41,7 +41,7 @@ def _count_without(valid, without, stuck_rounds):
 
 
 def _propose(k, k_probe, k_min):
-  """k and its probe, not far below k_min; see `sign_descent`."""
+  """k and its probe, within the bounds that `sign_descent` names."""
   floor = max(1.0, 0.1 * k_min)
   return KProposal(k, jnp.clip(k_probe, floor, k - 1.0))
 
@@ -61,12 +61,12 @@ class DescentState(NamedTuple):
 
 
 def _in_elements(k, step):
-  """k, some elements less."""
+  """k minus the step."""
   return k - step
 
 
 def _in_shares(k, step):
-  """k with log k so much less."""
+  """k times exp(-step), so log k minus the step."""
   return k * jnp.exp(-step)
 
 

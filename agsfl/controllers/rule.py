@@ -19,7 +19,7 @@ class RunSettings(Protocol):
   def budget(self) -> float | None:
     """Time after which the run ends, in the unit of `Observation.time`.
 
-    None if no time ends it.
+    None if no time ends it. Only rules with `uses_budget` are given it.
     """
 
   @property

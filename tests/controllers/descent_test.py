@@ -169,24 +169,17 @@ class OracleTest(parameterized.TestCase):
     np.testing.assert_array_equal(k[1:][without], k[:-1][without])
     return states
 
+  @parameterized.parameters(
+      (reference.SignDescent, controllers.sign_descent),
+      (reference.SignLog, controllers.sign_log),
+  )
   @hypothesis.settings(max_examples=60, deadline=None)
-  @hypothesis.given(games())
-  def test_sign_descent(self, game):
+  @hypothesis.given(game=games())
+  def test_one_interval(self, make, rule, game):
     settings, stuck, chance = game
     settings = *settings[:3], stuck
-    oracle = reference.SignDescent(*settings)
+    oracle = make(*settings)
     signs, rows = drive(oracle, **chance)
-    rule = controllers.sign_descent
-    self.assert_laws(rule, settings, signs, rows, oracle.rises)
-
-  @hypothesis.settings(max_examples=60, deadline=None)
-  @hypothesis.given(games())
-  def test_sign_log(self, game):
-    settings, stuck, chance = game
-    settings = *settings[:3], stuck
-    oracle = reference.SignLog(*settings)
-    signs, rows = drive(oracle, **chance)
-    rule = controllers.sign_log
     self.assert_laws(rule, settings, signs, rows, oracle.rises)
 
   @hypothesis.settings(max_examples=20, deadline=None)

@@ -14,6 +14,7 @@ from agsfl.errors import require
 from agsfl.participation import Participation
 from agsfl.settings import Amount, elements, setting
 from agsfl.sparsifiers import METHODS
+from agsfl.training.augmentation import AUGMENTATIONS
 from agsfl.training.models import MATMUL_PRECISIONS, MODELS
 from agsfl.training.optimizers import OPTIMIZERS
 from agsfl.training.schedules import SCHEDULES
@@ -248,6 +249,12 @@ class Config(Partition, SourceOptions, Participation):
       least=1,
   )
 
+  augmentation: str = setting(
+      "none",
+      "Random changes of the images in each minibatch: flip mirrors half of "
+      "them; crop_flip also moves them by up to 4 pixels.",
+      choices=AUGMENTATIONS,
+  )
   matmul_precision: str | None = setting(
       None,
       "Precision of the network's products on accelerators, which by default "

@@ -26,6 +26,7 @@ from agsfl.registry import Registry
 from agsfl.rounds import Metric, Round, build_round
 from agsfl.sparsifiers import METHODS, per_layer
 from agsfl.training import models, optimizers
+from agsfl.training.augmentation import AUGMENTATIONS
 from agsfl.training.client import LocalTraining
 from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import KController, Loss, Model, Sparsifier
@@ -92,7 +93,7 @@ class Parts(NamedTuple):
       apply(params, features), such as a Flax module.
     sparsifier: in place of the method.
     controller: in place of the controller.
-    loss: of samples, in place of cross entropy.
+    loss: of samples, in place of the task's.
     metrics: pairs of a name and a function, see `rounds.build_round`.
   """
 
@@ -176,22 +177,21 @@ class Parts(NamedTuple):
 
 
 def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
-  """The network, for the shape of these features and this many classes."""
+  """The network, for the form of these data."""
   if not config.standardize:
     warn_of_range(data.clients.features)
-  shape = tuple(data.clients.features.shape[1:])
-  form = config.standardize, config.matmul_precision
+  about = data.form, config.standardize, config.matmul_precision
   if parts.model is not None:
     if isinstance(parts.model, nn.Module) and _is_hashable(parts.model):
-      return _shared_model(parts.model, shape, *form)
-    return models.as_model(parts.model, shape, *form)
-  return models.build(config.model, shape, data.num_classes, *form)
+      return _shared_model(parts.model, *about)
+    return models.as_model(parts.model, *about)
+  return models.build(config.model, *about)
 
 
 @functools.lru_cache(maxsize=16)
-def _shared_model(module, shape, standardize, precision):
+def _shared_model(module, form, standardize, precision):
   """Flax modules are values: equal ones share compiled programs."""
-  return models.as_model(module, shape, standardize, precision)
+  return models.as_model(module, form, standardize, precision)
 
 
 def _is_hashable(part):
@@ -214,6 +214,7 @@ def compose(
     config: Config,
     parts: Parts,
     model: Model,
+    loss: Loss,
     numbers: Numbers,
     recorded_ks: tuple[float, ...] = (1.0,),
     turnout: Turnout | None = None,
@@ -224,6 +225,7 @@ def compose(
     config: the settings; `numbers` replaces its plain numbers.
     parts: the user's own objects.
     model: the network.
+    loss: of samples.
     numbers: of the run; they may be traced.
     recorded_ks: k of each round, for the controller replay.
     turnout: how many clients take part; None for all.
@@ -264,7 +266,8 @@ def compose(
       comm_time=numbers.comm_time,
       learning_rate=numbers.learning_rate,
       training=_build_training(config, model.dim),
-      loss=parts.loss or models.sample_losses,
+      loss=loss,
+      augment=AUGMENTATIONS[config.augmentation],
       metrics=dict(parts.metrics),
       attendance=_build_attendance(config, turnout, model.dim),
       feedback=_build_feedback(config, parts, delivery),

@@ -32,8 +32,8 @@ from agsfl.rounds import Budget, Metric, Round, rounds_in_a_row
 from agsfl.settings import LARGEST
 from agsfl.sparsifiers import METHODS
 from agsfl.stored import RowsPlace, StoredRounds
+from agsfl.tasks import TASKS, Task
 from agsfl.training.evaluation import Evaluation, build_evaluate
-from agsfl.training.models import sample_losses
 from agsfl.types import (
   KController,
   Loss,
@@ -125,7 +125,8 @@ def build_from(
   """
   num_clients = len(data.client_names)
   network = build_model(config, parts, data)
-  programs = Programs(config, parts, network, num_clients)
+  task = TASKS[data.task].with_loss(parts.loss)
+  programs = Programs(config, parts, network, task, num_clients)
   # Any device may need the samples of any client.
   shared = True if config.in_cohorts else None
   layout = layout_of([data], programs.mesh, shared)
@@ -133,7 +134,7 @@ def build_from(
       with_clocks(config, data), programs.mesh, layout
   )
   evaluate = build_evaluate(
-      network, data, placed, layout, programs.loss, config.eval_train_samples
+      network, data, placed, layout, task, config.eval_train_samples
   )
   store = config.used_store(num_clients, programs.bytes_per_client)
   if store != "device":
@@ -231,11 +232,15 @@ class Programs:
     turnout: how many clients take part; None for all.
     num_clients: N.
     model: the network.
-    loss: of samples.
   """
 
   def __init__(
-      self, config: Config, parts: Parts, model: Model, num_clients: int
+      self,
+      config: Config,
+      parts: Parts,
+      model: Model,
+      task: Task,
+      num_clients: int,
   ):
     """Finds the programs; new ones are traced when they are first called."""
     self._numbers = numbers_of(config, model.dim)
@@ -246,13 +251,13 @@ class Programs:
     ))
     length = config.rounds_per_call or platforms.rounds_per_call()
     self.length = int(min(length, config.eval_every, config.num_rounds))
-    self.loss: Loss = parts.loss or sample_losses
 
     # What the programs depend on; a name may be registered again.
     entries = METHODS[config.method], CONTROLLERS[config.used_controller]
     self.turnout = turnout_of(config, num_clients, self.mesh.size)
+    loss: Any = task.loss
     key = (
-        config.structure(), parts._replace(model=None), model, entries,
+        config.structure(), parts._replace(model=None), model, loss, entries,
         self.turnout,
     )
     ks = recorded_ks(config, model.dim)
@@ -300,19 +305,20 @@ class Programs:
 
 
 @functools.lru_cache(maxsize=16)
-def _round(config, parts, model, entries, turnout, num_recorded) -> Round:
+def _round(config, parts, model, loss, entries, turnout, num_recorded) -> Round:
   """The round of a structure; its step does not depend on the numbers."""
   del entries
   recorded = (1.0,) * num_recorded
-  return compose(config, parts, model, _any_numbers(), recorded, turnout)
+  return compose(config, parts, model, loss, _any_numbers(), recorded, turnout)
 
 
 @functools.lru_cache(maxsize=16)
 def _run(
-    config, parts, model, entries, turnout, mesh: Mesh, length, num_recorded
+    config, parts, model, loss, entries, turnout, mesh: Mesh, length,
+    num_recorded,
 ):
   """The compiled rounds of a structure."""
-  key = config, parts, model, entries, turnout
+  key = config, parts, model, loss, entries, turnout
   step = _round(*key, num_recorded).step
   specs = _init(*key, (1.0,) * num_recorded, mesh)[1]
   # Every process reads the infos of all clients.
@@ -325,15 +331,15 @@ def _run(
 
 
 @functools.lru_cache(maxsize=16)
-def _init(config, parts, model, entries, turnout, recorded, mesh: Mesh):
+def _init(config, parts, model, loss, entries, turnout, recorded, mesh: Mesh):
   """The compiled init, (root key, Numbers, N) -> state, and its specs."""
   del entries
+  of = functools.partial(compose, config, parts, model, loss)
 
   def init(key, numbers, num_clients):
-    one = compose(config, parts, model, numbers, recorded, turnout)
-    return one.init(key, num_clients)
+    return of(numbers, recorded, turnout).init(key, num_clients)
 
-  specs = compose(config, parts, model, _any_numbers(), recorded, turnout).specs
+  specs = of(_any_numbers(), recorded, turnout).specs
   compiled = jax.jit(
       init, static_argnums=2, out_shardings=devices.shardings(specs, mesh)
   )

@@ -372,8 +372,10 @@ def _timed(timing):
 def _evaluated(evaluation):
   """The numbers of an evaluation; those by client as their spread."""
   numbers = {
-      name: float(value)
-      for name, value in evaluation._asdict().items()
-      if np.ndim(value) == 0
-  } | fairness.spread(evaluation.client_test_accuracy)
+      "train_loss": evaluation.train_loss,
+      "test_loss": evaluation.test_loss,
+      "test_accuracy": evaluation.test_accuracy,
+      **evaluation.derived,
+      **fairness.spread(evaluation.client_test_accuracy),
+  }
   return {name: finite(value) for name, value in numbers.items()}

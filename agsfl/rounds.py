@@ -32,9 +32,10 @@ from agsfl.feedback import AS_IN_THE_PAPER, Feedback
 from agsfl.for_each_client import EVERYWHERE, ForEachClient
 from agsfl.gradients import build_accumulate
 from agsfl.synced import missed
+from agsfl.tasks import cross_entropy
+from agsfl.training.augmentation import Augment
 from agsfl.training.client import LocalTraining, build_client, work_of
 from agsfl.training.fast import faster
-from agsfl.training.models import sample_losses
 from agsfl.training.schedules import Schedules
 from agsfl.types import (
   Cohort,
@@ -149,7 +150,8 @@ def build_round(
     comm_time: float | jax.Array,
     learning_rate: float | jax.Array = 1.0,
     training: LocalTraining | None = None,
-    loss: Loss = sample_losses,
+    loss: Loss = cross_entropy,
+    augment: Augment | None = None,
     metrics: Mapping[str, Metric] | None = None,
     for_each_client: ForEachClient | None = None,
     attendance: Attendance | None = None,
@@ -177,6 +179,7 @@ def build_round(
       `feedback` use it. It goes into the state at `init`.
     training: what clients do between two messages; None for one gradient.
     loss: of samples; the gradient is that of its mean.
+    augment: of the features of each minibatch; None leaves them as they are.
     metrics: by name (state after the round, RoundInfo) -> a number []. With
       `attendance` this state has the rows of the round's clients only.
     for_each_client: how to run one client's work for all clients, such as
@@ -204,9 +207,9 @@ def build_round(
         "must not measure the lag where clients keep no residuals",
     )
   over_clients = for_each_client or platforms.for_each_client()
-  local_result = build_client(model, batch_size, training, loss)
+  local_result = build_client(model, batch_size, training, loss, augment)
   accumulate = build_accumulate(local_result, feedback, over_clients)
-  logits_of = faster(model.apply)
+  outputs_of = faster(model.apply)
   # The controller needs one more sample per client.
   observing = 1.0 / batch_size if controller.observes else 0.0
 
@@ -326,7 +329,7 @@ def build_round(
   def falls(local, weights, state, played, probe):
     """The one-sample loss, and by how much it falls with k and k'."""
     losses_at = lambda params: loss(
-        logits_of(params, local.sample), local.label
+        outputs_of(params, local.sample), local.label
     )
     before = losses_at(state.params)
 

@@ -35,6 +35,7 @@ from agsfl.records.folder import RunFolder
 from agsfl.records.read import Run, read_run
 from agsfl.rounds import rounds_in_a_row
 from agsfl.simulation import describe, extent_of, identity_of, play
+from agsfl.tasks import TASKS
 from agsfl.training.evaluation import build_evaluate
 
 Label = TypeVar("Label", bound=Hashable)
@@ -91,8 +92,9 @@ def build_lanes(
         "samples; run them one by one",
     )
   model = build_model(first, Parts(), data[0])
+  task = TASKS[data[0].task]
   programs = [
-      Programs(config, Parts(), model, len(data[0].client_names))
+      Programs(config, Parts(), model, task, len(data[0].client_names))
       for config in configs
   ]
   one, mesh = programs[0], programs[0].mesh
@@ -170,7 +172,7 @@ def build_lanes(
       rounds_per_call=one.length,
       evaluate=[
           build_evaluate(
-              model, own, placed, layout, one.loss, first.eval_train_samples
+              model, own, placed, layout, task, first.eval_train_samples
           )
           for own in data
       ],

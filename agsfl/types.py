@@ -15,11 +15,31 @@ class ModelInit(Protocol):
     """Returns [D] f32."""
 
 
+class Form(NamedTuple):
+  """What a network sees of a sample, and what it must give for it.
+
+  Attributes:
+    feature_shape: of one sample; [H, W, C] for images, [T] for tokens.
+    output_shape: (L,), or (T, L) where each of T tokens has a label.
+    vocabulary: how many different tokens there are, if features are whole
+      numbers from 0; they are i32 then, and otherwise f32.
+  """
+
+  feature_shape: tuple[int, ...]
+  output_shape: tuple[int, ...]
+  vocabulary: int | None = None
+
+
 class ModelApply(Protocol):
   """Runs the network."""
 
-  def __call__(self, params: jax.Array, features: jax.Array, /) -> jax.Array:
-    """[D] f32 weights, [B, ...] f32 features -> [B, L] logits."""
+  def __call__(
+      self, params: jax.Array, features: jax.Array, /, *noise: Any
+  ) -> jax.Array:
+    """[D] f32 weights, [B, ...] features -> [B, *output_shape] f32.
+
+    Only if `Model.needs_key`, training adds two arguments: a key and True.
+    """
 
 
 class Model(NamedTuple):
@@ -27,13 +47,18 @@ class Model(NamedTuple):
 
   Attributes:
     init: key -> [D] f32, the initial weights.
-    apply: ([D] weights, [B, ...] f32 features) -> [B, L] logits.
+    apply: ([D] weights, [B, ...] features) -> [B, ...] f32 outputs, such as the
+      logits [B, L] of classes.
     sizes: of each array of weights or biases, in the order of the vector.
+    needs_key: whether training draws random numbers, as dropout does. Then
+      training calls apply(params, features, key, True), and evaluation
+      apply(params, features).
   """
 
   init: ModelInit
   apply: ModelApply
   sizes: tuple[int, ...]
+  needs_key: bool = False
 
   @property
   def dim(self) -> int:
@@ -44,8 +69,8 @@ class Model(NamedTuple):
 class Loss(Protocol):
   """The loss of each sample; training minimises its mean."""
 
-  def __call__(self, logits: jax.Array, labels: jax.Array, /) -> jax.Array:
-    """[B, L] f32 logits, [B] i32 labels -> [B] f32 losses."""
+  def __call__(self, outputs: jax.Array, labels: jax.Array, /) -> jax.Array:
+    """[B, ...] f32 outputs of the network, [B, ...] labels -> [B] f32."""
 
 
 class Selection(NamedTuple):

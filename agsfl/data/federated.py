@@ -17,15 +17,18 @@ from agsfl.data.samples import (
   as_array,
   as_whole,
   checked_features,
+  checked,
   checked_labels,
   form,
   is_text,
   most_classes,
+  num_outputs,
 )
 from agsfl.data.sources import SourceOptions, arrays
-from agsfl.errors import refuse, refused
+from agsfl.errors import refuse, refused, require
 from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
-from agsfl.types import PyTree
+from agsfl.tasks import CLASSIFICATION, NEXT_TOKEN, REGRESSION, TASKS
+from agsfl.types import Form, PyTree
 
 # NumPy's on the host, JAX's on devices.
 Array = jax.Array | np.ndarray
@@ -39,9 +42,8 @@ class ClientData:
   them. So clients of very different sizes need no padding.
 
   Attributes:
-    features: [C, ...], uint8 (read as v / 255) or float32; images are
-      [C, H, W, channels].
-    labels: [C] i32.
+    features: [C, ...], see `samples.Samples`.
+    labels: [C], or with an axis for each number of a label.
     order: [M] i32, rows of these arrays: first those of client 0, then those of
       client 1, ...
     starts: [N] i32, where the rows of each client begin in `order`.
@@ -154,7 +156,9 @@ class FederatedData(NamedTuple):
     test_clients: [T] i32, the client of each test sample by the partition's
       rule, or -1.
     client_names: [N] str.
-    num_classes: L.
+    num_classes: L, the outputs that a network needs: classes, or different
+      tokens, or the numbers of a label.
+    task: a name of `tasks.TASKS`.
   """
 
   clients: ClientData
@@ -162,6 +166,20 @@ class FederatedData(NamedTuple):
   test_clients: np.ndarray
   client_names: np.ndarray
   num_classes: int
+  task: str = CLASSIFICATION
+
+  @property
+  def form(self) -> Form:
+    """What a network sees of these data; their arrays are NumPy's."""
+    features, labels = self.clients.features, self.clients.labels
+    outputs: tuple[int, ...] = (self.num_classes,)
+    vocabulary = None
+    if self.task == NEXT_TOKEN:
+      vocabulary = self.num_classes
+      outputs = (*labels.shape[1:], *outputs)
+    elif features.dtype in (np.int8, np.int16, np.int32):
+      vocabulary = max(1, int(features.max()) + 1)
+    return Form(tuple(features.shape[1:]), outputs, vocabulary)
 
 
 def load(
@@ -198,6 +216,7 @@ def from_arrays(
     clients: Any = None,
     is_train: Any = None,
     partition: Partition | None = None,
+    task: str | None = None,
 ) -> FederatedData:
   """Makes federated data of your own arrays.
 
@@ -208,14 +227,18 @@ def from_arrays(
 
   Args:
     x: [C, ...] features; samples keep their shape. uint8 is read as v / 255;
-      all other real numbers become float32. Images are [C, H, W, channels].
-      The array is not copied if it has its final type.
-    y: [C] labels, whole numbers from 0.
+      other whole numbers stay whole, as tokens are; all other real numbers
+      become float32. Images are [C, H, W, channels]. The array is not copied
+      if it has its final type.
+    y: [C] labels, whole numbers from 0; or what the task needs.
     clients: [C] ids of the samples' clients, integers or strings.
     is_train: [C] bool. None: a fifth is held out for testing, by the
       partition's data seed.
-    partition: None means natural if `clients` are given, and otherwise the
-      default one.
+    partition: None means natural if `clients` are given; otherwise the default
+      one, or iid if samples have no class.
+    task: "classification"; "next_token": x are tokens [C, T], uint8 too, y are
+      [C] or [C, T], -1 for no label; "regression": y are numbers [C] or [C, V].
+      None: classification, or next_token if y are whole numbers [C, T].
 
   Returns:
     The federated data.
@@ -223,12 +246,22 @@ def from_arrays(
   Raises:
     ConfigError: the text names the array.
   """
-  if partition is None:
-    partition = Partition("one_class" if clients is None else "natural")
+  _require_task(task)
+  seed = 0 if partition is None else partition.used_data_seed
   samples = arrays.samples_of(
-      "from_arrays", x, y, clients, is_train, seed=partition.used_data_seed
+      "from_arrays", x, y, clients, is_train, seed=seed
   )
+  samples = checked(samples._replace(task=task or ""))
+  if partition is None:
+    default = "iid" if samples.classes is None else "one_class"
+    partition = Partition(default if clients is None else "natural")
   return _assigned(samples, partition)
+
+
+def _require_task(task):
+  require(
+      task is None or task in TASKS, "task", task, f"one of {', '.join(TASKS)}"
+  )
 
 
 def _assigned(samples: Samples, partition: Partition) -> FederatedData:
@@ -244,7 +277,8 @@ def _assigned(samples: Samples, partition: Partition) -> FederatedData:
       test_rows=test_rows,
       test_clients=client[test_rows],
       client_names=rows.names,
-      num_classes=int(samples.labels.max()) + 1,
+      num_classes=samples.num_classes,
+      task=samples.task,
   )
 
 
@@ -261,17 +295,22 @@ def validated(data: FederatedData) -> FederatedData:
     ConfigError: the text names the array.
   """
   # Each array by itself.
-  clients, setting = data.clients, "data"
+  clients, setting, task = data.clients, "data", data.task
+  _require_task(task)
   features = checked_features(
-      setting, "features", as_array(setting, "features", clients.features)
+      setting, "features", as_array(setting, "features", clients.features), task
   )
   count = len(features)
-  most = most_classes(count)
-  num_classes = _whole("num_classes", data.num_classes, 1, most + 1)
+  labels = as_array(setting, "labels", clients.labels)
+  most = most_classes(labels.size)
+  num_classes = int(_whole("num_classes", data.num_classes, 1, most + 1))
   labels = checked_labels(
-      setting, "labels", as_array(setting, "labels", clients.labels), count,
-      int(num_classes),
+      setting, "labels", labels, features.shape, num_classes, task
   )
+  needed = num_outputs(task, features, labels)
+  fits = needed == num_classes if task == REGRESSION else needed <= num_classes
+  if not fits:
+    refuse(setting, f"num_classes must be {needed}, found {num_classes}")
   order = _whole("order", clients.order, 0, count, axes=1)
   counts = _whole("counts", clients.counts, 0, len(order) + 1, axes=1)
   starts = _whole("starts", clients.starts, 0, len(order) + 1, axes=1)
@@ -301,7 +340,8 @@ def validated(data: FederatedData) -> FederatedData:
       test_rows,
       test_clients,
       names,
-      int(num_classes),
+      num_classes,
+      task,
   )
 
 
@@ -348,4 +388,6 @@ def fingerprint(data: FederatedData) -> str:
     array = np.ascontiguousarray(array)
     digest.update(f"{array.dtype} {array.shape}".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
+  if data.task != CLASSIFICATION:
+    digest.update(data.task.encode())
   return digest.hexdigest()

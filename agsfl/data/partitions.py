@@ -18,6 +18,10 @@ from agsfl.settings import check, setting
 Rule = Callable[[np.ndarray, Any, np.random.Generator], list[np.ndarray]]
 
 
+# Partitions of samples without classes, for a message.
+_SUITS_ALL = "natural, iid, quantity_dirichlet or quantity_power_law"
+
+
 class ClientRows(NamedTuple):
   """The samples of each client, as rows of the data set.
 
@@ -101,19 +105,33 @@ def _rows_of_owners(owners, wanted):
   return [order[a:b] for a, b in zip(starts, ends, strict=True)]
 
 
-def _by_labels(rule):
-  """Makes a partition from a `Rule`."""
+def _by_labels(rule, needs_classes=True):
+  """Makes a partition from a `Rule`.
+
+  Args:
+    rule: the rule.
+    needs_classes: whether it reads labels. If not, samples need no class.
+  """
 
   # It has the name and the source code of the rule.
   @functools.wraps(rule)
   def partition(samples, settings):
     train = np.flatnonzero(samples.is_train)
     test = np.flatnonzero(~samples.is_train)
-    labels, name = samples.labels[train], settings.partition
-    seed = settings.used_data_seed
+    name, seed = settings.partition, settings.used_data_seed
+    classes = samples.classes
+    if classes is None:
+      if needs_classes:
+        refuse(
+            f"--partition={name}",
+            "needs one class as the label of each sample; for the labels of "
+            f"{samples.setting} use {_SUITS_ALL}",
+        )
+      classes = np.zeros(len(samples.labels), np.int32)
+    labels = classes[train]
     mine = rule(labels, settings, generator(seed, name))
     rng = generator(seed, f"{name}/test")
-    tested = _like_training(labels, mine, samples.labels[test], rng)
+    tested = _like_training(labels, mine, classes[test], rng)
     return ClientRows(
         [train[own] for own in mine],
         [test[own] for own in tested],
@@ -150,13 +168,17 @@ PARTITIONS = Registry(
     "partition",
     {
         "one_class": _by_labels(rules.one_class),
-        "iid": _by_labels(rules.iid),
+        "iid": _by_labels(rules.iid, needs_classes=False),
         "natural": _natural,
         "shards": _by_labels(rules.shards),
         "dirichlet": _by_labels(rules.dirichlet),
         "dirichlet_split": _by_labels(rules.dirichlet_split),
-        "quantity_dirichlet": _by_labels(rules.quantity_dirichlet),
-        "quantity_power_law": _by_labels(rules.quantity_power_law),
+        "quantity_dirichlet": _by_labels(
+            rules.quantity_dirichlet, needs_classes=False
+        ),
+        "quantity_power_law": _by_labels(
+            rules.quantity_power_law, needs_classes=False
+        ),
     },
 )
 

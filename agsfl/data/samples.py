@@ -9,6 +9,7 @@ from absl import logging
 
 from agsfl import aligned
 from agsfl.errors import refuse, refused
+from agsfl.tasks import CLASSIFICATION, NEXT_TOKEN, REGRESSION
 
 # The share of samples held out for testing, if a source has no test samples.
 TEST_SHARE = 0.2
@@ -38,14 +39,17 @@ class Samples(NamedTuple):
 
   Attributes:
     setting: what messages begin with, such as "--dataset=npz:a.npz".
-    features: [C, ...], uint8 (read as v / 255) or float32; images are
-      [C, H, W, channels].
-    labels: [C] i32.
+    features: [C, ...], uint8 (read as v / 255), float32, or whole numbers:
+      int8, int16 or int32. Images are [C, H, W, channels], tokens [C, T].
+    labels: [C] i32 classes; with next_token also [C, T] i32, where -1 is no
+      label; with regression [C] or [C, V] f32.
     is_train: [C] bool.
     owners: [C] i32, the client of each sample, as an index of `owner_names`;
       None if the data have no clients.
     owner_names: [U] ids of clients, integers or strings, ascending; or None.
     names: of the arrays, for messages.
+    task: a name of `TASKS`; "" for what the labels look like.
+    num_classes: L, if the source knows more than the samples have.
   """
 
   setting: str
@@ -55,6 +59,14 @@ class Samples(NamedTuple):
   owners: np.ndarray | None = None
   owner_names: np.ndarray | None = None
   names: Names = Names()
+  task: str = ""
+  num_classes: int = 0
+
+  @property
+  def classes(self) -> np.ndarray | None:
+    """[C] i32, the class of each sample; None if samples have no class."""
+    has_class = self.labels.ndim == 1 and self.task != REGRESSION
+    return self.labels if has_class else None
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
@@ -140,17 +152,26 @@ def checked(samples: Samples) -> Samples:
     samples: NumPy arrays of any type and shape.
 
   Returns:
-    The samples. Labels that are whole floats become integers; features other
-    than uint8 become float32.
+    The samples with their task and number of classes. Labels of classes that
+    are whole floats become integers. For features see `checked_features`.
 
   Raises:
     ConfigError: the text names the source and the array.
   """
-  setting, features, labels, is_train, owners, owner_names, names = samples
-  features = checked_features(setting, names.features, features)
+  setting, features, labels, is_train, owners, owner_names, names, *_ = samples
+  task = samples.task or task_of(labels)
+  features = checked_features(setting, names.features, features, task)
   count = len(features)
   labels = checked_labels(
-      setting, names.labels, labels, count, most_classes(count)
+      setting,
+      names.labels,
+      labels,
+      features.shape,
+      most_classes(labels.size),
+      task,
+  )
+  num_classes = max(
+      samples.num_classes, num_outputs(task, features, labels)
   )
   # What each sample has one of.
   columns = [(names.is_train, is_train, "b", "bool")]
@@ -181,11 +202,37 @@ def checked(samples: Samples) -> Samples:
       refuse(
           setting, f"{names.owners} must be text that can be written as UTF-8"
       )
-  return samples._replace(features=features, labels=labels)
+  return samples._replace(
+      features=features, labels=labels, task=task, num_classes=num_classes
+  )
+
+
+def task_of(labels: np.ndarray) -> str:
+  """The task that labels look like, a name of `TASKS`."""
+  is_sequence = labels.ndim == 2 and labels.dtype.kind in "iu"
+  return NEXT_TOKEN if is_sequence else CLASSIFICATION
+
+
+def num_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
+  """L: numbers of a label, classes, or different tokens; from checked arrays.
+
+  Args:
+    task: a name of `TASKS`.
+    features, labels: see `Samples`.
+  """
+  if task == REGRESSION:
+    return labels.size // len(labels)
+  most = labels.max()
+  if task == NEXT_TOKEN:
+    most = max(most, features.max())
+  return int(most) + 1
 
 
 def checked_features(
-    setting: str, name: str, features: np.ndarray
+    setting: str,
+    name: str,
+    features: np.ndarray,
+    task: str = CLASSIFICATION,
 ) -> np.ndarray:
   """Checks features.
 
@@ -193,13 +240,16 @@ def checked_features(
     setting: see `Samples`.
     name: of the array, for messages.
     features: any array.
+    task: a name of `TASKS`; with next_token they must be tokens.
 
   Returns:
-    [C, ...] uint8 as it is, or float32.
+    [C, ...]: int8, int16, int32, and uint8 that are no tokens, as they are;
+    other whole numbers as int32; other numbers as float32.
 
   Raises:
     ConfigError: they are not numbers, not finite, have no axis of features,
-      or are images whose channels do not come last.
+      are beyond int32, are images whose channels do not come last, or no
+      tokens.
   """
   # Numbers of a usable shape.
   if (
@@ -226,12 +276,48 @@ def checked_features(
     )
 
   # Values of the final type.
+  if task == NEXT_TOKEN:
+    return _tokens(setting, name, features)
   if features.dtype == np.uint8:
     return features
+  if features.dtype.kind in "iu":
+    return _as_integers(setting, name, features)
   if features.dtype != np.float32:
     features = _as_float32(features)
   if not np.isfinite(_range(features)).all():
     refuse(setting, f"{name} hold values that are not finite")
+  return features
+
+
+def _as_integers(setting, name, features):
+  """Whole numbers of at most 32 bits."""
+  if features.dtype in (np.int8, np.int16, np.int32):
+    return features
+  for value in _range(features):
+    if abs(int(value)) >= 2**31:
+      refuse(
+          setting,
+          f"{name} must be whole numbers that fit int32, or floats; found "
+          f"{value}",
+      )
+  return features.astype(np.int32)
+
+
+def _tokens(setting, name, features):
+  """Tokens [C, T] as signed numbers, so that uint8 is not read as v / 255."""
+  if features.ndim != 2 or features.dtype.kind not in "iu":
+    refuse(
+        setting,
+        f"{name} must be tokens, whole numbers of shape [C, T], not "
+        f"{form(features)}",
+    )
+  if features.dtype == np.uint8:
+    features = features.astype(np.int16)
+  features = _as_integers(setting, name, features)
+  most = most_classes(features.size) - 1
+  for token in _range(features):
+    if not 0 <= token <= most:
+      refuse(setting, f"{name} must lie in 0 to {most}, found {token}")
   return features
 
 
@@ -252,6 +338,8 @@ def warn_of_range(features: jax.Array | np.ndarray):
   """Warns of features that should be divided before a network gets them."""
   if features.dtype == np.uint8:  # read as v / 255
     return
+  if features.dtype != np.float32 and features.ndim == 2:  # tokens or counts
+    return
   low, high = _range(features)
   are_pixels = features.ndim > 2 and low >= 0
   if max(-low, high) > (_LARGE_PIXEL if are_pixels else _LARGE):
@@ -264,7 +352,12 @@ def warn_of_range(features: jax.Array | np.ndarray):
 
 
 def checked_labels(
-    setting: str, name: str, labels: np.ndarray, count: int, num_classes: int
+    setting: str,
+    name: str,
+    labels: np.ndarray,
+    shape: tuple[int, ...],
+    num_classes: int,
+    task: str = CLASSIFICATION,
 ) -> np.ndarray:
   """Checks labels; see `checked`.
 
@@ -272,32 +365,73 @@ def checked_labels(
     setting: see `Samples`.
     name: of the array, for messages.
     labels: any array.
-    count: C, the number of samples.
-    num_classes: labels must be below it.
+    shape: of the features of all samples, [C, ...].
+    num_classes: labels of classes and tokens must be below it.
+    task: a name of `TASKS`.
 
   Returns:
-    [C] i32.
+    See `Samples.labels`.
 
   Raises:
-    ConfigError: they are not whole numbers, out of range or not C.
+    ConfigError: they have another form than the task needs, are out of range
+      or not C.
   """
-  if labels.shape != (count,) or labels.dtype.kind not in "biuf":
+  if task == REGRESSION:
+    return _numbers(setting, name, labels, shape[0])
+  tokens = task == NEXT_TOKEN
+  shapes, what = [shape[:1]], "one whole number"
+  if tokens:
+    shapes.append(shape[:2])
+    what += f", or {shape[1]}"
+  if labels.shape not in shapes or labels.dtype.kind not in "biuf":
+    also = ""
+    if labels.ndim == 2 and len(labels) == shape[0] and not tokens:
+      also = (
+          "; for labels that are sequences of tokens or real numbers see --task"
+      )
     refuse(
         setting,
-        f"{name} must be one whole number for each of the {count} samples, not "
-        f"{form(labels)}",
+        f"{name} must be {what} for each of the {shape[0]} samples, not "
+        f"{form(labels)}{also}",
     )
   if labels.dtype.kind == "f":
     # NaN differs from itself. Infinity fails the check of the range below.
     broken = labels[labels != np.floor(labels)]
     if broken.size:
-      refuse(setting, f"{name} must be whole numbers, found {broken[0]}")
-  for label in (labels.min(), labels.max()):
-    if not 0 <= label < num_classes:
       refuse(
-          setting, f"{name} must lie in 0 to {num_classes - 1}, found {label}"
+          setting,
+          f"{name} must be whole numbers, found {broken[0]}; for real numbers "
+          "set --task=regression",
       )
+  least = -1 if tokens and labels.ndim == 2 else 0
+  for label in (labels.min(), labels.max()):
+    if not least <= label < num_classes:
+      refuse(
+          setting,
+          f"{name} must lie in {least} to {num_classes - 1}, found {label}",
+      )
+  if labels.max() < 0:
+    refuse(setting, f"{name} must have a label from 0, found only -1")
   return labels.astype(np.int32)
+
+
+def _numbers(setting, name, labels, count):
+  """Labels of a regression, [C] or [C, V] f32."""
+  if (
+      not _is_real(labels.dtype)
+      or labels.ndim not in (1, 2)
+      or len(labels) != count
+      or not labels.size
+  ):
+    refuse(
+        setting,
+        f"{name} must be a number, or a row of them, for each of the {count} "
+        f"samples, not {form(labels)}",
+    )
+  labels = _as_float32(labels)
+  if not np.isfinite(labels).all():
+    refuse(setting, f"{name} hold values that are not finite")
+  return labels
 
 
 def as_whole(array: np.ndarray, axes: int) -> np.ndarray | None:

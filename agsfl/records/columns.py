@@ -96,6 +96,9 @@ ROWS = (
         "test_accuracy": is_share,
     }),
     Columns(dict.fromkeys(SPREAD, is_share)),
+    # Of tasks that predict tokens, or real numbers.
+    Columns({"test_perplexity": _is_known_or_null}),
+    Columns({"test_rmse": _is_known_or_null}),
 )
 COLUMNS = frozenset(name for columns in ROWS for name in columns.fits)
 

@@ -8,7 +8,6 @@ from agsfl.training.models import (
     as_model,
     flatten,
     register_model,
-    sample_losses,
     standardized,
 )
 from agsfl.training.optimizers import OPTIMIZERS
@@ -24,6 +23,5 @@ __all__ = [
     "build_evaluate",
     "flatten",
     "register_model",
-    "sample_losses",
     "standardized",
 ]

@@ -13,10 +13,31 @@ from jax import lax
 
 from agsfl.data.federated import ClientData
 from agsfl.errors import require
+from agsfl.tasks import cross_entropy
 from agsfl.training import epochs
+from agsfl.training.augmentation import Augment
 from agsfl.training.fast import faster
-from agsfl.training.models import sample_losses
 from agsfl.types import Loss, Model
+
+# Folded into a client's key for what is random beside its minibatches.
+_NOISE = 0xFFFFFFFF
+
+
+class Minibatch(NamedTuple):
+  """The samples of one local step.
+
+  Attributes:
+    features: [B, ...], as the network takes them.
+    labels: [B, ...].
+    weights: [B] f32 of the samples in the mean, which sum to 1; None if all
+      count alike.
+    key: of the network's random numbers; None if it draws none.
+  """
+
+  features: jax.Array
+  labels: jax.Array
+  weights: jax.Array | None
+  key: jax.Array | None
 
 
 class LocalResult(NamedTuple):
@@ -28,8 +49,8 @@ class LocalResult(NamedTuple):
       learning rate of 1; for plain SGD that is the sum of gradients. The client
       ends at w(m-1) minus eta times this.
     loss: [] f32, of the first minibatch at w(m-1).
-    sample: [...] f32, the features of one sample h of that minibatch.
-    label: [] i32, its label.
+    sample: [...], the features of one sample h of that minibatch.
+    label: its label.
     steps: [] i32, local gradients computed; 0 without samples.
     seen: [] i32, samples in all of these minibatches together.
   """
@@ -86,11 +107,19 @@ class Client(Protocol):
     """Its samples are order[start : start + count]; learning_rate is eta."""
 
 
-def as_float(features: jax.Array) -> jax.Array:
-  """uint8 features scaled to [0, 1]; other types as float32, unscaled."""
+def as_input(features: jax.Array) -> jax.Array:
+  """Features as networks take them.
+
+  Args:
+    features: of the types of `samples.Samples`.
+
+  Returns:
+    uint8 scaled to [0, 1] f32, other whole numbers as i32, the rest as f32.
+  """
   if features.dtype == jnp.uint8:
     return features.astype(jnp.float32) / 255.0
-  return features.astype(jnp.float32)
+  whole = jnp.issubdtype(features.dtype, jnp.integer)
+  return features.astype(jnp.int32 if whole else jnp.float32)
 
 
 def work_of(
@@ -120,7 +149,8 @@ def build_client(
     model: Model,
     batch_size: int,
     training: LocalTraining | None = None,
-    loss: Loss = sample_losses,
+    loss: Loss = cross_entropy,
+    augment: Augment | None = None,
 ) -> Client:
   """The client's work as a pure function.
 
@@ -134,6 +164,7 @@ def build_client(
     batch_size: B, samples per minibatch.
     training: None for one gradient; eta then has no effect.
     loss: of samples.
+    augment: of the features of each minibatch; None leaves them as they are.
 
   Returns:
     (key, params [D], ClientData, start [] i32, count [] i32, learning_rate []
@@ -156,30 +187,42 @@ def build_client(
     )
   in_epochs = training is not None and training.in_epochs
 
-  def loss_of(params, features, labels, weights=None):
-    losses = loss(model.apply(params, features), labels)
-    return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
+  def loss_of(params, batch):
+    noise = () if batch.key is None else (batch.key, True)
+    losses = loss(model.apply(params, batch.features, *noise), batch.labels)
+    if batch.weights is None:
+      return jnp.mean(losses)
+    return jnp.sum(batch.weights * losses)
 
   gradient_of = faster(jax.value_and_grad(loss_of))
 
   def local_result(key, params, data, start, count, learning_rate):
     def draw(step, step_key):
-      """A minibatch, and the weights of its samples if they differ."""
+      """The minibatch of a step."""
       if in_epochs:
-        chosen, *weights = epochs.batch_of(key, step, count, batch_size)
+        chosen, weights = epochs.batch_of(key, step, count, batch_size)
       else:
-        shape, weights = (batch_size,), []
+        shape, weights = (batch_size,), None
         chosen = jax.random.randint(step_key, shape, 0, count, jnp.int32)
       features, labels = data.samples(data.order[start + chosen])
-      return as_float(features), labels, *weights
+      noise = jax.random.fold_in(jax.random.fold_in(key, _NOISE), step)
+      key_augment, key_network = jax.random.split(noise)
+      if augment is not None:
+        features = augment(key_augment, features)
+      return Minibatch(
+          as_input(features),
+          labels,
+          weights,
+          key_network if model.needs_key else None,
+      )
 
     # Alg. 1: the gradient of one minibatch at w(m-1).
     batch = draw(0, key)
-    first_loss, gradient = gradient_of(params, *batch)
+    first_loss, gradient = gradient_of(params, batch)
 
     def gradient_at(step, params):
       batch = draw(step, jax.random.fold_in(key, step))
-      return gradient_of(params, *batch)[1]
+      return gradient_of(params, batch)[1]
 
     steps, seen = work_of(training, batch_size, count)
     if training is not None:
@@ -191,7 +234,7 @@ def build_client(
 
     # Sec. IV: the sample h. The first one will do, as the order is random.
     return LocalResult(
-        gradient, first_loss, batch[0][0], batch[1][0], steps, seen
+        gradient, first_loss, batch.features[0], batch.labels[0], steps, seen
     )
 
   return local_result

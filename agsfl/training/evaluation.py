@@ -1,22 +1,22 @@
 """Losses and accuracy of the global model on all data."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from agsfl.data.federated import ClientData, FederatedData
 from agsfl.for_each_client import PER_CLIENT, one_by_one, over_devices
 from agsfl.layout import Layout, put
-from agsfl.training.client import as_float
+from agsfl.tasks import CLASSIFICATION, TASKS, Task
+from agsfl.training.client import as_input
 from agsfl.training.fast import faster
-from agsfl.training.models import sample_losses
 from agsfl.types import Loss, Model, ModelApply
 
 _BATCH = 250
@@ -25,14 +25,18 @@ _BATCH = 250
 class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
+  Means are over samples; those of tokens are over tokens.
+
   Attributes:
     train_loss: L(w) over the training samples of all clients, or over some of
       them, see `build_evaluate`; cross entropy is in nats.
     test_loss: mean over the test samples.
-    test_accuracy: share of test samples that are classified correctly.
+    test_accuracy: share of their labels that are predicted correctly; NaN for
+      labels that are real numbers.
     client_test_loss: [N] means over each client's own test samples; NaN for a
       client without any.
-    client_test_accuracy: [N] shares of the same samples.
+    client_test_accuracy: [N] shares of the labels of these samples.
+    derived: [] each by name, see `Task.derived`.
   """
 
   train_loss: float
@@ -40,6 +44,7 @@ class Evaluation(NamedTuple):
   test_accuracy: float
   client_test_loss: np.ndarray
   client_test_accuracy: np.ndarray
+  derived: Mapping[str, float] = types.MappingProxyType({})
 
 
 def _some(parts, number):
@@ -76,20 +81,22 @@ def _in_batches(parts, layout):
 
 
 @functools.lru_cache(maxsize=16)
-def _build_of_batches(apply: ModelApply, loss: Loss):
+def _build_of_batches(apply: ModelApply, loss: Loss, share_right):
   """The compiled part of an evaluation, shared by all runs of a model.
 
   It is (params [D], ClientData, rows [batches, size]) -> each row's loss, and
-  whether it is classified correctly.
+  the share of its labels that is predicted correctly.
   """
 
-  logits_of = faster(apply)
+  outputs_of = faster(apply)
 
   def of_batch(params, data, rows):
     features, labels = data.samples(rows)
-    logits = logits_of(params, as_float(features))
-    right = lax.argmax(logits, 1, jnp.int32) == labels
-    return loss(logits, labels), right
+    outputs = outputs_of(params, as_input(features))
+    losses = loss(outputs, labels)
+    if share_right is None:
+      return losses, jnp.full_like(losses, jnp.nan)
+    return losses, share_right(outputs, labels)
 
   # Batches take the place of clients: each device has its share of them. One by
   # one, so that only one batch at a time is in memory.
@@ -102,7 +109,7 @@ def build_evaluate(
     data: FederatedData,
     clients: ClientData,
     layout: Layout,
-    loss: Loss = sample_losses,
+    task: Task = TASKS[CLASSIFICATION],
     train_samples: int | None = None,
 ) -> Callable[[jax.Array], Evaluation]:
   """The evaluation of a weight vector on all data.
@@ -112,32 +119,43 @@ def build_evaluate(
     data: which samples are tested.
     clients: `data.clients` on the devices.
     layout: these devices, which share the work, and the samples that each has.
-    loss: of samples.
+    task: how outputs are compared with labels.
     train_samples: the training loss is over so many samples of the data set;
       None for all.
 
   Returns:
     params [D] -> Evaluation.
   """
-  of_batches = _build_of_batches(model.apply, loss)  # type: ignore[arg-type]
+  functions: tuple[Any, ...] = (model.apply, task.loss, task.share_right)
+  of_batches = _build_of_batches(*functions)
   num_clients = len(data.client_names)
   samples = clients.shared.without("order")
   # One call computes the training and the test samples of each device.
   train = _some(layout.train_rows(data), train_samples)
   test = layout.test_rows(data)
-  batches, places = _in_batches(
-      [np.concatenate(both) for both in zip(train, test, strict=True)], layout
-  )
+  parts = [np.concatenate(both) for both in zip(train, test, strict=True)]
+  batches, places = _in_batches(parts, layout)
   is_test = np.concatenate([
       np.arange(len(own) + len(tested)) >= len(own)
       for own, tested in zip(train, test, strict=True)
   ])
   owned = data.test_clients >= 0
   owners = data.test_clients[owned]
-  test_counts = np.bincount(owners, minlength=num_clients)
+  rows = np.concatenate(parts)
+  weights = np.ones(len(rows))
+  if task.labels_of is not None:
+    labels = np.asarray(data.clients.labels)[rows]
+    weights = task.labels_of(labels).astype(np.float64)
+  test_weights, train_weights = weights[is_test], weights[~is_test]
+  of_owners = test_weights[owned]
+  test_counts = np.bincount(owners, of_owners, num_clients)
+
+  def mean(values, weights):
+    with np.errstate(invalid="ignore"):
+      return float(np.sum(weights * values) / np.sum(weights))
 
   def client_means(values):
-    sums = np.bincount(owners, values[owned], num_clients)
+    sums = np.bincount(owners, of_owners * values[owned], num_clients)
     with np.errstate(invalid="ignore"):
       return sums / test_counts
 
@@ -150,12 +168,19 @@ def build_evaluate(
     losses, right = (x.ravel()[places].astype(np.float64) for x in each)
     train_losses = losses[~is_test]
     losses, right = losses[is_test], right[is_test]
+    test_loss = mean(losses, test_weights)
+    with np.errstate(over="ignore"):
+      derived = {
+          name: float(column(np.float32(test_loss)))
+          for name, column in task.derived.items()
+      }
     return Evaluation(
-        train_loss=float(train_losses.mean()),
-        test_loss=float(losses.mean()),
-        test_accuracy=float(right.mean()),
+        train_loss=mean(train_losses, train_weights),
+        test_loss=test_loss,
+        test_accuracy=mean(right, test_weights),
         client_test_loss=client_means(losses),
         client_test_accuracy=client_means(right),
+        derived=derived,
     )
 
   return evaluate

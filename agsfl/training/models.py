@@ -1,6 +1,7 @@
 """Networks as pure functions of one flat weight vector."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -9,7 +10,6 @@ import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -17,17 +17,25 @@ from agsfl import platforms
 from agsfl.errors import refuse, refused
 from agsfl.registry import Registry
 from agsfl.training.networks import CNN, MLP, SmallCNN
-from agsfl.types import Model, PyTree
+from agsfl.types import Form, Model, PyTree
 
 
 class Network(Protocol):
-  """What becomes a `Model`; Flax Linen modules have this form."""
+  """What becomes a `Model`; Flax Linen modules have this form.
+
+  A network that draws random numbers in training, as dropout does, has
+  apply(params, features, key, train); in evaluation key is None and train
+  False. A Flax module says so by a parameter `train` of its `__call__`; its
+  layers then find the key by `make_rng`.
+  """
 
   def init(self, key: jax.Array, features: jax.Array, /) -> PyTree:
-    """Draws parameters, floating arrays, for [1, ...] f32 features."""
+    """Draws parameters, floating arrays, for [1, ...] features."""
 
-  def apply(self, params: PyTree, features: jax.Array, /) -> jax.Array:
-    """[B, ...] f32 features -> [B, L] logits."""
+  def apply(
+      self, params: PyTree, features: jax.Array, /, *noise: Any
+  ) -> jax.Array:
+    """[B, ...] features -> [B, *Form.output_shape]."""
 
 
 # L -> a `Network` or `Model` of L outputs.
@@ -46,7 +54,8 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
 
   Returns:
     A decorator for num_classes -> `Network` or `Model`, such as a Flax module
-    whose one field is the number of classes.
+    whose first field is the number of classes. If it also has a parameter
+    `vocabulary`, it gets `Form.vocabulary` by this name.
 
   Raises:
     ConfigError: the name cannot be used.
@@ -65,8 +74,7 @@ MATMUL_PRECISIONS = ("default", "high", "highest")
 
 def build(
     name: str,
-    feature_shape: tuple[int, ...],
-    num_classes: int,
+    form: Form,
     standardize: bool = False,
     precision: str | None = None,
 ) -> Model:
@@ -74,45 +82,30 @@ def build(
 
   Args:
     name: its key.
-    feature_shape: of one sample, [H, W, C] for images.
-    num_classes: L.
-    standardize, precision: see `as_model`.
+    form, standardize, precision: see `as_model`.
 
   Returns:
     The model.
 
   Raises:
-    ConfigError: the network does not fit, see `as_model`, or has fewer
-      outputs than there are classes.
+    ConfigError: the network does not fit, see `as_model`.
   """
   # The factory is part of the key: a name may be registered again.
-  return _build(
-      MODELS[name],
-      name,
-      tuple(feature_shape),
-      num_classes,
-      standardize,
-      precision,
-  )
+  return _build(MODELS[name], name, form, standardize, precision)
 
 
 @functools.lru_cache(maxsize=16)
-def _build(factory, name, feature_shape, num_classes, standardize, precision):
-  model = as_model(
-      factory(num_classes), feature_shape, standardize, precision, name
-  )
-  outputs = _traced_logits(model, feature_shape).shape[1]
-  if outputs < num_classes:
-    refuse(
-        f"--model={name}",
-        f"has {outputs} outputs, but the data have {num_classes} classes",
-    )
-  return model
+def _build(factory, name, form, standardize, precision):
+  settings = {}
+  if "vocabulary" in inspect.signature(factory).parameters:
+    settings["vocabulary"] = form.vocabulary
+  network = factory(form.output_shape[-1], **settings)
+  return as_model(network, form, standardize, precision, name)
 
 
 def as_model(
     network: Network | Model,
-    feature_shape: tuple[int, ...],
+    form: Form,
     standardize: bool = False,
     precision: str | None = None,
     name: str | None = None,
@@ -123,8 +116,9 @@ def as_model(
   write the two functions of `Network`.
 
   Args:
-    network: a `Network` or a `Model`.
-    feature_shape: of one sample.
+    network: a `Network` or a `Model`. One that gives outputs for each token,
+      where a sample has one label, is cut to the last token.
+    form: what it sees of a sample, and what it must give.
     standardize: whether its input is `standardized`.
     precision: of its products, and of those of its gradient, except where the
       network has gradients of its own (`jax.custom_vjp`); one of
@@ -136,19 +130,20 @@ def as_model(
 
   Raises:
     ConfigError: the network has no parameters, or some that are not floating.
-      Or it has state, or needs random numbers. Or its logits are not [B, L].
+      Or it has state, or needs random numbers in evaluation. Or its outputs
+      have another shape than `form` says, or fewer are of a sample.
 
   >>> class Linear:
   ...   def init(self, key, features):
   ...     return {"w": jax.random.normal(key, (features.size, 10))}
   ...   def apply(self, params, features):
   ...     return features.reshape(len(features), -1) @ params["w"]
-  >>> as_model(Linear(), (8, 8)).dim
+  >>> as_model(Linear(), Form((8, 8), (10,))).dim
   640
   """
   setting = f"--model={name or type(network).__name__}"
   model = network if isinstance(network, Model) else _flat(
-      setting, network, feature_shape
+      setting, network, form
   )
   params = jax.eval_shape(model.init, jax.random.key(0))
   if (params.shape, params.dtype) != ((model.dim,), jnp.float32):
@@ -161,36 +156,49 @@ def as_model(
     model = model._replace(apply=_of_standardized(model.apply))
   if precision is not None:
     model = model._replace(apply=_at_precision(model.apply, precision))
-  _require_logits(setting, _traced_logits(model, feature_shape), 2)
+  outputs = _traced_outputs(model, form)
+  _require_outputs(setting, outputs, 2)
+  if len(outputs.shape) == len(form.output_shape) + 2:
+    model = model._replace(apply=_of_last_token(model.apply))
+  _require_form(setting, _traced_outputs(model, form), form)
+  if model.needs_key:
+    _require_form(setting, _traced_outputs(model, form, True), form)
   return model
 
 
 def _of_standardized(apply):
-  return lambda params, features: apply(params, standardized(features))
+  return lambda params, features, *noise: (
+      apply(params, standardized(features), *noise)
+  )
+
+
+def _of_last_token(apply):
+  return lambda *arguments: apply(*arguments)[:, -1]
 
 
 def _at_precision(apply, precision):
-  def at_precision(params, features):
+  def at_precision(*arguments):
     with jax.default_matmul_precision(precision):
-      return apply(params, features)
+      return apply(*arguments)
 
   return at_precision
 
 
-def _traced_logits(model, feature_shape):
-  """Shape and type of the logits of two samples; nothing is computed."""
-  return jax.eval_shape(
-      lambda: model.apply(
-          model.init(jax.random.key(0)), _zeros(2, feature_shape)
-      )
-  )
+def _traced_outputs(model, form, train=False):
+  """Shape and type of the outputs of two samples; nothing is computed."""
+  def outputs(key):
+    noise = (key, True) if train else ()
+    return model.apply(model.init(key), _zeros(2, form), *noise)
+
+  return jax.eval_shape(outputs, jax.random.key(0))
 
 
-def _zeros(num_samples, feature_shape):
-  return jnp.zeros((num_samples, *feature_shape), jnp.float32)
+def _zeros(num_samples, form):
+  dtype = jnp.float32 if form.vocabulary is None else jnp.int32
+  return jnp.zeros((num_samples, *form.feature_shape), dtype)
 
 
-def _flat(setting, network, feature_shape):
+def _flat(setting, network, form):
   """A `Network` as a `Model`."""
   fits = not isinstance(network, type) and all(
       callable(getattr(network, name, None)) for name in ("init", "apply")
@@ -201,8 +209,16 @@ def _flat(setting, network, feature_shape):
         "must be an agsfl.Model, or an object with init(key, features) and "
         "apply(params, features)",
     )
-  init = lambda key: network.init(key, _zeros(1, feature_shape))
+  init = lambda key: network.init(key, _zeros(1, form))
+  apply = network.apply
+  needs_key = {"key", "train"} <= set(inspect.signature(apply).parameters)
   if isinstance(network, nn.Module):
+    if "train" in inspect.signature(network.__call__).parameters:
+      needs_key = True
+      init = lambda key: network.init(key, _zeros(1, form), train=False)
+      apply = lambda params, features, key, train: network.apply(
+          params, features, train=train, rngs=key
+      )
     state = set(jax.eval_shape(init, jax.random.key(0))) - {"params"}
     if state:
       refuse(
@@ -210,31 +226,35 @@ def _flat(setting, network, feature_shape):
           f"has state ({', '.join(sorted(state))}); use layers without, such "
           "as GroupNorm in place of BatchNorm",
       )
-  return _flatten(setting, init, network.apply)
+  return _flatten(setting, init, apply, needs_key)
 
 
 def flatten(
     init: Callable[[jax.Array], PyTree],
-    apply: Callable[[PyTree, jax.Array], jax.Array],
+    apply: Callable[..., jax.Array],
+    needs_key: bool = False,
 ) -> Model:
   """Two functions of a network as a `Model`.
 
   Args:
     init: key -> a pytree of floating parameters. In the flat vector all are
       float32; before `apply` each gets its own type back.
-    apply: (parameters, [B, ...] features) -> [B, L] logits.
+    apply: (parameters, [B, ...] features) -> [B, ...] outputs; or with
+      `needs_key` (parameters, features, key, train), where evaluation gives
+      None and False.
+    needs_key: whether it draws random numbers in training.
 
   Returns:
     The same network over a flat weight vector.
 
   Raises:
     ConfigError: there are no parameters, or some are not floating. Tracing
-      `apply` later raises it if the logits are not [B, L].
+      `apply` later raises it if the outputs are not floating [B, ...].
   """
-  return _flatten("model", init, apply)
+  return _flatten("model", init, apply, needs_key)
 
 
-def _flatten(setting, init, apply):
+def _flatten(setting, init, apply, needs_key):
   """`flatten`; messages begin with `setting`."""
   # Only floating parameters can be trained.
   shapes = jax.eval_shape(init, jax.random.key(0))
@@ -277,39 +297,54 @@ def _flatten(setting, init, apply):
 
   by_layer.defvjp(lambda params: (parameters(params), None), gather)
 
-  def apply_flat(params, features):
+  def apply_flat(params, features, *noise):
+    if needs_key:
+      noise = noise or (None, False)
     with refused(
         setting,
-        "must need nothing but parameters and features, no state (BatchNorm) "
-        "and no random numbers (Dropout)",
+        "must have no state (BatchNorm; take GroupNorm), and draw random "
+        "numbers (Dropout) only in training: give __call__ a parameter train",
         (
             flax.errors.InvalidRngError,
             flax.errors.ModifyScopeVariableError,
         ),
     ):
-      logits = apply(by_layer(params), features)
-    _require_logits(setting, logits, features.shape[0])
-    return logits.astype(jnp.float32)
+      outputs = apply(by_layer(params), features, *noise)
+    _require_outputs(setting, outputs, features.shape[0])
+    return outputs.astype(jnp.float32)
 
   return Model(
       init=lambda key: ravel_pytree(to_f32(init(key)))[0],
       apply=apply_flat,
       sizes=sizes,
+      needs_key=needs_key,
   )
 
 
-def _require_logits(setting, logits, num_samples):
-  """Refuses all but [B, L] floats."""
-  shape: tuple[int, ...] = getattr(logits, "shape", ())
+def _require_outputs(setting, outputs, num_samples):
+  """Refuses all but floats [B, L] or [B, T, L]."""
+  shape: tuple[int, ...] = getattr(outputs, "shape", ())
   if (
-      len(shape) != 2
+      len(shape) not in (2, 3)
       or shape[0] != num_samples
-      or not jnp.issubdtype(logits.dtype, jnp.floating)
+      or not jnp.issubdtype(outputs.dtype, jnp.floating)
   ):
     refuse(
         setting,
-        "apply must give floating logits [B, L]; "
-        f"gives {_described(logits)} for B = {num_samples}",
+        "apply must give floating outputs [B, L], or [B, T, L] for T tokens; "
+        f"gives {_described(outputs)} for B = {num_samples}",
+    )
+
+
+def _require_form(setting, outputs, form):
+  """Refuses outputs that do not fit the labels of the data."""
+  (*before, last), (*wanted, least) = outputs.shape[1:], form.output_shape
+  if before != wanted or last < least:
+    shape = "x".join(map(str, form.output_shape))
+    refuse(
+        setting,
+        f"has outputs of shape {'x'.join(map(str, outputs.shape[1:]))} for a "
+        f"sample, but the data need {shape}",
     )
 
 
@@ -340,16 +375,3 @@ def standardized(features: jax.Array) -> jax.Array:
   deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axes, keepdims=True))
   least = math.prod(features.shape[1:]) ** -0.5 / 255
   return centred / jnp.maximum(deviation, least)
-
-
-def sample_losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Cross entropy of each sample; a `types.Loss`.
-
-  Args:
-    logits: [B, L].
-    labels: [B] i32.
-
-  Returns:
-    [B] f32, nats.
-  """
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

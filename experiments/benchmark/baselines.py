@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from agsfl.training.client import as_float
-from agsfl.training.models import sample_losses
+from agsfl.tasks import cross_entropy
+from agsfl.training.client import as_input
 from experiments.benchmark.program import Program
 from experiments.benchmark.work import Work
 
@@ -16,11 +16,11 @@ from experiments.benchmark.work import Work
 def _gradient(work):
   """The function (params, features, labels) -> gradient, and first weights."""
   network, (features, _) = work.network, work.batches()
-  params = network.init(jax.random.key(0), as_float(features[0]))
+  params = network.init(jax.random.key(0), as_input(features[0]))
 
   def loss(params, features, labels):
-    logits = network.apply(params, as_float(features))
-    return jnp.mean(sample_losses(logits, labels))
+    logits = network.apply(params, as_input(features))
+    return jnp.mean(cross_entropy(logits, labels))
 
   return jax.grad(loss), params
 

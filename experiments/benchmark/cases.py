@@ -208,4 +208,4 @@ def of_networks(
 
 def _plain_gradients(work):
   """Of the network with plain layers, also where there is a built-in one."""
-  return ours.gradients(work, models.as_model(work.network, work.case.shape))
+  return ours.gradients(work, models.as_model(work.network, work.data().form))

@@ -11,6 +11,7 @@ from agsfl import devices, platforms, programs, sweeps
 from agsfl.config import Config
 from agsfl.parts import Parts, build_model
 from agsfl.sparsifiers import METHODS
+from agsfl.tasks import TASKS
 from agsfl.training import models
 from agsfl.training.client import LocalTraining, build_client
 from agsfl.types import KController, KProposal, Model
@@ -40,8 +41,7 @@ def gradients(
   Returns:
     The program.
   """
-  case = work.case
-  model = model or models.build(work.name, case.shape, case.num_classes)
+  model = model or models.build(work.name, work.data().form)
   local_result = build_client(model, BATCH, training)
   params = model.init(jax.random.key(0))
   data = devices.place_clients(work.clients(), work.mesh)
@@ -134,8 +134,11 @@ class Rounds(Program):
     """Compiles `length` rounds for each call, for all k."""
     config = _config(work, rounds_per_call=length, eval_every=length)
     parts = Parts.of(controller=_unlearned())
-    model = build_model(config, parts, work.data())
-    compiled = programs.Programs(config, parts, model, work.num_clients)
+    data = work.data()
+    model = build_model(config, parts, data)
+    compiled = programs.Programs(
+        config, parts, model, TASKS[data.task], work.num_clients
+    )
     clients = devices.place_clients(work.clients(), compiled.mesh)
     self._init = lambda: compiled.init(config)
     super().__init__(

@@ -35,6 +35,7 @@ from agsfl.errors import DivergedError, require
 from agsfl.parts import Parts, build_model, compose, numbers_of
 from agsfl.recorder import diverged
 from agsfl.rounds import RoundStep
+from agsfl.tasks import TASKS
 from agsfl.types import KProposal
 from experiments.paper import study
 
@@ -143,7 +144,10 @@ def record(config: Config, grid_size: int) -> Recorded:
       config.k_max,
       "large enough for three k from k_min on",
   )
-  played = compose(config, Parts(), model, numbers_of(config, model.dim))
+  played = compose(
+      config, Parts(), model, TASKS[data.task].loss,
+      numbers_of(config, model.dim),
+  )
   clients = jax.tree.map(jnp.asarray, data.clients)
   state = played.init(jax.random.key(config.seed), len(data.client_names))
   recorder = jax.jit(build_recorder(played.step, config.batch_size))

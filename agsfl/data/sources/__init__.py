@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agsfl.data.samples import Samples
+from agsfl.data.samples import Samples, checked
 from agsfl.data.sources import (
     arrays,
     embedded,
@@ -91,7 +91,10 @@ def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
   source = SOURCES[name]
   if source.place in ("PATH", "DIR"):
     place = os.path.expanduser(place)
-  return source.read(dataset, place, options, seed)
+  samples = source.read(dataset, place, options, seed)
+  if options.task is not None:
+    samples = samples._replace(task=options.task)
+  return checked(samples)
 
 
 def register_source(name: str) -> Callable[[OwnReader], OwnReader]:

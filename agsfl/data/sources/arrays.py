@@ -6,7 +6,6 @@ from agsfl.data.samples import (
   Names,
   Samples,
   as_array,
-  checked,
   coded,
   hold_out,
 )
@@ -23,7 +22,7 @@ def samples_of(
     *,
     seed: int,
 ) -> Samples:
-  """Makes samples of arrays, with the same checks as for files.
+  """Makes samples of arrays; `samples.checked` checks them.
 
   Args:
     setting: what messages begin with.
@@ -45,14 +44,12 @@ def samples_of(
     owners, owner_names = coded(setting, "clients", ids)
   if is_train is None:
     is_train = hold_out(len(x) if x.ndim else 0, seed)
-  return checked(
-      Samples(
-          setting,
-          x,
-          y,
-          as_array(setting, "is_train", is_train),
-          owners,
-          owner_names,
-          _NAMES,
-      )
+  return Samples(
+      setting,
+      x,
+      y,
+      as_array(setting, "is_train", is_train),
+      owners,
+      owner_names,
+      _NAMES,
   )

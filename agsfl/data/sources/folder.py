@@ -64,7 +64,7 @@ def read(
     is_train = np.array([file.is_train for file in found])
   else:
     is_train = hold_out(len(found), seed)
-  return checked(Samples(setting, images, labels, is_train))
+  return Samples(setting, images, labels, is_train)
 
 
 def _files(setting, place):

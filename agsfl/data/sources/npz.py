@@ -7,11 +7,11 @@ from typing import NoReturn
 import numpy as np
 
 from agsfl import aligned
-from agsfl.data.samples import Names, Samples, checked, coded, with_channels
+from agsfl.data.samples import Names, Samples, coded, with_channels
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused
 
-_FEATURES = ("images", "features")
+_FEATURES = ("features", "images")
 _OWNERS = ("client", "writer")
 _PIECE = 1 << 24
 # Names of other arrays that a message lists.
@@ -21,11 +21,13 @@ _MOST_NAMES = 10
 def read(
     dataset: str, place: str, options: SourceOptions, seed: int
 ) -> Samples:
-  """A file with images (or features), labels, is_train and perhaps client.
+  """A file with features (or images), labels, is_train and perhaps client.
 
   Args:
     dataset: for messages.
-    place: the file. Instead of client, the ids may be called writer.
+    place: the file. Instead of client, the ids may be called writer. The keys
+      features and images mean the same, but grey images [C, H, W] get an axis
+      of one channel, and features stay as they are.
     options: not read.
     seed: not read; the file says which samples are for testing.
 
@@ -47,16 +49,15 @@ def read(
   owners = owner_names = None
   if key in arrays:
     owners, owner_names = coded(setting, key, arrays[key])
-  return checked(
-      Samples(
-          setting,
-          with_channels(arrays[features]),
-          arrays["labels"],
-          arrays["is_train"],
-          owners,
-          owner_names,
-          Names(features, owners=key),
-      )
+  return Samples(
+      setting,
+      with_channels(arrays[features])
+      if features == "images" else arrays[features],
+      arrays["labels"],
+      arrays["is_train"],
+      owners,
+      owner_names,
+      Names(features, owners=key),
   )
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 from agsfl.data.samples import Samples
 from agsfl.settings import check, setting
+from agsfl.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,12 @@ class SourceOptions:
     ConfigError: a value is of another type or out of range.
   """
 
+  task: str | None = setting(
+      None,
+      "What is learned. Default: classification where the label of a sample is "
+      "a whole number, next_token where it is a sequence of them.",
+      choices=TASKS,
+  )
   image_size: int | None = setting(
       None,
       "Side in pixels to which folder: resizes all images. Default: none is "
@@ -32,7 +39,7 @@ class SourceOptions:
 
 
 class Reader(Protocol):
-  """Reads a data set."""
+  """Reads a data set; `sources.read` checks the samples."""
 
   def __call__(
       self, dataset: str, place: str, options: SourceOptions, seed: int, /

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from agsfl import aligned
-from agsfl.data.samples import Names, Samples, checked, hold_out, in_order
+from agsfl.data.samples import Names, Samples, hold_out, in_order
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused
+from agsfl.tasks import REGRESSION
 
 _IS_TRAIN = "is_train"
 _BOOLS = {"0": False, "1": True, "false": False, "true": True}
@@ -61,7 +62,8 @@ def read(
     dataset: for messages.
     place: the file.
     options: `label_column` holds whole numbers, or texts, which become classes
-      in sorted order. `client_column` holds ids.
+      in sorted order; with the task regression numbers. `client_column` holds
+      ids.
     seed: see `samples.hold_out`.
 
   Returns:
@@ -75,7 +77,7 @@ def read(
   with refused(setting, "must be a CSV file in UTF-8", errors):
     # Some programs begin a file with a mark of UTF-8; utf-8-sig skips it.
     with open(place, encoding="utf-8-sig", newline="") as file:
-      return checked(_samples(setting, file, options, seed))
+      return _samples(setting, file, options, seed)
 
 
 def _samples(setting, file, options, seed):
@@ -121,7 +123,12 @@ def _samples(setting, file, options, seed):
   return Samples(
       setting,
       _joined(blocks, count, len(columns.features)),
-      _labels(setting, columns.header[columns.label], labels),
+      _labels(
+          setting,
+          columns.header[columns.label],
+          labels,
+          options.task == REGRESSION,
+      ),
       is_train,
       owners,
       names,
@@ -218,20 +225,22 @@ def _joined(blocks, count, width):
   return features
 
 
-def _labels(setting, name, texts):
-  """Whole numbers as they are, texts as indices of their sorted names."""
+def _labels(setting, name, texts, are_real):
+  """Numbers as they are, texts as indices of their sorted names."""
   numbers = [_number(text) for text in texts.numbers]
-  if None not in numbers:
+  if are_real:
+    values = [math.nan if number is None else number for number in numbers]
+  elif None not in numbers:
     values = numbers
   else:
     places = {text: i for i, text in enumerate(sorted(texts.numbers))}
     values = [places[text] for text in texts.numbers]
   for text, value, row in zip(texts.numbers, values, texts.rows, strict=True):
-    if not text or not math.isfinite(value) or value != int(value):
+    fits = text and math.isfinite(value) and (are_real or value == int(value))
+    if not fits:
+      what = "finite number" if are_real else "whole number or a name"
       refuse(
-          setting,
-          f"row {row}, column {name!r}: must be a whole number or a name, not "
-          f"{text!r}",
+          setting, f"row {row}, column {name!r}: must be a {what}, not {text!r}"
       )
   return np.array(values, np.float64)[texts.codes]
 

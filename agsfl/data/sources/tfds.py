@@ -10,7 +10,6 @@ from agsfl import aligned
 from agsfl.data.samples import (
     Names,
     Samples,
-    checked,
     hold_out,
     in_order,
     with_channels,
@@ -94,7 +93,7 @@ def _read(setting, name, seed, *, unprepared, preparable):
 
   # Read it.
   try:
-    return checked(_gather(setting, _splits(setting, builder), seed))
+    return _gather(setting, _splits(setting, builder), seed)
   except (ConfigError, MemoryError):
     raise
   except NotImplementedError:

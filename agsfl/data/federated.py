@@ -16,8 +16,8 @@ from agsfl.data.samples import (
   Samples,
   as_array,
   as_whole,
-  checked_features,
   checked,
+  checked_features,
   checked_labels,
   form,
   is_text,
@@ -191,10 +191,11 @@ def load(
 
   Args:
     dataset: "mnist_5k" (5,000 MNIST digits), "digits" (1,797 of 8 x 8),
-      "npz:PATH", "folder:DIR" (images, a subfolder for each class),
-      "csv:PATH", "leaf:DIR" (LEAF's train and test), "femnist" (prepared by
-      `sources.femnist`), "tfds:NAME" (TensorFlow Datasets), or a source of
-      your own, see `register_source`.
+      "topics" (Python's documentation, as text), "npz:PATH", "folder:DIR"
+      (images, a subfolder for each class), "csv:PATH", "leaf:DIR" (LEAF's train
+      and test), "text:PATH" (a text file or a folder of them), "femnist"
+      (prepared by `sources.femnist`), "tfds:NAME" (TensorFlow Datasets), or a
+      source of your own, see `register_source`.
     partition: None means the default one.
     options: how files are read; None means the defaults.
 

@@ -50,7 +50,8 @@ def _natural(samples, settings):
     refuse(
         "--partition=natural",
         f"{samples.setting} has no client ids; use another partition, or data "
-        "with ids: the key 'client' of an npz file, --client_column of csv",
+        "with ids: the key 'client' of an npz file, --client_column of csv, "
+        "--client_regex of text",
     )
   sizes = np.bincount(
       samples.owners[samples.is_train], minlength=len(samples.owner_names)

@@ -98,8 +98,8 @@ class ClientDataTest(parameterized.TestCase):
       data.load(name)
     self.assertEndsWith(
         str(caught.exception),
-        ": must be mnist_5k, digits, femnist, npz:PATH, folder:DIR, csv:PATH, "
-        "leaf:DIR or tfds:NAME",
+        ": must be mnist_5k, digits, topics, femnist, npz:PATH, folder:DIR, "
+        "csv:PATH, leaf:DIR, text:PATH or tfds:NAME",
     )
 
 

@@ -81,15 +81,19 @@ def samples_or_one_line(test, dataset, **options):
     test.assertLen(str(error).splitlines(), 1)
     test.assertStartsWith(str(error), "--")
     return None
-  test.assertIn(samples.features.dtype, (np.uint8, np.float32))
+  types = np.uint8, np.float32, np.int8, np.int16, np.int32
+  test.assertIn(samples.features.dtype, types)
   test.assertGreater(samples.features.ndim, 1)
   test.assertTrue(np.isfinite(samples.features).all())
   count = len(samples.features)
   test.assertEqual(samples.labels.dtype, np.int32)
   test.assertEqual(samples.is_train.dtype, bool)
-  test.assertEqual(samples.labels.shape, (count,))
+  sequences = samples.labels.ndim == 2
+  shape = samples.features.shape if sequences else (count,)
+  test.assertEqual(samples.labels.shape, shape)
   test.assertEqual(samples.is_train.shape, (count,))
-  test.assertGreaterEqual(samples.labels.min(), 0)
+  test.assertGreaterEqual(samples.labels.min(), -1 if sequences else 0)
+  test.assertLess(samples.labels.max(), samples.num_classes)
   test.assertEqual(set(samples.is_train.tolist()), {True, False})
   name = "iid"
   if samples.owners is not None:

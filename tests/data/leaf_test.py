@@ -19,9 +19,15 @@ from agsfl.data.sources import leaf, shallow
 from agsfl.errors import ConfigError
 from tests.data.helpers import samples_or_one_line
 
+# The alphabet of LEAF's Shakespeare, as LEAF has it.
+LETTERS = (
+    "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]"
+    "abcdefghijklmnopqrstuvwxyz}"
+)
+
 
 def user(*rows, labels=None):
-  """A user's object: rows of four pixels."""
+  """A user's object: rows of numbers, such as four pixels."""
   labels = list(range(len(rows))) if labels is None else labels
   return {"x": [list(row) for row in rows], "y": labels}
 
@@ -126,6 +132,58 @@ class LeafTest(parameterized.TestCase):
         for (pixels, label), (levels, own) in zip(got, part, strict=True):
           self.assertEqual(label, own)
           np.testing.assert_allclose(pixels, np.array(levels) / 255, 1e-6)
+
+  def test_texts_are_tokens(self):
+    """Law: a token is a place in LEAF's own alphabet, from files or cache."""
+    self.write_alone(
+        {"mab/queen": {"x": ["To be", "o be\n"], "y": ["\n", "}"]}},
+        {"mab/queen": {"x": [" be\n}"], "y": ["["]}},
+    )
+    for read_again in (False, True):
+      with mock.patch.object(
+          ijson, "kvitems",
+          side_effect=AssertionError if read_again else ijson.kvitems,
+      ):
+        federated = self.load()
+      clients = federated.clients
+      self.assertEqual(federated.task, "next_token")
+      self.assertEqual(federated.num_classes, 80)
+      self.assertEqual(clients.features.dtype, np.int8)
+      self.assertEqual(
+          ["".join(LETTERS[i] for i in row) for row in clients.features],
+          ["To be", "o be\n", " be\n}"],
+      )
+      self.assertEqual("".join(LETTERS[i] for i in clients.labels), "\n}[")
+      self.assertEqual(federated.test_rows.tolist(), [2])
+
+  def test_other_characters_are_the_last_letter(self):
+    """As Python takes the place -1, which LEAF gives their labels."""
+    texts = {"a": {"x": ["a\u00e9\u4e2d", "abc"], "y": ["\u00e9", "b"]}}
+    self.write_alone(texts, texts)
+    with self.assertLogs(level="WARNING") as logged:
+      clients = self.load().clients
+    (line,) = logged.output
+    self.assertIn("6 of 16 characters are not in LEAF's alphabet", line)
+    find = lambda text: [LETTERS.find(letter) % 80 for letter in text]
+    wanted = [find("a\u00e9\u4e2d"), find("abc")]
+    self.assertEqual(clients.features.tolist(), wanted * 2)
+    self.assertEqual(clients.labels.tolist(), find("\u00e9b\u00e9b"))
+
+  @parameterized.parameters(60, 5)
+  def test_rows_of_numbers_stay_rows(self, width):
+    """LEAF's Synthetic; no square of pixels, and exact also in 0 to 1."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, width)).astype(np.float32)
+    rows[0] = rng.integers(0, 256, width) / np.float32(255)
+    self.write_alone(
+        {"f_00000": user(*rows[:3].tolist())},
+        {"f_00000": user(*rows[3:].tolist())},
+    )
+    for _ in range(2):  # the second time from the cache
+      clients = self.load().clients
+      self.assertEqual(clients.features.dtype, np.float32)
+      np.testing.assert_array_equal(clients.features, rows)
+      self.assertEqual(clients.labels.tolist(), [0, 1, 2, 0])
 
   def test_second_load_reads_no_json(self):
     first = self.clients()
@@ -307,15 +365,38 @@ class LeafTest(parameterized.TestCase):
           ), "b.json",
       ),
       (
-          "no_square", document({"cy": user([0, 0, 0])}), "b.json", "'cy'",
-          "square", "[1, 3]",
+          "fewer_numbers", document({"cy": user([0, 0, 0])}), "b.json", "'cy'",
+          "x: samples of 3 numbers, others have 4 numbers",
+      ),
+      (
+          "text_among_images", document({"cy": {"x": ["abcd"], "y": ["e"]}}),
+          "b.json", "'cy'",
+          "x: samples of 4 characters, others have 4 numbers",
+      ),
+      (
+          "text_lengths",
+          document({"cy": {"x": ["abc", "ab"], "y": ["d", "e"]}}), "b.json",
+          "'cy'", "x: must be texts of one length",
+      ),
+      ("text_empty", document({"cy": {"x": [""], "y": ["a"]}}), "x: must be"),
+      (
+          "text_count", document({"cy": {"x": ["ab"], "y": ["c", "d"]}}),
+          "b.json", "'cy'", "x has 1 samples, y 2",
+      ),
+      (
+          "text_long_label", document({"cy": {"x": ["ab"], "y": ["cd"]}}),
+          "b.json", "'cy'", "y: must be a character for each sample",
+      ),
+      (
+          "text_no_y", document({}, user_data={"cy": {"x": ["ab"]}}), "b.json",
+          "'cy'", "y: is missing",
       ),
       ("y_column", document({"cy": user([0] * 4, labels=[[1]])}), "y: must be"),
       (
           "y_number", document({}, user_data={"cy": {"x": [[0] * 4], "y": 5}}),
           "y: must be one",
       ),
-      ("x_number", document({"cy": {"x": 5, "y": [1]}}), "x: must be square"),
+      ("x_number", document({"cy": {"x": 5, "y": [1]}}), "x: must be rows of"),
       ("x_null", document({"cy": {"x": None, "y": [1]}}), "x: must be"),
       ("x_texts", document({"cy": {"x": [["0"] * 4], "y": [1]}}), "x: must be"),
       ("x_empty", document({"cy": {"x": [[], []], "y": [1, 2]}}), "x: must be"),
@@ -399,11 +480,15 @@ class LeafTest(parameterized.TestCase):
 
   def write_rows(self, rows):
     """Two samples for training and one for testing, of levels."""
+    rows = [ink(*row.tolist()) for row in rows]
+    self.write_alone({"ann": user(*rows[:2])}, {"ann": user(*rows[2:])})
+
+  def write_alone(self, train, test):
+    """These users in place of all others."""
     for path in self.place.glob("*/*.json"):
       path.unlink()
-    rows = [ink(*row.tolist()) for row in rows]
-    self.write("train", "a", document({"ann": user(*rows[:2])}))
-    self.write("test", "a", document({"ann": user(*rows[2:])}))
+    self.write("train", "a", document(train))
+    self.write("test", "a", document(test))
 
   @hypothesis.settings(deadline=None)
   @hypothesis.given(st.data())
@@ -427,10 +512,12 @@ class LeafTest(parameterized.TestCase):
       rows = st.lists(
           st.lists(number, min_size=4, max_size=4), min_size=1, max_size=3
       )
+      texts = st.lists(st.text(min_size=1, max_size=2), max_size=3)
       people = st.dictionaries(
           st.text(max_size=2),
           st.fixed_dictionaries({}, optional={
-              "x": rows | value, "y": st.lists(number, max_size=3) | value,
+              "x": rows | texts | value,
+              "y": st.lists(number, max_size=3) | texts | value,
           }),
           max_size=2,
       )

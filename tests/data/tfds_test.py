@@ -229,12 +229,13 @@ class PreparedTest(parameterized.TestCase):
   def test_what_leaf_has_not(self):
     with self.assertRaisesRegex(ConfigError, r"train/\*.json"):
       femnist.prepare(self.leaf, self.place)
-    for split in ("train", "test"):
-      (self.leaf / split).mkdir(parents=True)
-      text = femnist.leaf.json.dumps(document({"a": user([0.5] * 784)}))
-      (self.leaf / split / "all.json").write_text(text)
-    with self.assertRaisesRegex(ConfigError, "multiples of 1/255"):
-      femnist.prepare(self.leaf, self.place)
+    for content in user([0.5] * 784), {"x": ["a" * 784], "y": ["b"]}:
+      for split in ("train", "test"):
+        (self.leaf / split).mkdir(parents=True, exist_ok=True)
+        text = femnist.leaf.json.dumps(document({"a": content}))
+        (self.leaf / split / "all.json").write_text(text)
+      with self.assertRaisesRegex(ConfigError, "multiples of 1/255"):
+        femnist.prepare(self.leaf, self.place)
     with self.assertRaisesRegex(ConfigError, "is not prepared"):
       data.load("femnist")
 

@@ -13,6 +13,7 @@ from agsfl.data.sources import (
     leaf,
     npz,
     tables,
+    text,
     tfds,
 )
 from agsfl.data.sources.options import Source, SourceOptions
@@ -37,11 +38,13 @@ SOURCES = Registry(
     {
         "mnist_5k": Source(embedded.mnist_5k),
         "digits": Source(embedded.digits),
+        "topics": Source(embedded.topics),
         "femnist": Source(tfds.femnist),
         "npz": Source(npz.read, "PATH"),
         "folder": Source(folder.read, "DIR"),
         "csv": Source(tables.read, "PATH"),
         "leaf": Source(leaf.read, "DIR"),
+        "text": Source(text.read, "PATH"),
         "tfds": Source(tfds.read, "NAME"),
     },
 )

@@ -4,6 +4,7 @@ import numpy as np
 
 from agsfl import aligned
 from agsfl.data.samples import Samples, hold_out
+from agsfl.data.sources import characters
 from agsfl.data.sources.options import SourceOptions
 
 
@@ -29,6 +30,23 @@ def digits(
   loaded = load_digits()
   images = (loaded.images / loaded.images.max()).astype(np.float32)
   return _held_out(dataset, images[..., None], loaded.target, seed)
+
+
+def topics(
+    dataset: str, place: str, options: SourceOptions, seed: int
+) -> Samples:
+  """The 79 documentation topics of Python itself, each of them a client.
+
+  They have about 500,000 characters, but the text differs a little from one
+  version of Python to the next, and so do the samples. See
+  `characters.samples_of`; `sequence_length` is read.
+  """
+  del place, seed
+  from pydoc_data import topics as pydoc_topics
+
+  return characters.samples_of(
+      f"--dataset={dataset}", pydoc_topics.topics, options.sequence_length
+  )
 
 
 def _held_out(dataset, images, labels, seed):

@@ -72,13 +72,14 @@ class AgsflFemnist(tfds.core.GeneratorBasedBuilder):
     count = 0
     for path in files:
       sizes = leaf.sizes_of(setting, path)
-      for name, pixels, labels in leaf.users_of(
+      for name, rows, labels in leaf.users_of(
           setting, path, sizes, len(CLASSES)
       ):
         if self.should_stop():
           raise StoppedError("stopped")
-        images = leaf.as_bytes(pixels)
-        if images is None or pixels.shape[1] != _SIDE**2:
+        are_numbers = rows.dtype == np.float32 and rows.shape[1] == _SIDE**2
+        images = leaf.as_bytes(rows) if are_numbers else None
+        if images is None:
           refuse(
               setting,
               f"{path}: user_data of {name!r}, x: must be 784 multiples of "

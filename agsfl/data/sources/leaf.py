@@ -1,4 +1,4 @@
-"""LEAF's JSON folders of images, as its preprocess.sh writes them.
+"""LEAF's JSON folders, as its preprocess.sh writes them.
 
 Source: Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018.
 """
@@ -16,15 +16,16 @@ from absl import logging
 
 from agsfl import aligned, files
 from agsfl.data.samples import Names, Samples, checked, in_order, most_classes
-from agsfl.data.sources import npz, shallow
+from agsfl.data.sources import letters, npz, shallow
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused
+from agsfl.tasks import NEXT_TOKEN
 
 SPLITS = ("train", "test")
 _NAMES = Names(owners="user")
 _CACHE = "agsfl_cache.npz"
 # Increase it when the form of the cache or the checks of the files change.
-_VERSION = 2
+_VERSION = 3
 _LONGEST_NAME = 1000
 _BLOCK = 1024
 # Images with a smaller side are not tried as RGBA.
@@ -36,24 +37,32 @@ class User(NamedTuple):
 
   Attributes:
     name: of the user.
-    pixels: [M, P] f32.
-    labels: [M] i64.
+    features: [M, F] f32, or [M, T] i8 characters, see `letters.rows_of`.
+    labels: [M] i64 classes, or i8 characters.
   """
 
   name: str
-  pixels: np.ndarray
+  features: np.ndarray
   labels: np.ndarray
 
 
 def read(
     dataset: str, place: str, options: SourceOptions, seed: int
 ) -> Samples:
-  """The folder's images, with its users as clients.
+  """The folder's samples, with its users as clients.
 
-  Pixels stay as in LEAF: in FEMNIST ink is 0 and paper 1. They are stored as
-  bytes where all are multiples of 1 / 255, as FEMNIST's are. Reading JSON is
-  slow, so the arrays are also written to the folder, as `agsfl_cache.npz`, and
-  read from there until a JSON file changes.
+  Rows of F numbers are square images if F is a square, as FEMNIST's 784, and
+  else features [C, F], as Synthetic's 60. Pixels stay as in LEAF: in FEMNIST
+  ink is 0 and paper 1. They are stored as bytes where all are multiples of
+  1 / 255, as FEMNIST's are.
+
+  Texts, as Shakespeare's of 80 characters, are tokens [C, T] i8 of LEAF's
+  alphabet, with the next character as label: the task next_token. A character
+  outside the alphabet is read as its last letter, "}", with a warning that
+  counts them.
+
+  Reading JSON is slow, so the arrays are also written to the folder, as
+  `agsfl_cache.npz`, and read from there until a JSON file changes.
 
   Args:
     dataset: for messages.
@@ -77,7 +86,8 @@ def read(
     if samples is not None:
       return samples
   samples = checked(_converted(setting, found))
-  _refuse_rgba(setting, samples.features)
+  if samples.features.ndim == 4:
+    _refuse_rgba(setting, samples.features)
   _write_cache(cache, samples, stamp)
   return samples
 
@@ -130,14 +140,21 @@ def _cached(setting, cache, stamp):
     arrays = npz.read_arrays(setting, cache, ("stamp",))
     if not np.array_equal(arrays["stamp"], stamp):
       return None
-    keys = ("images", "labels", "is_train", "user", "users")
+    keys = ("features", "labels", "is_train", "user", "users")
     arrays = npz.read_arrays(setting, cache, keys)
-    features, labels, is_train, owners, names = (arrays[key] for key in keys)
-    return checked(
-        Samples(setting, features, labels, is_train, owners, names, _NAMES)
-    )
+    return checked(_samples(setting, *(arrays[key] for key in keys)))
   except Exception:  # damage of any kind: the JSON files are read instead
     return None
+
+
+def _samples(setting, features, labels, is_train, owners, owner_names):
+  """Samples of arrays; whole numbers are characters."""
+  samples = Samples(
+      setting, features, labels, is_train, owners, owner_names, _NAMES
+  )
+  if features.dtype != np.int8:
+    return samples
+  return samples._replace(task=NEXT_TOKEN, num_classes=len(letters.ALPHABET))
 
 
 def _write_cache(cache, samples, stamp):
@@ -146,7 +163,7 @@ def _write_cache(cache, samples, stamp):
       np.savez(
           file,
           stamp=stamp,
-          images=samples.features,
+          features=samples.features,
           labels=samples.labels,
           is_train=samples.is_train,
           user=samples.owners,
@@ -272,23 +289,21 @@ def _user(setting, where, name, content, num_classes):
   # Two arrays of the right shapes.
   if not isinstance(content, dict):
     refuse(setting, f"{where}: must be an object with x and y")
-  pixels = _array(setting, where, content, "x", "numbers")
+  if letters.is_text(content.get("x")):
+    return _user_of_text(setting, where, name, content)
+  rows = _array(setting, where, content, "x", "numbers, or texts")
   labels = _array(setting, where, content, "y", "whole numbers")
   if labels.ndim != 1:
     refuse(setting, f"{where}, y: must be one whole number for each sample")
-  if not labels.size and not pixels.size:
+  if not labels.size and not rows.size:
     return User(name, np.zeros((0, 1), np.float32), labels)
-  side = math.isqrt(pixels.shape[1]) if pixels.ndim == 2 else 0
-  if not side or side**2 != pixels.shape[1]:
+  if rows.ndim != 2 or not rows.size:
     refuse(
         setting,
-        f"{where}, x: must be square images, a row of numbers each, as "
-        f"FEMNIST's 784; not of shape {list(pixels.shape)}",
+        f"{where}, x: must be rows of numbers, as the 784 of FEMNIST's square "
+        f"images; not of shape {list(rows.shape)}",
     )
-  if len(pixels) != len(labels):
-    refuse(
-        setting, f"{where}: x has {len(pixels)} samples, y {len(labels)}"
-    )
+  _require_pairs(setting, where, rows, labels)
 
   # Numbers of the right values.
   for label in labels.tolist():
@@ -300,10 +315,34 @@ def _user(setting, where, name, content, num_classes):
           f"{where}, y: must lie in 0 to {num_classes - 1}, not {label}",
       )
   with np.errstate(over="ignore"):
-    pixels = pixels.astype(np.float32)
-  if not np.isfinite(pixels).all():
+    rows = rows.astype(np.float32)
+  if not np.isfinite(rows).all():
     refuse(setting, f"{where}, x: holds values that are not finite")
-  return User(name, pixels, labels.astype(np.int64))
+  return User(name, rows, labels.astype(np.int64))
+
+
+def _user_of_text(setting, where, name, content):
+  """A user's object of texts, each with its next character, as arrays."""
+  rows = letters.rows_of(content["x"])
+  if rows is None:
+    refuse(setting, f"{where}, x: must be texts of one length")
+  if "y" not in content:
+    refuse(setting, f"{where}, y: is missing")
+  is_text = letters.is_text(content["y"])
+  nexts = letters.rows_of(content["y"]) if is_text else None
+  if nexts is None or nexts.shape[1] != 1:
+    refuse(
+        setting,
+        f"{where}, y: must be a character for each sample, or else x rows of "
+        "numbers",
+    )
+  _require_pairs(setting, where, rows, nexts)
+  return User(name, rows, nexts[:, 0])
+
+
+def _require_pairs(setting, where, rows, labels):
+  if len(rows) != len(labels):
+    refuse(setting, f"{where}: x has {len(rows)} samples, y {len(labels)}")
 
 
 def _array(setting, where, content, key, what):
@@ -324,49 +363,72 @@ def _converted(setting, found):
   sizes = [sizes_of(setting, path) for path, _ in found]
   counts = [sum(of_file.values()) for of_file in sizes]
   total = sum(counts)
-  images, filled = None, 0
+  features, form, filled, unknown = None, "", 0, 0
   labels, owners = np.zeros(total, np.int64), np.zeros(total, np.int32)
   numbers: dict[str, int] = {}
 
   # User by user into the arrays.
   for (path, _), of_file in zip(found, sizes, strict=True):
-    for name, pixels, own in users_of(
+    for name, rows, own in users_of(
         setting, path, of_file, most_classes(total)
     ):
-      if images is None:
-        images = aligned.empty((total, pixels.shape[1]), np.uint8)
-      if pixels.shape[1] != images.shape[1]:
+      if features is None:
+        form = _form(rows)
+        features = aligned.empty((total, rows.shape[1]), _first_type(rows))
+      if _form(rows) != form:
         refuse(
             setting,
-            f"{path}: user_data of {name!r}, x: images of {pixels.shape[1]} "
-            f"numbers, others have {images.shape[1]}",
+            f"{path}: user_data of {name!r}, x: samples of {_form(rows)}, "
+            f"others have {form}",
         )
+      if rows.dtype == np.int8:
+        unknown += letters.replace_unknown(rows) + letters.replace_unknown(own)
       # The array has bytes until a pixel is no multiple of 1 / 255.
-      if images.dtype == np.uint8:
-        levels = as_bytes(pixels)
+      if features.dtype == np.uint8:
+        levels = as_bytes(rows)
         if levels is None:
-          images = _as_floats(images, filled)
+          features = _as_floats(features, filled)
         else:
-          pixels = levels
-      rows = slice(filled, filled + len(own))
-      images[rows] = pixels
-      labels[rows] = own
-      owners[rows] = numbers.setdefault(name, len(numbers))
-      filled = rows.stop
+          rows = levels
+      places = slice(filled, filled + len(own))
+      features[places] = rows
+      labels[places] = own
+      owners[places] = numbers.setdefault(name, len(numbers))
+      filled = places.stop
 
   # Rows of pixels as images.
-  if images is None:
+  if features is None:
     refuse(setting, "must hold samples, found none")
-  side = math.isqrt(images.shape[1])
+  if unknown:
+    logging.warning(
+        "%s: %d of %d characters are not in LEAF's alphabet; each is read as "
+        "%r.",
+        setting, unknown, features.size + total, letters.ALPHABET[-1],
+    )
+  side = _side(features)
+  if side:
+    features = features.reshape(-1, side, side, 1)
   is_train = np.repeat([split == "train" for _, split in found], counts)
-  return Samples(
-      setting,
-      images.reshape(-1, side, side, 1),
-      labels,
-      is_train,
-      *in_order(owners, numbers),
-      _NAMES,
+  return _samples(
+      setting, features, labels, is_train, *in_order(owners, numbers)
   )
+
+
+def _form(rows):
+  """What a sample is, for messages."""
+  what = "characters" if rows.dtype == np.int8 else "numbers"
+  return f"{rows.shape[1]} {what}"
+
+
+def _side(rows):
+  """Of square images, in pixels; 0 if the rows are no images."""
+  side = math.isqrt(rows.shape[1])
+  return side if rows.dtype != np.int8 and side**2 == rows.shape[1] else 0
+
+
+def _first_type(rows):
+  """Of the array of all samples; that of images is bytes, if it can be."""
+  return np.uint8 if _side(rows) else rows.dtype
 
 
 def _refuse_rgba(setting, images):

@@ -33,6 +33,18 @@ class SourceOptions:
   client_column: str | None = setting(
       None, "Column of csv: with the ids of clients. Default: none."
   )
+  sequence_length: int = setting(
+      80,
+      "Characters of a sample that text: and topics give to a network.",
+      least=1,
+      most=65_536,
+  )
+  client_regex: str | None = setting(
+      None,
+      "Regular expression of text: a line whose beginning matches starts the "
+      "text of a client; group 1, or the whole match, is the client's name. "
+      "Default: none, and each file of a folder is a client.",
+  )
 
   def __post_init__(self):
     check(self)

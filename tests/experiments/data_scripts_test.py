@@ -343,31 +343,72 @@ class EndsTest(parameterized.TestCase):
     )
 
 
-class HistogramsTest(absltest.TestCase):
+class SeenTest(absltest.TestCase):
+  """What describe_data counts, by hand."""
 
-  def test_by_hand(self):
-    federated = data.FederatedData(
+  def federated(self, labels, **more):
+    return data.FederatedData(
         clients=data.ClientData.of(
-            np.zeros((8, 1, 1, 1), np.uint8),
-            np.array([0, 90, 2, 0, 90, 90, 2, 0]),
+            np.zeros((8, 3), np.int8),
+            np.array(labels),
             [np.array([4, 1, 0]), np.array([2])],
         ),
         test_rows=np.array([3, 5, 6, 7]),
         test_clients=np.array([1, 0, -1, 1]),
         client_names=np.array(["a", "b"]),
-        num_classes=91,
+        **more,
     )
-    present, counts = describe_data.histograms(federated)
-    np.testing.assert_array_equal(present, [0, 2, 90])
+
+  def lines(self, federated):
+    """The table and the summary; the figure can be drawn."""
+    found = describe_data.seen(federated)
+    np.testing.assert_array_equal(found.sizes, [[3, 1], [1, 2]])
+    with tempfile.TemporaryDirectory() as folder:
+      path = Path(folder) / "labels.png"
+      describe_data.draw(federated.client_names, found, "title", path)
+      self.assertGreater(np.ptp(matplotlib_image.imread(path)[..., :3]), 0.9)
+    text = describe_data.table(federated.client_names, found)
+    _, *lines = [line.split() for line in text.splitlines()]
+    return lines, describe_data.summary(federated, found)
+
+  def test_classes(self):
+    federated = self.federated([0, 90, 2, 0, 90, 90, 2, 0], num_classes=91)
+    found = describe_data.seen(federated)
+    np.testing.assert_array_equal(found.labels, [0, 2, 90])
     np.testing.assert_array_equal(
-        counts, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
+        found.counts, [[[1, 0, 2], [0, 1, 0]], [[0, 0, 1], [2, 0, 0]]]
     )
+    lines, _ = self.lines(federated)
+    self.assertEqual(lines, [[*"a31", "0:1", "90:2"], [*"b12", "2:1"]])
+
+  def test_sequences(self):
+    """Each place of a sequence counts, but for those without label."""
+    labels = np.repeat([[0], [9], [2], [0], [9], [9], [2], [0]], 3, 1)
+    labels[1, :2] = -1
+    lines, summary = self.lines(
+        self.federated(labels, num_classes=10, task="next_token")
+    )
+    self.assertEqual(lines, [["a", "3", "1", "7", "2"], [*"b1231"]])
+    self.assertEqual(
+        summary,
+        "2 clients, 4 training samples, 4 test samples (3 of them belong to a "
+        "client), 3 labels, samples of shape 3 int8, 10 different tokens, 3 "
+        "labels a sample, task next_token",
+    )
+
+  def test_real_numbers(self):
+    lines, summary = self.lines(
+        self.federated(np.zeros((8, 2)), num_classes=2, task="regression")
+    )
+    self.assertEqual(lines, [[*"a31"], [*"b12"]])
+    self.assertIn("labels of 2 numbers", summary)
 
   def test_control_characters(self):
     """A terminal would obey them."""
-    text = describe_data.table(
-        np.array(["é\x1b[2J"]), np.array([5]), np.ones((2, 1, 1), int)
+    found = describe_data.Seen(
+        np.ones((2, 1), int), np.array([5]), np.ones((2, 1, 1), int)
     )
+    text = describe_data.table(np.array(["é\x1b[2J"]), found)
     self.assertEqual(text.splitlines()[1].split(), ["é\\x1b[2J", *"11", "5:1"])
 
 

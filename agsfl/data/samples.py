@@ -170,9 +170,9 @@ def checked(samples: Samples) -> Samples:
       most_classes(labels.size),
       task,
   )
-  num_classes = max(
-      samples.num_classes, num_outputs(task, features, labels)
-  )
+  num_classes = num_outputs(task, features, labels)
+  if task != REGRESSION:
+    num_classes = max(num_classes, samples.num_classes)
   # What each sample has one of.
   columns = [(names.is_train, is_train, "b", "bool")]
   if owners is not None:

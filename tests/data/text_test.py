@@ -194,6 +194,12 @@ class TextTest(parameterized.TestCase):
       self.texts(**options)
     self.assertNotIn("\n", str(caught.exception))
 
+  def test_the_task_of_the_user_goes_before(self):
+    """Then the number of characters is not that of outputs."""
+    options = SourceOptions(task="regression", sequence_length=9)
+    federated = data.load("topics", Partition("natural", 2), options)
+    self.assertEqual(federated.form.output_shape, (9,))
+
   def test_no_such_file(self):
     with self.assertRaisesRegex(ConfigError, "none: must be text .*No such"):
       data.load(f"text:{self.place / 'none'}")

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from agsfl import aligned
-from agsfl.data.samples import Samples, checked, hold_out
+from agsfl.data.samples import Samples, hold_out
 from agsfl.data.sources.options import SourceOptions
 from agsfl.errors import refuse, refused
 

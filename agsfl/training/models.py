@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from agsfl import platforms
 from agsfl.errors import refuse, refused
 from agsfl.registry import Registry
-from agsfl.training.networks import CNN, MLP, SmallCNN
+from agsfl.training import networks
 from agsfl.types import Form, Model, PyTree
 
 
@@ -42,7 +42,20 @@ class Network(Protocol):
 Factory = TypeVar("Factory", bound=Callable[[int], Any])
 
 MODELS: Registry[Callable[[int], Any]] = Registry(
-    "model", {"cnn": CNN, "cnn_small": SmallCNN, "mlp": MLP}
+    "model",
+    {
+        "cnn": networks.CNN,
+        "cnn_small": networks.SmallCNN,
+        "cnn_small_dropout": functools.partial(
+            networks.SmallCNN, dropout=(0.25, 0.5)
+        ),
+        "resnet9": networks.ResNet9,
+        "resnet18_gn": networks.ResNet18,
+        "mlp": networks.MLP,
+        "logistic": networks.Logistic,
+        "lstm": networks.LSTM,
+        "transformer": networks.Transformer,
+    },
 )
 
 

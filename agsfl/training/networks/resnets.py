@@ -62,7 +62,7 @@ class ResNet18(nn.Module):
 
   Attributes:
     num_classes: L.
-    widths: channels of the four stages.
+    widths: channels of the stages, of two blocks each.
     groups: of each GroupNorm.
 
   Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016,
@@ -72,7 +72,7 @@ class ResNet18(nn.Module):
   """
 
   num_classes: int
-  widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+  widths: tuple[int, ...] = (64, 128, 256, 512)
   groups: int = 2
 
   @nn.compact

@@ -236,6 +236,17 @@ class Config(Partition, SourceOptions, Participation):
       "Weights to begin with: the folder of a finished run, or a params.npy. "
       "Default: drawn by the seed.",
   )
+  lora_rank: int | None = setting(
+      None,
+      "Train only low-rank adapters of this rank beside the frozen weights of "
+      "lora_from; D is then their number. Default: all weights are trained.",
+      least=1,
+  )
+  lora_from: str | None = setting(
+      None,
+      "The frozen weights of lora_rank: the folder of a finished run of the "
+      "whole model, or its params.npy.",
+  )
   rounds_per_call: int | None = setting(
       None,
       "Rounds that one call runs as one program. Default: what was measured "
@@ -305,6 +316,18 @@ class Config(Partition, SourceOptions, Participation):
         "seconds_budget",
         self.seconds_budget,
         "unset without --clock",
+    )
+    require(
+        self.lora_rank is None or self.lora_from is not None,
+        "lora_rank",
+        self.lora_rank,
+        "unset without --lora_from, which has the frozen weights",
+    )
+    require(
+        self.lora_from is None or self.lora_rank is not None,
+        "lora_from",
+        self.lora_from,
+        "unset without --lora_rank",
     )
     require(
         (self.replay is not None) == (self.controller == "replay"),
@@ -482,4 +505,6 @@ class Config(Partition, SourceOptions, Participation):
     }
     if self.replay is not None:
       defaults["replay"] = ""  # its k lie in the controller's state
+    if self.lora_from is not None:
+      defaults["lora_from"] = ""  # the model holds these weights
     return dataclasses.replace(self, **defaults)

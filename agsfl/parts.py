@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from agsfl import fingerprints
 from agsfl.asynchrony import buffered
@@ -28,8 +29,10 @@ from agsfl.sparsifiers import METHODS, per_layer
 from agsfl.training import models, optimizers
 from agsfl.training.augmentation import AUGMENTATIONS
 from agsfl.training.client import LocalTraining
+from agsfl.training.lora import lora
 from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import KController, Loss, Model, Sparsifier
+from agsfl.weights import weights_of
 
 
 class Numbers(NamedTuple):
@@ -181,6 +184,13 @@ def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
   if not config.standardize:
     warn_of_range(data.clients.features)
   about = data.form, config.standardize, config.matmul_precision
+  if config.lora_rank is not None:
+    return _build_adapters(config, parts, about)
+  return _build_whole(config, parts, about)
+
+
+def _build_whole(config, parts, about):
+  """The network that settings or parts name; all of its weights are trained."""
   if parts.model is not None:
     if isinstance(parts.model, nn.Module) and _is_hashable(parts.model):
       return _shared_model(parts.model, *about)
@@ -192,6 +202,27 @@ def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
 def _shared_model(module, form, standardize, precision):
   """Flax modules are values: equal ones share compiled programs."""
   return models.as_model(module, form, standardize, precision)
+
+
+def _build_adapters(config, parts, about):
+  """The adapters of this network; `lora_from` has its frozen weights."""
+  dim = _build_whole(config, parts, about).dim
+  frozen = weights_of("lora_from", config.lora_from, dim)
+  module, name = parts.model, None
+  if module is None:
+    name = config.model
+    module = models.made(models.MODELS[name], about[0])
+  build = _shared_adapters
+  if not _is_hashable(module):
+    build = _shared_adapters.__wrapped__
+  return build(module, frozen.tobytes(), config.lora_rank, *about, name)
+
+
+@functools.lru_cache(maxsize=4)
+def _shared_adapters(module, frozen, rank, form, standardize, precision, name):
+  """Equal weights share compiled programs, wherever they were read."""
+  network = lora(module, np.frombuffer(frozen, np.float32), rank)
+  return models.as_model(network, form, standardize, precision, name)
 
 
 def _is_hashable(part):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from agsfl import cohorts, devices, platforms
@@ -15,8 +14,7 @@ from agsfl.clocks import availability_of, speeds_of
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import ClientData, FederatedData, validated
-from agsfl.errors import refused, require
-from agsfl.files import expanded
+from agsfl.errors import require
 from agsfl.for_each_client import EVERYWHERE
 from agsfl.layout import layout_of
 from agsfl.parts import (
@@ -43,6 +41,7 @@ from agsfl.types import (
   RoundState,
   Sparsifier,
 )
+from agsfl.weights import weights_of
 
 
 class Simulation(NamedTuple):
@@ -292,7 +291,7 @@ class Programs:
       state = self._init(jax.random.key(config.seed), self._numbers, padded)
     if config.init_from is None:
       return state
-    weights = initial_weights(config.init_from, self.model.dim)
+    weights = weights_of("init_from", config.init_from, self.model.dim)
     return state.replace(params=jax.device_put(weights, state.params.sharding))
 
   def pack(self, state: RoundState) -> Any:
@@ -367,37 +366,3 @@ def recorded_ks(config: Config, dim: int) -> tuple[float, ...]:
       f"a run whose k lie from 1 to the model's {dim:,} weights",
   )
   return ks
-
-
-def initial_weights(place: str, dim: int) -> np.ndarray:
-  """Weights to begin with.
-
-  Args:
-    place: the folder of a finished run, or a NumPy file.
-    dim: D.
-
-  Returns:
-    [D] f32.
-
-  Raises:
-    ConfigError: there are no weights, or they do not fit the model.
-  """
-  path = expanded(place)
-  with refused(
-      f"--init_from={place}",
-      "must be the folder of a finished run, or a file of NumPy",
-      (OSError, ValueError, EOFError),
-  ):
-    if path.is_dir():
-      weights = read_run(path).params
-    else:
-      weights = np.load(path, allow_pickle=False)
-    weights = np.asarray(weights, np.float32)
-  require(
-      weights.shape == (dim,) and np.isfinite(weights).all(),
-      "init_from",
-      place,
-      f"{dim:,} finite weights, as this model has; it holds "
-      f"{list(weights.shape)}",
-  )
-  return weights

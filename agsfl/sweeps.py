@@ -55,9 +55,11 @@ def group_by_program(
   """
   groups: dict[Hashable, list[Label]] = {}
   for label, config in configs.items():
-    # States with replayed k of different lengths cannot be stacked.
+    # States with replayed k of different lengths cannot be stacked, and all
+    # lanes have one model.
     alike = (
-        config.structure(), config.num_rounds, config.eval_every, config.replay
+        config.structure(), config.num_rounds, config.eval_every, config.replay,
+        config.lora_from,
     )
     groups.setdefault(alike, []).append(label)
   return [

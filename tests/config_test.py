@@ -37,6 +37,8 @@ OTHERS = {
 NEEDS = {
     "replay": {"controller": "replay", "replay": "runs/a"},
     "momentum": {"local_steps": 2},
+    "lora_rank": {"lora_from": "runs/d"},
+    "lora_from": {"lora_rank": 2},
     "deadline": {"clock": "constant"},
     "buffer_size": {"clock": "constant"},
     "seconds_budget": {"clock": "constant"},
@@ -161,6 +163,8 @@ class TogetherTest(parameterized.TestCase):
       ),
       ("replay", {"controller": "replay"}, "a run's folder"),
       ("replay", {"controller": "sign", "replay": "runs/a"}, "unset"),
+      ("lora_rank", {"lora_rank": 2}, "unset without --lora_from"),
+      ("lora_from", {"lora_from": "runs/a"}, "unset without --lora_rank"),
   )
   def test_what_does_not_go_together(self, name, given, allowed):
     line = refusal(**given)
@@ -290,6 +294,7 @@ def other(name):
       "dataset": "digits", "controller": "value", "k": 30.0, "k_min": "5%",
       "k_max": "90%", "replay": "runs/b", "label_column": "y",
       "client_column": "who", "client_regex": "(a)", "init_from": "runs/c",
+      "lora_from": "runs/d",
       "bandit_radius": 0.5, "bandit_step": 0.5, "time_budget": 9.0,
       "server_learning_rate": 0.5, "local_optimizer": "adam",
       "schedule_drop_factor": 0.5, "clock": "phones", "availability": "phones",
@@ -313,11 +318,14 @@ def other(name):
 SAME_RUN = {"num_rounds", "time_budget", "seconds_budget", "eval_every"}
 SAME_PROGRAM = {
     "seed", "data_seed", "learning_rate", "server_learning_rate", "comm_time",
-    "k", "init_from", "seconds_per_sample", "up_mbit", "down_mbit", "latency",
-    "speed_spread", *SAME_RUN,
+    "k", "init_from", "lora_from", "seconds_per_sample", "up_mbit", "down_mbit",
+    "latency", "speed_spread", *SAME_RUN,
 }
 # What some settings need beside them.
-COHORTS = {"clock": "constant", "clients_per_round": 3}
+COHORTS = {
+    "clock": "constant", "clients_per_round": 3, "lora_rank": 2,
+    "lora_from": "runs/e",
+}
 BASES = (
     ({}, SAME_RUN, SAME_PROGRAM),
     # Their steps depend on the number of rounds.

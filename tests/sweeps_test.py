@@ -52,6 +52,8 @@ class GroupTest(parameterized.TestCase):
       ({"method": "fedavg"}, {"k": 50.0}),
       # Sequences of k may have different lengths.
       ({"controller": "replay", "replay": "a"}, {"replay": "b"}),
+      # Lanes have one model.
+      ({"lora_rank": 2, "lora_from": "a"}, {"lora_from": "b"}),
   )
   def test_numbers_that_make_another_program(self, settings, change):
     one = config(**{**PLAIN, **settings})

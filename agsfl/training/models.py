@@ -109,11 +109,16 @@ def build(
 
 @functools.lru_cache(maxsize=16)
 def _build(factory, name, form, standardize, precision):
+  network = made(factory, form)
+  return as_model(network, form, standardize, precision, name)
+
+
+def made(factory: Callable[..., Any], form: Form) -> Any:
+  """The network of a factory, see `register_model`, before `as_model`."""
   settings = {}
   if "vocabulary" in inspect.signature(factory).parameters:
     settings["vocabulary"] = form.vocabulary
-  network = factory(form.output_shape[-1], **settings)
-  return as_model(network, form, standardize, precision, name)
+  return factory(form.output_shape[-1], **settings)
 
 
 def as_model(

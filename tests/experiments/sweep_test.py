@@ -23,7 +23,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from matplotlib import image
 from tensorboardX.proto import event_pb2
 
-from agsfl import programs, simulation
+from agsfl import programs, simulation, weights
 from agsfl.config import Config
 from agsfl.data.federated import load
 from agsfl.errors import ConfigError
@@ -496,7 +496,7 @@ class SweepTest(parameterized.TestCase):
     config = Config(controller="replay", replay=one, init_from=one)
     dim = read_run(one).config["num_weights"]
     self.assertEqual(programs.recorded_ks(config, dim), (50.0,) * 6)
-    self.assertLen(programs.initial_weights(one, dim), dim)
+    self.assertLen(weights.weights_of("init_from", one, dim), dim)
     simulation.identity_of(config, Parts())  # reads the weights too
     self.assertFalse(Path("~").exists())
 

@@ -3,6 +3,8 @@
 import doctest
 import math
 import re
+import tempfile
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,8 +14,11 @@ from absl.testing import absltest, parameterized
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
 
+import agsfl
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one
+from agsfl.parts import Parts, build_model
+from agsfl.simulation import identity_of
 from agsfl.training import lora as lora_file
 from agsfl.training.lora import lora
 from agsfl.training.models import as_model
@@ -26,6 +31,8 @@ from agsfl.training.networks import (
   Transformer,
 )
 from agsfl.types import Form
+from experiments import run
+from tests import small
 
 RANK, ALPHA = 2, 6.0
 
@@ -339,6 +346,84 @@ class UseTest(parameterized.TestCase):
 
   def test_doctest(self):
     self.assertEqual(doctest.testmod(lora_file).failed, 0)
+
+
+class SettingsTest(absltest.TestCase):
+  """The settings lora_rank and lora_from."""
+
+  def test_a_run_from_a_run(self):
+    """Law: it begins where the frozen model ended, and gets better.
+
+    A third run begins with the adapters of the second one.
+    """
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    base = dict(
+        dataset="digits", model="mlp", num_clients=10, num_rounds=5,
+        controller="fixed", k=200.0, learning_rate=0.3, num_devices=1,
+    )
+    adapted = {
+        **base, "lora_from": str(folder / "whole"), "lora_rank": 2,
+    }
+    both = {**adapted, "init_from": str(folder / "adapters")}
+    for name, settings in (
+        ("whole", base), ("adapters", adapted), ("both", both),
+    ):
+      code, printed = small.main(
+          run,
+          *(f"--{setting}={value}" for setting, value in settings.items()),
+          f"--workdir={folder / name}",
+      )
+      self.assertEqual(code, 0, printed)
+    whole, adapters, longer = (
+        agsfl.read_run(folder / name) for name in ("whole", "adapters", "both")
+    )
+    self.assertEqual(adapters.config["lora_rank"], 2)
+    self.assertEqual(adapters.config["lora_from"], str(folder / "whole"))
+    self.assertEqual(
+        adapters.config["num_weights"], 2 * (64 + 128) + 2 * (128 + 10)
+    )
+
+    # Before the first round of each run.
+    data = agsfl.load(*agsfl.Config(**base).data_settings())
+    for settings, before in ((adapted, whole), (both, adapters)):
+      ready = agsfl.build(agsfl.Config(**settings), data)
+      start = ready.evaluate[0](ready.state.params)
+      for name in ("test_loss", "train_loss"):
+        np.testing.assert_allclose(
+            getattr(start, name), before.summary[name], rtol=1e-5
+        )
+    losses = [r.summary["train_loss"] for r in (whole, adapters, longer)]
+    self.assertEqual(losses, sorted(losses, reverse=True))
+
+    # The content of the file decides, not its place.
+    def settings_of(values):
+      path = folder / f"{len(list(folder.iterdir()))}.npy"
+      np.save(path, values)
+      return agsfl.Config(**{**adapted, "lora_from": str(path)})
+
+    given = agsfl.Config(**adapted)
+    same, other = map(settings_of, (whole.params, whole.params + 1))
+    prints = [
+        identity_of(config, Parts())["fingerprints"]["lora_from"]
+        for config in (given, same, other)
+    ]
+    models = [
+        build_model(config, Parts(), data) for config in (given, same, other)
+    ]
+    self.assertIs(models[0], models[1])
+    self.assertIsNot(models[0], models[2])
+    self.assertNotEqual(prints[0], prints[2])
+
+    # A model of one's own; weights and models that do not fit.
+    parts = Parts.of(model=MLP(10))
+    self.assertEqual(build_model(given, parts, data).sizes, models[0].sizes)
+    for settings, model, words in (
+        (adapted | {"model": "logistic"}, None, "must be 650 finite weights"),
+        (adapted, as_model(MLP(10), data.form), "must be a Flax Linen module"),
+        (adapted | {"lora_from": "none"}, None, "must be the folder of a fini"),
+    ):
+      with self.assertRaisesRegex(ConfigError, words):
+        build_model(agsfl.Config(**settings), Parts.of(model=model), data)
 
 
 if __name__ == "__main__":

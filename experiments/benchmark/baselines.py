@@ -20,6 +20,8 @@ def _gradient(work):
 
   def loss(params, features, labels):
     logits = network.apply(params, as_input(features))
+    if logits.ndim == 3:
+      logits = logits[:, -1]  # of the last token, for a sample has one label
     return jnp.mean(cross_entropy(logits, labels))
 
   return jax.grad(loss), params

@@ -187,7 +187,7 @@ def lanes(work: Work, k: int, count: int = 4, length: int = 1) -> Case:
 def of_networks(
     names: list[str], num_clients: int, num_devices: int | None
 ) -> Iterator[Case]:
-  """Gradients of networks with plain layers against the loop and vmap."""
+  """Gradients of networks against the loop and vmap."""
   for name in names:
     work = Work(name, num_clients, num_devices)
     # Both comparisons use one compiled program.
@@ -207,5 +207,5 @@ def of_networks(
 
 
 def _plain_gradients(work):
-  """Of the network with plain layers, also where there is a built-in one."""
+  """Of `work.network`, which for the name cnn is not the built-in one."""
   return ours.gradients(work, models.as_model(work.network, work.data().form))

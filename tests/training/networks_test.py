@@ -160,6 +160,22 @@ class BuiltInTest(parameterized.TestCase):
       state, _ = step(data, state)
     self.assertLess(relative(state.params - first, want[1] - first), 3e-6)
 
+  @parameterized.parameters(*NARROW)
+  def test_wider_types_change_nothing(self, name):
+    """Law: all is float32 with 64-bit types allowed, and strict promotion."""
+    factory, shape = NARROW[name]
+    form = form_of(shape)
+    features = samples(form)[0]
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+      model = models.as_model(factory(form.output_shape[-1]), form)
+      outputs, gradient = jax.eval_shape(
+          lambda params: jax.value_and_grad(
+              lambda params: jnp.sum(model.apply(params, features))
+          )(params),
+          jax.eval_shape(model.init, jax.random.key(0)),
+      )
+    self.assertEqual({outputs.dtype, gradient.dtype}, {np.dtype("float32")})
+
   @parameterized.parameters(
       # 1,728 + 73,728 + 294,912 + 294,912 + 1,179,648 + 4,718,592 of kernels,
       # 2 * (64 + 3 * 128 + 256 + 3 * 512) of norms, 512 * 10 of outputs.

@@ -56,6 +56,7 @@ class _Recurrent(nn.Module):
         "recurrent_kernel",
         nn.initializers.orthogonal(),
         (self.width, 4 * self.width),
+        jnp.float32,
     )
     return recurrence.lstm(gates, kernel)
 
@@ -95,7 +96,9 @@ class Transformer(nn.Module):
     x = inputs.tokens("transformer", x)
     causal = nn.make_causal_mask(x)
     normal = nn.initializers.normal(0.02)
-    places = self.param("places", normal, (x.shape[1], self.width))
+    places = self.param(
+        "places", normal, (x.shape[1], self.width), jnp.float32
+    )
     x = nn.Embed(
         self.vocabulary or self.num_classes, self.width, embedding_init=normal
     )(x)

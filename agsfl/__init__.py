@@ -22,6 +22,7 @@ from agsfl.attendance import SAMPLINGS, sampled
 from agsfl.clocks import Message, Speeds
 from agsfl.config import Config
 from agsfl.controllers import (
+  balance,
   bandit,
   cost_slope,
   exp3,
@@ -31,6 +32,7 @@ from agsfl.controllers import (
   round_time,
   sign_descent,
   sign_interval,
+  sign_log,
   value_descent,
 )
 from agsfl.data.federated import ClientData, FederatedData, from_arrays, load
@@ -55,10 +57,12 @@ from agsfl.sparsifiers import (
   send_all,
   unidirectional_top_k,
 )
+from agsfl.tasks import Task
 from agsfl.training.client import LocalTraining
 from agsfl.training.models import flatten, register_model
 from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import (
+  Form,
   KController,
   KProposal,
   Model,
@@ -81,6 +85,7 @@ __all__ = [
   "DivergedError",
   "FederatedData",
   "Feedback",
+  "Form",
   "KController",
   "KProposal",
   "LocalTraining",
@@ -98,6 +103,8 @@ __all__ = [
   "Speeds",
   "Split",
   "StoppedError",
+  "Task",
+  "balance",
   "bandit",
   "buffered",
   "build",
@@ -130,6 +137,7 @@ __all__ = [
   "send_all",
   "sign_descent",
   "sign_interval",
+  "sign_log",
   "simulate",
   "unidirectional_top_k",
   "value_descent",

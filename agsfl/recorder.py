@@ -378,4 +378,4 @@ def _evaluated(evaluation):
       **evaluation.derived,
       **fairness.spread(evaluation.client_test_accuracy),
   }
-  return {name: finite(value) for name, value in numbers.items()}
+  return {name: finite(float(value)) for name, value in numbers.items()}

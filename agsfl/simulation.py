@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from agsfl import hosts
+from agsfl import hosts, weights
 from agsfl.clocks.options import file_of
 from agsfl.config import Config
 from agsfl.data.federated import FederatedData, fingerprint, load, validated
@@ -75,17 +75,18 @@ def identity_of(config: Config, parts: Parts) -> dict[str, Any]:
   identity = config.identity() | parts.identity(config)
   # Files whose content decides the results.
   found: dict[str, Path] = {}
-  if config.init_from is not None:
-    path = expanded(config.init_from)
-    found["init_from"] = path / "params.npy" if path.is_dir() else path
+  of_weights = "init_from", "lora_from"
+  for name in of_weights:
+    if (place := getattr(config, name)) is not None:
+      found[name] = weights.file_of(place)
   for name in ("clock", "availability"):
     if place := file_of(getattr(config, name)):
       found[name] = expanded(place)
   prints = dict(identity.get("fingerprints", {}))
   for name, file in found.items():
     problem = "must name a csv file that can be read"
-    if name == "init_from":
-      problem = "must be the folder of a finished run, or a file of NumPy"
+    if name in of_weights:
+      problem = weights.PROBLEM
     with refused(f"--{name}={getattr(config, name)}", problem):
       prints[name] = f"{zlib.crc32(file.read_bytes()):08x}"
   return identity | ({"fingerprints": prints} if prints else {})
@@ -103,6 +104,7 @@ def describe(
       "controller": asked["controller"] or config.used_controller,
       "local_steps": config.used_local_steps(dim),
       "k": config.k_range(dim).k,
+      "task": data.task,
       "data": fingerprint(data),
       "num_weights": dim,
       "num_clients_used": len(counts),

@@ -20,7 +20,8 @@ from agsfl.errors import ConfigError
 from agsfl.feedback import Feedback
 from agsfl.parts import Parts, compose, numbers_of
 from agsfl.sparsifiers import METHODS
-from agsfl.training import models
+from agsfl.tasks import cross_entropy
+from agsfl.training import augmentation, models
 from agsfl.training.client import LocalTraining
 from agsfl.training.models import MODELS
 from agsfl.training.optimizers import OPTIMIZERS, local, server_of
@@ -29,7 +30,9 @@ from agsfl.training.schedules import Schedules, build_schedule
 FEATURES, CLASSES = 8, 12
 MODEL = models.flatten(
     lambda key: {"b": jnp.zeros(CLASSES), "w": jnp.zeros((FEATURES, CLASSES))},
-    lambda params, x: x @ params["w"] + params["b"][None],
+    lambda params, x: (
+        x.reshape(len(x), -1) @ params["w"] + params["b"][None]
+    ),
 )
 BASE = {
     "method": "periodic_k", "batch_size": 4, "num_rounds": 50,
@@ -236,19 +239,30 @@ ROUNDS = (
         ),
     ),
     ({"batch_size": 5}, lambda: direct(batch_size=5)),
+    (
+        {"augmentation": "flip"},
+        lambda: direct(augment=augmentation.flip),
+    ),
+    (
+        {"augmentation": "crop_flip"},
+        lambda: direct(augment=augmentation.crop_flip),
+    ),
     ({"comm_time": 2.5}, lambda: direct(comm_time=2.5)),
 )
 
 
 def composed(config, parts=None):
   numbers = numbers_of(config, MODEL.dim)
-  return compose(config, parts or Parts(), MODEL, numbers, (5.0, 9.0))
+  return compose(
+      config, parts or Parts(), MODEL, cross_entropy, numbers, (5.0, 9.0)
+  )
 
 
 def program(simulated):
   """A round as (the numbers that its state begins with, its step as text)."""
   data = ClientData.of(
-      np.ones((3, FEATURES), np.float32), np.arange(3), [[0], [1], [2]]
+      np.ones((3, 2, FEATURES // 2, 1), np.float32), np.arange(3),
+      [[0], [1], [2]],
   )
   state = simulated.init(jax.random.key(0), 3)
   traced = jax.make_jaxpr(simulated.step)(data, state)

@@ -159,7 +159,7 @@ def checked(samples: Samples) -> Samples:
     ConfigError: the text names the source and the array.
   """
   setting, features, labels, is_train, owners, owner_names, names, *_ = samples
-  task = samples.task or task_of(labels)
+  task = samples.task or task_of(features, labels)
   features = checked_features(setting, names.features, features, task)
   count = len(features)
   labels = checked_labels(
@@ -207,10 +207,11 @@ def checked(samples: Samples) -> Samples:
   )
 
 
-def task_of(labels: np.ndarray) -> str:
-  """The task that labels look like, a name of `TASKS`."""
-  is_sequence = labels.ndim == 2 and labels.dtype.kind in "iu"
-  return NEXT_TOKEN if is_sequence else CLASSIFICATION
+def task_of(features: np.ndarray, labels: np.ndarray) -> str:
+  """The task that features and labels look like, a name of `TASKS`."""
+  are_whole = features.dtype.kind in "iu" and labels.dtype.kind in "iu"
+  each_has_one = labels.ndim == 2 and labels.shape == features.shape
+  return NEXT_TOKEN if are_whole and each_has_one else CLASSIFICATION
 
 
 def num_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
@@ -283,7 +284,7 @@ def checked_features(
   if features.dtype.kind in "iu":
     return _as_integers(setting, name, features)
   if features.dtype != np.float32:
-    features = _as_float32(features)
+    features = _copy(features, np.float32)
   if not np.isfinite(_range(features)).all():
     refuse(setting, f"{name} hold values that are not finite")
   return features
@@ -300,7 +301,7 @@ def _as_integers(setting, name, features):
           f"{name} must be whole numbers that fit int32, or floats; found "
           f"{value}",
       )
-  return features.astype(np.int32)
+  return _copy(features, np.int32)
 
 
 def _tokens(setting, name, features):
@@ -312,7 +313,7 @@ def _tokens(setting, name, features):
         f"{form(features)}",
     )
   if features.dtype == np.uint8:
-    features = features.astype(np.int16)
+    features = _copy(features, np.int16)
   features = _as_integers(setting, name, features)
   most = most_classes(features.size) - 1
   for token in _range(features):
@@ -428,7 +429,7 @@ def _numbers(setting, name, labels, count):
         f"{name} must be a number, or a row of them, for each of the {count} "
         f"samples, not {form(labels)}",
     )
-  labels = _as_float32(labels)
+  labels = _copy(labels, np.float32)
   if not np.isfinite(labels).all():
     refuse(setting, f"{name} hold values that are not finite")
   return labels
@@ -452,9 +453,9 @@ def _is_real(dtype):
   return any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds)
 
 
-def _as_float32(features):
-  """A copy; values too large for float32 become infinite."""
-  copy = aligned.empty(features.shape, np.float32)
+def _copy(features, dtype):
+  """A copy in another type; values too large for float32 become infinite."""
+  copy = aligned.empty(features.shape, dtype)
   with np.errstate(over="ignore", invalid="ignore"):
     copy[...] = features
   return copy

@@ -18,6 +18,7 @@ from agsfl.config import Config
 from agsfl.data import federated as data
 from agsfl.data import sources
 from agsfl.data.partitions import PARTITIONS, Partition
+from agsfl.data.samples import checked
 from agsfl.data.sources import SOURCES, arrays, register_source
 from agsfl.errors import ConfigError
 from agsfl.parts import Parts, build_model
@@ -117,6 +118,8 @@ X = np.arange(60, dtype=np.float32).reshape(10, 3, 2)
 Y = np.arange(10) % 3
 IS_TRAIN = np.arange(10) < 7
 ONE = Partition("iid", 1)
+# Of features.
+TYPES = (np.uint8, np.float32, np.int8, np.int16, np.int32)
 
 
 class FromArraysTest(parameterized.TestCase):
@@ -136,15 +139,25 @@ class FromArraysTest(parameterized.TestCase):
     self.assertEqual(clients.features.shape, (10, *shape))
 
   @parameterized.parameters(
-      np.float64, np.float16, jnp.bfloat16, np.int64, np.uint16, bool
+      (np.float64, np.float32), (np.float16, np.float32),
+      (jnp.bfloat16, np.float32), (bool, np.float32), (np.int64, np.int32),
+      (np.uint16, np.int32), (np.int16, np.int16),
   )
-  def test_other_types_become_float32(self, dtype):
+  def test_other_types(self, dtype, becomes):
+    """Whole numbers stay whole; all others become float32."""
     x = (X % 2).astype(dtype)
-    features = data.from_arrays(x, Y, partition=ONE).clients.features
-    self.assertEqual(features.dtype, np.float32)
-    np.testing.assert_array_equal(features, X % 2)
+    federated = data.from_arrays(x, Y, partition=ONE)
+    self.assertEqual(federated.clients.features.dtype, becomes)
+    np.testing.assert_array_equal(federated.clients.features, X % 2)
+    vocabulary = None if becomes == np.float32 else 2
+    self.assertEqual(federated.form.vocabulary, vocabulary)
 
-  @parameterized.parameters(np.uint8, np.float32)
+  def test_whole_numbers_beyond_int32(self):
+    x = X.astype(np.int64) + 2**31
+    self.assertIn("x must be whole numbers that fit int32",
+                  error_of(data.from_arrays, x, Y))
+
+  @parameterized.parameters(np.uint8, np.float32, np.int8)
   def test_final_types_are_not_copied(self, dtype):
     x = X.astype(dtype)
     clients = data.from_arrays(x, Y, partition=ONE).clients
@@ -210,12 +223,14 @@ class FromArraysTest(parameterized.TestCase):
   def test_any_arrays(self, x, y, clients, is_train):
     """Law: samples of the promised form, or one line."""
     try:
-      samples = arrays.samples_of("own", x, y, clients, is_train, seed=0)
+      samples = checked(
+          arrays.samples_of("own", x, y, clients, is_train, seed=0)
+      )
     except ConfigError as error:
       self.assertStartsWith(str(error), "own: ")
       self.assertNotIn("\n", str(error))
     else:
-      self.assertIn(samples.features.dtype, (np.uint8, np.float32))
+      self.assertIn(samples.features.dtype, TYPES)
       np.testing.assert_array_equal(
           samples.features, x.astype(samples.features.dtype)
       )
@@ -409,11 +424,13 @@ class ValidatedTest(parameterized.TestCase):
     else:
       again = data.validated(federated)
       self.assertEqual(data.fingerprint(again), data.fingerprint(federated))
-      self.assertIn(federated.clients.features.dtype, (np.uint8, np.float32))
+      self.assertIn(federated.clients.features.dtype, TYPES)
       rows = rows_of(federated.clients)
       labels = federated.clients.labels
+      least = 0 if labels.ndim == 1 else -1
       for row in itertools.chain(*rows, federated.test_rows):
-        self.assertBetween(labels[row], 0, federated.num_classes - 1)
+        for label in np.ravel(labels[row]):
+          self.assertBetween(label, least, federated.num_classes - 1)
       self.assertLen(federated.client_names, len(rows))
       "".join(federated.client_names).encode("utf-8")  # raises if it cannot
 

@@ -66,21 +66,22 @@ class FormTest(parameterized.TestCase):
     self.assertEqual(federated.clients.labels.dtype, np.int32)
 
   @parameterized.product(
-      dtype=(np.float64, np.float16, ">f4", np.int64, bool),
+      dtype=(np.float64, np.float16, ">f4", np.int64, np.uint16, bool),
       shape=((6,), (2, 3), (1, 2, 3, 1, 1)),
       key=("images", "features"),
   )
-  def test_brings_features_to_float32(self, dtype, shape, key):
-    """Any shape, under both names; [C, H, W] gets an axis of channels."""
+  def test_brings_features_to_few_types(self, dtype, shape, key):
+    """Any shape; whole numbers stay whole; images get an axis of channels."""
     values = np.arange(42).reshape(7, *shape).astype(dtype)
     arrays = arrays_of(np.arange(7) % 3, 1)
     del arrays["images"]
     features = load({**arrays, key: values}, num_clients=3).clients.features
-    self.assertEqual(features.dtype, np.float32)
+    is_whole = np.dtype(dtype).kind in "iu"
+    self.assertEqual(features.dtype, np.int32 if is_whole else np.float32)
     self.assertEqual(features.ctypes.data % 64, 0)
-    if len(shape) == 2:
+    if key == "images" and len(shape) == 2:
       values = values[..., None]
-    np.testing.assert_array_equal(features, values.astype(np.float32))
+    np.testing.assert_array_equal(features, values.astype(features.dtype))
 
   def test_home_folder(self):
     """~ in a path is the user's home."""
@@ -178,8 +179,8 @@ def objects(count=20):
 
 # What a file holds, and words of the message.
 MALFORMED = {
-    "no_images": (
-        lambda: npz(images=None, pixels=np.ones(3)), "'images'",
+    "no_features": (
+        lambda: npz(images=None, pixels=np.ones(3)), "'features'",
         "has labels, is_train, client, pixels",
     ),
     "no_labels": (lambda: npz(labels=None), "labels"),
@@ -268,7 +269,7 @@ MALFORMED = {
     "truncated_late": (lambda: npz()[:-1],),
     "npy": (lambda: npy(np.ones((20, 2, 3), np.uint8)),),
     "npy_objects": (lambda: npy(objects()),),
-    "zip_of_text": (lambda: members(readme="hello"), "images"),
+    "zip_of_text": (lambda: members(readme="hello"), "features"),
     "zip_of_raw_keys": (
         lambda: members(images=b"1", labels=b"2", is_train=b"3"), "images",
     ),

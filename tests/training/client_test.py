@@ -9,8 +9,9 @@ from absl.testing import absltest, parameterized
 from agsfl.data.federated import ClientData
 from agsfl.errors import ConfigError
 from agsfl.for_each_client import one_by_one
-from agsfl.training import epochs, models, optimizers
-from agsfl.training.client import LocalTraining, as_float, build_client
+from agsfl.tasks import cross_entropy
+from agsfl.training import epochs, optimizers
+from agsfl.training.client import LocalTraining, as_input, build_client
 from tests.linear import (
     BATCH,
     CLASSES,
@@ -77,7 +78,7 @@ class GradientTest(parameterized.TestCase):
 
   def test_any_loss(self):
     """Law: the gradient is that of the given loss's mean."""
-    halved = lambda logits, labels: 0.5 * models.sample_losses(logits, labels)
+    halved = lambda logits, labels: 0.5 * cross_entropy(logits, labels)
     params = some_params()
     plain = run(build_client(linear_model(), BATCH), params)
     local = run(build_client(linear_model(), BATCH, loss=halved), params)
@@ -85,13 +86,16 @@ class GradientTest(parameterized.TestCase):
     np.testing.assert_allclose(local.gradient, plain.gradient / 2, rtol=1e-5)
 
   def test_uint8_is_scaled(self):
-    """Law: 0..255 become 0..1; floats stay as they are."""
-    scaled = as_float(jnp.uint8([0, 51, 255]))
+    """Law: 0..255 become 0..1; floats and tokens stay as they are."""
+    scaled = as_input(jnp.uint8([0, 51, 255]))
     self.assertEqual(scaled.dtype, jnp.float32)
     np.testing.assert_allclose(scaled, [0, 0.2, 1], rtol=1e-6)
     np.testing.assert_array_equal(
-        as_float(jnp.float16([0.5, 300])), np.float32([0.5, 300])
+        as_input(jnp.float16([0.5, 300])), np.float32([0.5, 300])
     )
+    tokens = as_input(jnp.int8([0, 99]))
+    self.assertEqual(tokens.dtype, jnp.int32)
+    np.testing.assert_array_equal(tokens, [0, 99])
 
   def test_draws_are_uniform(self):
     """Law: h is any of 10 samples alike; 4 deviations at most."""

@@ -10,6 +10,7 @@ from agsfl import devices
 from agsfl.data.federated import ClientData, FederatedData
 from agsfl.for_each_client import AXIS
 from agsfl.layout import Layout, layout_of
+from agsfl.tasks import CLASSIFICATION, TASKS
 from agsfl.training import evaluation, models
 from agsfl.training.evaluation import build_evaluate
 
@@ -102,7 +103,8 @@ class EvaluationTest(parameterized.TestCase):
     largest = lambda logits, labels: jnp.max(logits, axis=1) + labels
     params = rng.normal(size=2 * CLASSES).astype(np.float32)
     with jax.set_mesh(mesh_of(2)):
-      got = evaluated(linear_model(2), data, params, 8, loss=largest)
+      task = TASKS[CLASSIFICATION].with_loss(largest)
+      got = evaluated(linear_model(2), data, params, 8, task=task)
     logits = data.clients.features @ params.reshape(2, CLASSES)
     want = logits.max(axis=1) + data.clients.labels
     np.testing.assert_allclose(got.train_loss, want[:600].mean(), rtol=1e-5)
@@ -130,7 +132,7 @@ class EvaluationTest(parameterized.TestCase):
     def total(number, *devices):
       got = evaluated(
           linear_model(1), data, jnp.ones(CLASSES), *devices,
-          loss=cost, train_samples=number,
+          task=TASKS[CLASSIFICATION].with_loss(cost), train_samples=number,
       )
       return round(min(number, 15) * got.train_loss)
 
@@ -148,8 +150,9 @@ class EvaluationTest(parameterized.TestCase):
     parts = np.array_split(np.zeros(3000, np.int32), 4)
     rows, _ = evaluation._in_batches(parts, layout)
     self.assertEqual(rows.shape, (12, 250))
+    task = TASKS[CLASSIFICATION]
     of_batches = evaluation._build_of_batches(
-        linear_model(2).apply, models.sample_losses
+        linear_model(2).apply, task.loss, task.share_right
     )
     samples = ClientData(
         jnp.zeros((1, 2)), jnp.zeros(1, int), None, None, None

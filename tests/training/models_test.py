@@ -11,9 +11,10 @@ from absl.testing import absltest, parameterized
 from jax.flatten_util import ravel_pytree
 
 from agsfl.errors import ConfigError
+from agsfl.tasks import cross_entropy
 from agsfl.training import models
 from agsfl.training.networks import CNN, MLP, SmallCNN
-from agsfl.types import Model
+from agsfl.types import Form, Model
 from experiments.benchmark.networks import PlainCNN
 
 
@@ -33,7 +34,7 @@ class BuiltInTest(parameterized.TestCase):
       ("mlp", (2, 4, 7, 14), 10, 101_770),
   )
   def test_dim(self, name, shape, classes, dim):
-    model = models.build(name, shape, classes)
+    model = models.build(name, Form(shape, (classes,)))
     self.assertEqual(model.dim, dim)
     params = jax.eval_shape(model.init, jax.random.key(0))
     self.assertEqual(params.shape, (dim,))
@@ -43,7 +44,9 @@ class BuiltInTest(parameterized.TestCase):
   @parameterized.parameters(None, "highest")
   def test_precision_of_all_products(self, precision):
     """Law: forward and backward, each product has the precision."""
-    model = models.build("cnn", (8, 8), 3, precision=precision)
+    model = models.build(
+        "cnn", Form((8, 8), (3,)), precision=precision
+    )
 
     def loss(params):
       return jnp.sum(model.apply(params, jnp.ones((2, 8, 8))))
@@ -76,7 +79,7 @@ class BuiltInTest(parameterized.TestCase):
     # A level of 128 / 255 is exact to 3e-8 in float32, steps are 4e-3.
     np.testing.assert_allclose(models.standardized(samples), want, atol=1e-3)
     plain, changed = (
-        models.build("mlp", shape, 2, standardize)
+        models.build("mlp", Form(shape, (2,)), standardize)
         for standardize in (False, True)
     )
     params = plain.init(jax.random.key(0))
@@ -92,12 +95,12 @@ class BuiltInTest(parameterized.TestCase):
 
     def outcome():
       model = models._build.__wrapped__(
-          models.MODELS[name], name, (8, 8, 1), 10, True, None
+          models.MODELS[name], name, Form((8, 8, 1), (10,)), True, None
       )
       params = model.init(jax.random.key(0))
       images = jnp.linspace(0, 1, 128, dtype=jnp.float32).reshape(2, 8, 8, 1)
       loss = lambda params: jnp.mean(
-          models.sample_losses(model.apply(params, images), jnp.int32([3, 7]))
+          cross_entropy(model.apply(params, images), jnp.int32([3, 7]))
       )
       return params, *jax.jit(jax.value_and_grad(loss))(params)
 
@@ -113,7 +116,7 @@ class BuiltInTest(parameterized.TestCase):
     plain = PlainCNN(10)
     images = jax.random.uniform(jax.random.key(1), (4, 28, 28, 1))
     labels = jnp.array([3, 1, 4, 1])
-    model = models.build("cnn", (28, 28, 1), 10)
+    model = models.build("cnn", Form((28, 28, 1), (10,)))
     flat = model.init(jax.random.key(2))
     tree = jax.eval_shape(plain.init, jax.random.key(0), images)
     renamed = {
@@ -134,7 +137,7 @@ class BuiltInTest(parameterized.TestCase):
         jax.tree.structure(tree["params"]["Conv_0"]),
         jax.tree.structure(named["params"]["_Conv_0"]),
     )
-    loss = lambda logits: jnp.mean(models.sample_losses(logits, labels))
+    loss = lambda logits: jnp.mean(cross_entropy(logits, labels))
     ours, plains = (
         jax.jit(jax.value_and_grad(lambda flat, of=of: loss(of(flat))))
         for of in (lambda flat: model.apply(flat, images), plain_logits)
@@ -176,12 +179,6 @@ class BuiltInTest(parameterized.TestCase):
       # The deviation of a uniform number from -1 to 1.
       self.assertAlmostEqual(float(jnp.std(scaled)), 3**-0.5, delta=0.04)
 
-  def test_sample_losses_by_hand(self):
-    """Equal logits over 4 classes cost log 4; certainty costs nothing."""
-    logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [0.0, 99.0, 0.0, 0.0]])
-    losses = models.sample_losses(logits, jnp.array([2, 1]))
-    np.testing.assert_allclose(losses, [np.log(4), 0], atol=1e-6)
-
 
 class Net(nn.Module):
   """What people bring; each field is a way to differ."""
@@ -214,6 +211,7 @@ class Plain:
 
 
 SHAPE = (2, 3)
+FORM = Form(SHAPE, (3,))
 FEATURES = jnp.linspace(-1, 1, 24).reshape(4, *SHAPE)
 
 
@@ -229,7 +227,7 @@ class OwnModelTest(parameterized.TestCase):
   )
   def test_is_the_network(self, network):
     """Law: flat, float32, and the logits and gradients of the tree."""
-    model, key = models.as_model(network, SHAPE), jax.random.key(0)
+    model, key = models.as_model(network, FORM), jax.random.key(0)
     tree = network.init(key, jnp.zeros((1, *SHAPE)))
     params = model.init(key)
     self.assertEqual((params.shape, params.dtype), ((model.dim,), jnp.float32))
@@ -259,9 +257,9 @@ class OwnModelTest(parameterized.TestCase):
 
   def test_a_model_stays_itself(self):
     """So that runs of one model share what is compiled for it."""
-    model = models.build("mlp", SHAPE, 3)
-    self.assertIs(models.as_model(model, SHAPE), model)
-    changed = models.as_model(model, SHAPE, standardize=True)
+    model = models.build("mlp", FORM)
+    self.assertIs(models.as_model(model, FORM), model)
+    changed = models.as_model(model, FORM, standardize=True)
     params = model.init(jax.random.key(0))
     np.testing.assert_allclose(
         changed.apply(params, FEATURES),
@@ -290,7 +288,7 @@ class OwnModelTest(parameterized.TestCase):
   )
   def test_refuses(self, network, message):
     with self.assertRaisesRegex(ConfigError, f"^--model=net: .*{message}") as e:
-      models.as_model(network, SHAPE, name="net")
+      models.as_model(network, FORM, name="net")
     self.assertNotIn("\n", str(e.exception))
 
   @parameterized.parameters(
@@ -313,7 +311,7 @@ class OwnModelTest(parameterized.TestCase):
   )
   def test_cnns_take_images_alone(self, name, shape, message):
     with self.assertRaisesRegex(ConfigError, f"^--model={name}: .*{message}"):
-      models.build(name, shape, 3)
+      models.build(name, Form(shape, (3,)))
 
   def test_doctests(self):
     failed, attempted = doctest.testmod(models)
@@ -331,11 +329,12 @@ class RegisterTest(absltest.TestCase):
     """Law: a name stands for the network that came last, and is built once."""
     register = models.register_model("mine")
     self.assertIs(register(CNN), CNN)
-    first = models.build("mine", (8, 8), 10)
-    self.assertIs(models.build("mine", (8, 8), 10), first)
+    form = Form((8, 8), (10,))
+    first = models.build("mine", form)
+    self.assertIs(models.build("mine", form), first)
     register(MLP)
-    second = models.build("mine", (8, 8), 10)
-    self.assertEqual(second.dim, models.build("mlp", (8, 8), 10).dim)
+    second = models.build("mine", form)
+    self.assertEqual(second.dim, models.build("mlp", form).dim)
     self.assertNotEqual(second.dim, first.dim)
 
   def test_refuses(self):
@@ -343,8 +342,8 @@ class RegisterTest(absltest.TestCase):
       with self.assertRaisesRegex(ConfigError, "^--model="):
         models.register_model(name)(MLP)
     models.register_model("few")(lambda num_classes: Plain())
-    with self.assertRaisesRegex(ConfigError, "^--model=few: .*3 outputs.* 4 "):
-      models.build("few", SHAPE, 4)
+    with self.assertRaisesRegex(ConfigError, "^--model=few: .*shape 3 .* 4"):
+      models.build("few", Form(SHAPE, (4,)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """LoRA: adapters against merged weights, their number, their memory."""
 
+import dataclasses
 import doctest
 import math
 import re
@@ -26,8 +27,6 @@ from agsfl.training.networks import (
   CNN,
   LSTM,
   MLP,
-  Logistic,
-  ResNet9,
   Transformer,
 )
 from agsfl.types import Form
@@ -37,15 +36,13 @@ from tests import small
 RANK, ALPHA = 2, 6.0
 
 
-class Attention(nn.Module):
-  """Dense layers of several axes, and a token's row used both ways."""
+class Tied(nn.Module):
+  """The rows of tokens are both its first and its last layer."""
 
   @nn.compact
   def __call__(self, x):
     embed = nn.Embed(11, 8)
-    x = embed(x)
-    x = nn.MultiHeadDotProductAttention(4)(x, x)
-    return embed.attend(x)
+    return embed.attend(nn.Dense(8)(embed(x)))
 
 
 class Layer(nn.Module):
@@ -123,19 +120,13 @@ def merged(variables, scale):
 # The network, what it sees of a sample, tokens, and D of its adapters of
 # rank 2: for each layer 2 (inputs + outputs).
 NETWORKS = (
-    (Logistic(10), (8, 8), None, 2 * (64 + 10)),
     (MLP(10), (8, 8), None, 2 * (64 + 128) + 2 * (128 + 10)),
     (Strided(), (7, 6, 3), None, 2 * (3 * 2 * 3 + 5)),
     (
         CNN(10), (8, 8), None,
         2 * (25 + 32) + 2 * (25 * 32 + 32) + 2 * (128 + 256) + 2 * (256 + 10),
     ),
-    (
-        ResNet9(10, (2, 4, 4, 8), 2), (8, 8, 3), None,
-        2 * (27 + 2) + 2 * (18 + 4) + 3 * 2 * (36 + 4) + 2 * (36 + 8)
-        + 2 * 2 * (72 + 8) + 2 * (8 + 10),
-    ),
-    (Attention(), (5,), 11, 2 * (11 + 8) + 4 * 2 * (8 + 8)),
+    (Tied(), (5,), 11, 2 * (11 + 8) + 2 * (8 + 8)),
     (Stack(), (6,), None, 5 * 2 * (6 + 6)),
     (Frozen(), (6, 6, 3), None, 2 * (144 + 5)),
     (
@@ -357,26 +348,28 @@ class SettingsTest(absltest.TestCase):
     A third run begins with the adapters of the second one.
     """
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-    base = dict(
-        dataset="digits", model="mlp", num_clients=10, num_rounds=5,
-        controller="fixed", k=200.0, learning_rate=0.3, num_devices=1,
+    base = small.config(
+        method="periodic_k", controller="fixed", k=200.0, learning_rate=0.3,
+        num_rounds=5,
     )
-    adapted = {
-        **base, "lora_from": str(folder / "whole"), "lora_rank": 2,
-    }
-    both = {**adapted, "init_from": str(folder / "adapters")}
-    for name, settings in (
-        ("whole", base), ("adapters", adapted), ("both", both),
-    ):
-      code, printed = small.main(
-          run,
-          *(f"--{setting}={value}" for setting, value in settings.items()),
-          f"--workdir={folder / name}",
-      )
-      self.assertEqual(code, 0, printed)
-    whole, adapters, longer = (
-        agsfl.read_run(folder / name) for name in ("whole", "adapters", "both")
+    data = agsfl.load(*base.data_settings())
+    whole = agsfl.simulate(base, data=data, workdir=folder / "whole")
+    given = dataclasses.replace(
+        base, lora_rank=2, lora_from=str(folder / "whole")
     )
+    said = [
+        f"--{name}={getattr(given, name)}"
+        for name in (
+            "dataset", "model", "num_clients", "batch_size", "num_rounds",
+            "eval_every", "num_devices", "method", "controller", "k",
+            "learning_rate", "lora_rank", "lora_from",
+        )
+    ]
+    code, printed = small.main(run, *said, f"--workdir={folder / 'adapters'}")
+    self.assertEqual(code, 0, printed)
+    adapters = agsfl.read_run(folder / "adapters")
+    again = dataclasses.replace(given, init_from=str(folder / "adapters"))
+    longer = agsfl.simulate(again, data=data)
     self.assertEqual(adapters.config["lora_rank"], 2)
     self.assertEqual(adapters.config["lora_from"], str(folder / "whole"))
     self.assertEqual(
@@ -384,9 +377,8 @@ class SettingsTest(absltest.TestCase):
     )
 
     # Before the first round of each run.
-    data = agsfl.load(*agsfl.Config(**base).data_settings())
-    for settings, before in ((adapted, whole), (both, adapters)):
-      ready = agsfl.build(agsfl.Config(**settings), data)
+    for settings, before in ((given, whole), (again, adapters)):
+      ready = agsfl.build(settings, data)
       start = ready.evaluate[0](ready.state.params)
       for name in ("test_loss", "train_loss"):
         np.testing.assert_allclose(
@@ -396,13 +388,13 @@ class SettingsTest(absltest.TestCase):
     self.assertEqual(losses, sorted(losses, reverse=True))
 
     # The content of the file decides, not its place.
-    def settings_of(values):
-      path = folder / f"{len(list(folder.iterdir()))}.npy"
+    def settings_of(name, values):
+      path = folder / name
       np.save(path, values)
-      return agsfl.Config(**{**adapted, "lora_from": str(path)})
+      return dataclasses.replace(given, lora_from=str(path))
 
-    given = agsfl.Config(**adapted)
-    same, other = map(settings_of, (whole.params, whole.params + 1))
+    same = settings_of("same.npy", whole.params)
+    other = settings_of("other.npy", whole.params + 1)
     prints = [
         identity_of(config, Parts())["fingerprints"]["lora_from"]
         for config in (given, same, other)
@@ -417,13 +409,14 @@ class SettingsTest(absltest.TestCase):
     # A model of one's own; weights and models that do not fit.
     parts = Parts.of(model=MLP(10))
     self.assertEqual(build_model(given, parts, data).sizes, models[0].sizes)
-    for settings, model, words in (
-        (adapted | {"model": "logistic"}, None, "must be 650 finite weights"),
-        (adapted, as_model(MLP(10), data.form), "must be a Flax Linen module"),
-        (adapted | {"lora_from": "none"}, None, "must be the folder of a fini"),
+    for change, model, words in (
+        ({"model": "logistic"}, None, "must be 650 finite weights"),
+        ({}, as_model(MLP(10), data.form), "must be a Flax Linen module"),
+        ({"lora_from": "none"}, None, "must be the folder of a finished run"),
     ):
+      changed = dataclasses.replace(given, **change)
       with self.assertRaisesRegex(ConfigError, words):
-        build_model(agsfl.Config(**settings), Parts.of(model=model), data)
+        build_model(changed, Parts.of(model=model), data)
 
 
 if __name__ == "__main__":

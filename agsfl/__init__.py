@@ -59,6 +59,7 @@ from agsfl.sparsifiers import (
 )
 from agsfl.tasks import Task
 from agsfl.training.client import LocalTraining
+from agsfl.training.lora import lora
 from agsfl.training.models import flatten, register_model
 from agsfl.training.schedules import Schedules, build_schedule
 from agsfl.types import (
@@ -120,6 +121,7 @@ __all__ = [
   "fub_top_k",
   "fub_top_k_tree",
   "load",
+  "lora",
   "one_by_one",
   "over_devices",
   "per_layer",

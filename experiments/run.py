@@ -44,6 +44,8 @@ _COLUMNS = (
     ("train_loss", "train loss", ".4f"),
     ("test_loss", "test loss", ".4f"),
     ("test_accuracy", "test accuracy", ".4f"),
+    ("test_perplexity", "test perplexity", ".2f"),
+    ("test_rmse", "test RMSE", ".4f"),
 )
 _TABLE_ROWS = 10
 
@@ -57,8 +59,12 @@ def _table(rows):
   picked = np.unique(
       np.linspace(0, len(rows) - 1, min(_TABLE_ROWS, len(rows))).astype(int)
   )
-  # Not every run has simulated seconds.
-  shown = [column for column in _COLUMNS if column[0] in rows[0]]
+  # Not every run has simulated seconds, and not every task an accuracy.
+  shown = [
+      column
+      for column in _COLUMNS
+      if any(row.get(column[0]) is not None for row in rows)
+  ]
   cells = [[title for _, title, _ in shown]] + [
       [_cell(rows[i][key], style) for key, _, style in shown] for i in picked
   ]

@@ -67,6 +67,9 @@ def _is_sign(value):
   return value is None or (is_number(value) and value in (-1, 0, 1))
 
 
+# Of some tasks; figures show them as they show the user's own.
+OF_TASKS = ("test_perplexity", "test_rmse")
+
 ROWS = (
     Columns(
         {
@@ -97,8 +100,7 @@ ROWS = (
     }),
     Columns(dict.fromkeys(SPREAD, is_share)),
     # Of tasks that predict tokens, or real numbers.
-    Columns({"test_perplexity": _is_known_or_null}),
-    Columns({"test_rmse": _is_known_or_null}),
+    *(Columns({name: _is_known_or_null}) for name in OF_TASKS),
 )
 COLUMNS = frozenset(name for columns in ROWS for name in columns.fits)
 

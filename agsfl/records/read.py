@@ -18,7 +18,14 @@ import numpy as np
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.files import expanded
 from agsfl.records import client_evaluations, columns, npy, strict_json, tables
-from agsfl.records.columns import COLUMNS, is_count, is_real, is_share, require
+from agsfl.records.columns import (
+    COLUMNS,
+    OF_TASKS,
+    is_count,
+    is_real,
+    is_share,
+    require,
+)
 
 # Errors of files that are damaged or not there.
 _DAMAGE = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
@@ -135,9 +142,9 @@ class Run:
 
   @property
   def metrics(self) -> list[str]:
-    """The names of all other columns: the user's own metrics."""
+    """The names of all other columns: metrics of the task and the user."""
     names = dict.fromkeys(itertools.chain.from_iterable(self.rows))
-    return [name for name in names if name not in COLUMNS]
+    return [name for name in names if name not in COLUMNS - {*OF_TASKS}]
 
   def series(
       self, key: str, against: str = "time"

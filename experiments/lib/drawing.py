@@ -53,7 +53,7 @@ def save(figure, path: Path, kind: str = "png"):
 
 
 def draw(run: Run):
-  """Draws loss, accuracy, k, fairness and the user's own metrics.
+  """Draws loss, accuracy, k, fairness, and metrics of the task and the user.
 
   Args:
     run: finished, with a folder; the figures go to the folder `figures` in it.
@@ -69,15 +69,16 @@ def draw(run: Run):
 
 def _draw(run, folder):
   losses = ["train_loss", "test_loss"]
-  _figure(folder, "loss", _against_time(run, losses, "cross entropy"))
-  accuracy = ["test_accuracy"]
-  _figure(folder, "accuracy", _against_time(run, accuracy, "share right"))
+  _figure(folder, "loss", _against_time(run, losses, "loss"))
+  if _has(run, "test_accuracy"):
+    accuracy = ["test_accuracy"]
+    _figure(folder, "accuracy", _against_time(run, accuracy, "share right"))
   _figure(folder, "k", _k_of_rounds(run))
   _figure(folder, "contributions", _contributions(run.contributed))
   for name in run.metrics:
     _figure(folder, f"metric_{name}", _against_time(run, [name], name))
   # Runs of version 0.1 have no spread, and without test samples it is unknown.
-  if len(run.series(SPREAD[0])[0]):
+  if _has(run, SPREAD[0]):
     figure, both = plt.subplots(
         2, 1, sharex=True, figsize=(6, 5), height_ratios=(5, 2),
         layout="constrained",
@@ -162,7 +163,7 @@ def compare(
   """Draws groups of runs with their spread over seeds.
 
   The panels are loss, accuracy, that of the worst 10% of clients if the runs
-  have it, k if it moves, and the users' metrics.
+  have it, k if it moves, and the metrics of tasks and users.
 
   Args:
     runs: finished.
@@ -184,9 +185,11 @@ def compare(
     require(lead_of in by_label, "lead_of", lead_of, allowed)
   own = groups.metrics(runs)
   _, _, worst, *_ = SPREAD
-  of_worst = [worst] if any(len(run.series(worst)[0]) for run in runs) else []
+  of_worst = [worst] if any(_has(run, worst) for run in runs) else []
+  accuracy = any(_has(run, "test_accuracy") for run in runs)
   shown = {
-      "train_loss": "training loss", "test_accuracy": "test accuracy",
+      "train_loss": "training loss",
+      **({"test_accuracy": "test accuracy"} if accuracy else {}),
       **dict.fromkeys(of_worst, _OF_WORST),
       **({"k": "k"} if any(map(_k_moves, runs)) else {}),
       **{name: name for name in own},
@@ -225,6 +228,12 @@ def compare(
   if lead_of is not None:
     header.append(f"largest lead of {lead_of} in test accuracy")
   return groups.table(header, lines)
+
+
+def _has(run, key):
+  """Whether the column has a number anywhere; labels that are real numbers
+  have no accuracy."""
+  return len(run.series(key)[0]) > 0
 
 
 def _k_moves(run):

@@ -105,7 +105,7 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
 
 
 def metrics(runs: list[Run]) -> list[str]:
-  """The names of the users' own metrics in these runs."""
+  """The names of the metrics of tasks and users in these runs."""
   return list(dict.fromkeys(name for run in runs for name in run.metrics))
 
 

@@ -120,9 +120,10 @@ class _Progress:
         f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
     ]
     if "train_loss" in row:
+      key = "test_rmse" if "test_rmse" in row else "test_accuracy"
       words += [
           f"train loss {_text(row, 'train_loss')}",
-          f"test accuracy {_text(row, 'test_accuracy')}",
+          f"{key.replace('_', ' ')} {_text(row, key)}",
       ]
     else:
       words.append(f"minibatch loss {_text(row, 'minibatch_loss')}")

@@ -107,6 +107,8 @@ _OF_ONE_RUN = (
             ("test accuracy, Jain's index", "jain"),
         )
     ),
+    _Metric("test perplexity", _last("test_perplexity"), ".2f"),
+    _Metric("test RMSE", _last("test_rmse"), ".4f"),
     _Metric("wall s of the first round", _of_summary("first_round_seconds")),
     _Metric("peak memory, MB", _of_summary("peak_memory_mb"), ".0f"),
 )

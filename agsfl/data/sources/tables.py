@@ -239,8 +239,10 @@ def _labels(setting, name, texts, are_real):
     fits = text and math.isfinite(value) and (are_real or value == int(value))
     if not fits:
       what = "finite number" if are_real else "whole number or a name"
+      also = "" if are_real else "; for real numbers set --task=regression"
       refuse(
-          setting, f"row {row}, column {name!r}: must be a {what}, not {text!r}"
+          setting,
+          f"row {row}, column {name!r}: must be a {what}, not {text!r}{also}",
       )
   return np.array(values, np.float64)[texts.codes]
 

@@ -212,10 +212,10 @@ def _build_adapters(config, parts, about):
   if module is None:
     name = config.model
     module = models.made(models.MODELS[name], about[0])
-  build = _shared_adapters
-  if not _is_hashable(module):
-    build = _shared_adapters.__wrapped__
-  return build(module, frozen.tobytes(), config.lora_rank, *about, name)
+  given = module, frozen.tobytes(), config.lora_rank, *about, name
+  if _is_hashable(module):
+    return _shared_adapters(*given)
+  return _shared_adapters.__wrapped__(*given)
 
 
 @functools.lru_cache(maxsize=4)

@@ -41,7 +41,8 @@ def lora(
   These layers of Flax Linen get adapters: Dense, DenseGeneral (also inside of
   attention), Conv without groups and mask (A is a convolution of `rank`
   channels, B has 1 x 1) and Embed. The last layer gets adapters as the others
-  do. Biases, norms and all other layers are frozen and get none.
+  do. Biases, norms and all other layers are frozen and get none, such as the
+  recurrent kernels of `lstm`.
 
   Args:
     module: the network.
@@ -83,8 +84,8 @@ def lora(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LoRA:
-  """The network of `lora`; its variables are those of the adapters.
+class _Adapters:
+  """What the two networks of `lora` have in common.
 
   Attributes:
     module, weights, rank: see `lora`.
@@ -115,14 +116,11 @@ class LoRA:
     )
     return unflatten_dict(adapters)
 
-  def apply(self, params: PyTree, features: jax.Array) -> jax.Array:
-    """Adapters, [B, ...] features -> outputs."""
-    return self._apply_module(params, features)
-
   def _init_module(self, key, features):
     return self.module.init(key, features)
 
-  def _apply_module(self, params, features, **noise):
+  def _outputs(self, params, features, **noise):
+    """Of the module, with its adapters; `noise` is for Flax's `apply`."""
     variables = flatten_dict(self._frozen(features)) | flatten_dict(params)
     with nn.intercept_methods(self._add):
       return self.module.apply(unflatten_dict(variables), features, **noise)
@@ -144,18 +142,21 @@ class LoRA:
         for part, leaf in zip(parts, leaves, strict=True)
     ])
 
-  def _add(self, next_fun, args, kwargs, context) -> Any:
-    """Adds the adapters' part to the outputs of a layer; see Flax's
-    `intercept_methods`."""
+  def _add(
+      self, next_fun: Any, args: tuple[Any, ...], kwargs: Any, context: Any
+  ) -> Any:
+    """Adds the adapters' part to what a method of a layer gives.
+
+    Args:
+      next_fun, args, kwargs, context: see Flax's `intercept_methods`.
+    """
     outputs = next_fun(*args, **kwargs)
-    layer, is_attend = context.module, context.method_name == "attend"
-    if not (is_attend or context.method_name == "__call__"):
-      return outputs
-    if not _gets_adapters(layer):
+    layer, method = context.module, context.method_name
+    if method not in ("__call__", "attend") or not _gets_adapters(layer):
       return outputs
 
     # A is a layer of the same kind, with `rank` outputs. B is a matrix.
-    (inputs,) = (*args, *kwargs.values())
+    inputs = [*args, *kwargs.values()].pop()
     changes: dict[str, Any] = {"embedding_init": _gaussian_rows}
     if not isinstance(layer, nn.Embed):
       changes = {"kernel_init": _gaussian, "use_bias": False}
@@ -163,37 +164,47 @@ class LoRA:
         features=self.rank, parent=layer.scope.push(_A, reuse=True), **changes
     )
 
-    def up(hidden, shape, to_rank=False):
-      # A layer may be used twice.
-      if layer.scope.has_variable("params", _B):
-        matrix = layer.scope.get_variable("params", _B)
-      else:
-        matrix = layer.scope.param(
-            _B, nn.initializers.zeros, (self.rank, *shape), layer.param_dtype
-        )
-      hidden, matrix = layer.promote_dtype(hidden, matrix, dtype=layer.dtype)
-      return jnp.tensordot(
-          self.scale * hidden,
-          matrix.T if to_rank else matrix,
-          1,
-          precision=getattr(layer, "precision", None),
-      )
 
-    # The transpose of an embedding, (W + A B)^T = W^T + B^T A^T.
-    if is_attend:
-      return outputs + down.attend(up(inputs, inputs.shape[-1:], to_rank=True))
+    # (W + A B)^T = W^T + B^T A^T.
+    if method == "attend":
+      up = _second(layer, (self.rank, inputs.shape[-1]))
+      return outputs + down.attend(_product(layer, self.scale * inputs, up.T))
     hidden = down(inputs)
-    return outputs + up(hidden, outputs.shape[hidden.ndim - 1 :])
+    up = _second(layer, (self.rank, *outputs.shape[hidden.ndim - 1 :]))
+    return outputs + _product(layer, self.scale * hidden, up)
 
 
-class LoRAWithNoise(LoRA):
+def _second(layer, shape):
+  """B of a layer, of this shape; a layer may be used several times."""
+  if layer.scope.has_variable("params", _B):
+    return layer.scope.get_variable("params", _B)
+  return layer.scope.param(_B, nn.initializers.zeros, shape, layer.param_dtype)
+
+
+def _product(layer, x, matrix):
+  """Over the last axis of x, in the type and precision of the layer."""
+  x, matrix = layer.promote_dtype(x, matrix, dtype=layer.dtype)
+  # An Embed has no precision.
+  precision = getattr(layer, "precision", None)
+  return jnp.tensordot(x, matrix, 1, precision=precision)
+
+
+class LoRA(_Adapters):
+  """The network of `lora`; its variables are those of the adapters."""
+
+  def apply(self, params: PyTree, features: jax.Array) -> jax.Array:
+    """Adapters, [B, ...] features -> outputs."""
+    return self._outputs(params, features)
+
+
+class LoRAWithNoise(_Adapters):
   """The same where the module's `__call__` has the parameter `train`."""
 
   def apply(
       self, params: PyTree, features: jax.Array, key: Any, train: bool
   ) -> jax.Array:
     """Adapters, [B, ...] features, key and train of `Network` -> outputs."""
-    return self._apply_module(params, features, rngs=key, train=train)
+    return self._outputs(params, features, rngs=key, train=train)
 
   def _init_module(self, key, features):
     return self.module.init(key, features, train=False)

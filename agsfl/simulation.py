@@ -211,10 +211,12 @@ def simulate(
     data: from `load` or `from_arrays`; None means the data that the settings
       name.
     model: a network of your own: an `agsfl.Model`, or anything with
-      init(key, features) and apply(params, features), such as a Flax module.
+      init(key, features) and apply(params, features), such as a Flax module;
+      see `training.models.Network` for networks that draw random numbers.
     sparsifier: in place of the method that the settings name.
     controller: in place of the controller that the settings name.
-    loss: (logits [B, L], labels [B]) -> [B]; None means cross entropy.
+    loss: (outputs [B, ...], labels [B, ...]) -> [B]; None means that of the
+      task, such as cross entropy.
     metrics: by name (RoundState after a round, RoundInfo) -> a number [], for
       each row; compiled into the round.
     workdir: the folder of the files, see `records.folder.RunFolder`; None for a

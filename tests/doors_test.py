@@ -139,7 +139,7 @@ PARTS = {
     "object": ("model", Plain, (), {"scale": 0.5}, "Plain"),
     "sparsifier": ("sparsifier", largest, (), {"share": 0.5}, "from_masks"),
     "factory": (
-        "sparsifier", agsfl.per_layer, (agsfl.fab_top_k(), (60, 3)),
+        "sparsifier", agsfl.per_layer, (agsfl.periodic_k(), (60, 3)),
         {"sizes": (3, 60)}, "per_layer",
     ),
     "controller": ("controller", halving, (), {"floor": 4.0}, "halving"),

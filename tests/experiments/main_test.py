@@ -11,6 +11,7 @@ from absl.testing import absltest
 import agsfl
 from agsfl.records.read import read_run
 from experiments import main
+from tests.experiments.run_test import QUICKLY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ class MainTest(absltest.TestCase):
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         cwd=self.folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, **QUICKLY},
     )
 
   def test_a_rule_of_the_user(self):
@@ -56,8 +57,8 @@ class MainTest(absltest.TestCase):
     (self.folder / "mine.py").write_text(PLUGIN)
     result = self.agsfl(
         "sweep", "--plugins=mine", "--controller=halving", "--sweep=seed=0",
-        "--dataset=digits", "--model=mlp", "--k=100", "--num_rounds=3",
-        "--eval_every=3", "--workdir=runs", "--quiet",
+        "--dataset=digits", "--model=mlp", "--method=periodic_k", "--k=100",
+        "--num_rounds=3", "--eval_every=3", "--workdir=runs", "--quiet",
     )
     self.assertEqual((result.returncode, result.stderr), (0, ""))
     run = read_run(self.folder / "runs" / "seed=0")
@@ -66,7 +67,7 @@ class MainTest(absltest.TestCase):
     result = self.agsfl("report", "runs", "--out=page.html")
     self.assertEqual(result.stdout, "report: page.html\n", result.stderr)
     page = (self.folder / "page.html").read_text()
-    self.assertIn("<h1>fab_top_k with halving on digits</h1>", page)
+    self.assertIn("<h1>periodic_k with halving on digits</h1>", page)
 
   def test_a_module_with_an_error(self):
     (self.folder / "mine.py").write_text("import math\nmath.sqrt('x')\n")

@@ -117,7 +117,8 @@ class RegretTest(parameterized.TestCase):
     key, clients = jax.random.key(0), linear.example()
     state = steady.init(key, linear.NUM_CLIENTS)
     # In the second round there are residuals.
-    state, _ = jax.jit(steady.step)(clients, state)
+    step = jax.jit(steady.step)
+    state, _ = step(clients, state)
     after, info, times, falls = jax.jit(recorder)(
         clients, state, np.float32([1, 24])
     )
@@ -127,13 +128,12 @@ class RegretTest(parameterized.TestCase):
     )
     before = loss(state.params)
     for k, time, fall in zip((6, 1, 24), times, falls, strict=True):
-      played = round_of(k)
       # k of a round is in the state already.
-      begun = played.init(key, linear.NUM_CLIENTS)
+      begun = round_of(k).init(key, linear.NUM_CLIENTS)
       there = state.replace(
           proposal=begun.proposal, controller=begun.controller
       )
-      want, _ = jax.jit(played.step)(clients, there)
+      want, _ = step(clients, there)
       if k == 6:
         numbers = lambda state: state.replace(key=())
         chex.assert_trees_all_close(numbers(after), numbers(want), rtol=1e-5)

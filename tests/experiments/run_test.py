@@ -28,6 +28,11 @@ from experiments.lib import drawing
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_TEST = 48, 12
 NUM_WEIGHTS = 36 * 128 + 128 + 128 * 3 + 3  # 6 x 6 images, 3 classes
+# Presets of published runs, by whole models or by top-k.
+RECIPES = tuple(
+    f"{name}.flags"
+    for name in ("cifar10_resnet", "cifar100_resnet", "femnist", "shakespeare")
+)
 FIGURES = ("loss", "accuracy", "k", "contributions", "fairness")
 FILES = {
     "config.json", "metrics.jsonl", "client_evaluations.npy", "clients.csv",
@@ -590,6 +595,17 @@ class FlagsTest(parameterized.TestCase):
       self.assertEqual(config.controller, "fixed")
     if name == "natural.flags":
       self.assertEqual(config.partition, "natural")
+    if name in RECIPES:
+      self.check_recipe(path, config)
+
+  def check_recipe(self, path, sparse):
+    """1% by FAB, and whole models after the same local work on one flag."""
+    dim = 444062
+    self.assertEqual(sparse.method, "fab_top_k")
+    self.assertEqual(sparse.k_range(dim).k, 4440.62)
+    self.assertEqual(sparse.used_controller, "fixed")
+    dense = self.parse(f"--flagfile={path}", "--method=fedavg")
+    self.assertEqual(dense.used_local_steps(dim), sparse.used_local_steps(dim))
 
   def test_unknown_flags_do_not_parse(self):
     with self.assertRaises(flags.UnrecognizedFlagError):

@@ -30,7 +30,9 @@ def free_port():
 def start(workdir, of_second=()):
   """Both processes of the command, the second with more flags."""
   config = small.config(**SETTINGS)
-  names = ("dataset", "model", "num_clients", "batch_size", "eval_every")
+  names = (
+      "dataset", "model", "method", "num_clients", "batch_size", "eval_every",
+  )
   flags = [f"--{name}={getattr(config, name)}" for name in names]
   flags += [f"--num_rounds={config.num_rounds}", "--checkpoint_every=2"]
   address = f"--coordinator_address=localhost:{free_port()}"

@@ -24,7 +24,7 @@ from agsfl.records import folder as records
 from tests.small import config, files_of, rows_of, state_of
 
 # The cheapest to compile.
-PLAIN = {"method": "periodic_k", "controller": "fixed"}
+PLAIN = {"controller": "fixed"}
 
 
 class Counter:

@@ -21,18 +21,17 @@ from tests.small import (
 )
 
 FEW = {
-    "clients_per_round": 4, "method": "periodic_k", "controller": "fixed",
-    "k": 200.0, "dropout": 0.1,
+    "clients_per_round": 4, "controller": "fixed", "k": 200.0, "dropout": 0.1,
     "residual_decay": 0.9, "server_optimizer": "momentum", "num_rounds": 12,
 }
 QUEUE = {
     "clients_per_round": 5, "buffer_size": 2, "clock": "phones",
-    "availability": "phones", "method": "periodic_k", "controller": "fixed",
-    "k": 200.0, "max_staleness": 2, "num_rounds": 12,
+    "availability": "phones", "controller": "fixed", "k": 200.0,
+    "max_staleness": 2, "num_rounds": 12,
 }
 STATELESS = {
-    "clients_per_round": 4, "stateless": True, "method": "periodic_k",
-    "controller": "fixed", "k": 200.0, "num_rounds": 6,
+    "clients_per_round": 4, "stateless": True, "controller": "fixed",
+    "k": 200.0, "num_rounds": 6,
 }
 NINE = {**FEW, "clients_per_round": 9, "num_rounds": 5}
 

@@ -18,7 +18,7 @@ from agsfl.records.folder import RunFolder
 from tests.small import config, files_of, rows_of, stop_after
 
 # The cheapest to compile; k moves no array's shape.
-PLAIN = {"method": "periodic_k", "controller": "fixed", "num_rounds": 8}
+PLAIN = {"controller": "fixed", "num_rounds": 8}
 
 
 class GroupTest(parameterized.TestCase):

@@ -33,7 +33,8 @@ from agsfl import Config, load, simulate
 
 def run(path):
   config = Config(dataset="npz:" + path, partition="quantity_power_law",
-                  num_clients=8, model="mlp", num_rounds=2)
+                  num_clients=8, model="mlp", method="periodic_k",
+                  num_rounds=2)
   data = load(config.dataset, config, config)
   loaded = peak()
   simulate(config, data=data)

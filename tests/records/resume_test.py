@@ -38,16 +38,13 @@ from tests.small import (
 
 # State in every place: residuals, sparsifier, server, controller.
 KINDS = {
-    "sign_interval": {"server_optimizer": "adam"},
+    "sign_interval": {"method": "fab_top_k", "server_optimizer": "adam"},
     "sign": {"controller": "sign", "stuck_rounds": 2},
     "periodic": {
-        "method": "periodic_k", "controller": "value", "rounds_per_call": 4,
+        "controller": "value", "rounds_per_call": 4,
     },
     "exp3": {"controller": "exp3", "exp3_arms": 5, "local_steps": 2},
-    "bandit": {
-        "method": "unidirectional_top_k", "controller": "bandit",
-        "per_layer": True,
-    },
+    "bandit": {"controller": "bandit", "per_layer": True},
     "dense": {
         "method": "send_all", "server_optimizer": "momentum",
         "time_budget": 130.0,
@@ -56,7 +53,7 @@ KINDS = {
 }
 
 # The cheapest to compile.
-PLAIN = {"method": "periodic_k", "controller": "fixed"}
+PLAIN = {"controller": "fixed"}
 
 
 class FolderTest(parameterized.TestCase):
@@ -120,17 +117,16 @@ class StoppedTest(FolderTest):
   def test_other_devices_go_on(self):
     """Padding of clients is not in a checkpoint: ten over 4 and 3 cores.
 
-    Sums over devices are rounded otherwise; what is chosen is not close.
+    Sums over devices are rounded otherwise.
     """
-    fixed = {"controller": "fixed"}
-    done = agsfl.simulate(config(**fixed))
-    self.stopped(5, {**fixed, "num_devices": 4})
+    done = agsfl.simulate(config(**PLAIN))
+    self.stopped(5, {**PLAIN, "num_devices": 4})
     # The same run for all but the number of devices.
     path = self.folder / "run" / "config.json"
     held = json.loads(path.read_text())
     held["asked"]["num_devices"] = 3
     path.write_text(json.dumps(held))
-    again = self.simulate({**fixed, "num_devices": 3})
+    again = self.simulate({**PLAIN, "num_devices": 3})
     for row, other in zip(again.rows, done.rows, strict=True):
       self.assertIsNone(row.pop("sign"))
       for key, value in row.items():
@@ -379,7 +375,7 @@ class GrownTest(FolderTest):
           {"num_rounds": 25, "eval_every": 4},
       ),
       (
-          "periods", {"method": "periodic_k", "controller": "value"},
+          "periods", {"controller": "value"},
           {"num_rounds": 10}, {"num_rounds": 25},
       ),
   )

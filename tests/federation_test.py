@@ -95,10 +95,8 @@ def download(client, volume):
 
 KINDS = {
     "few": {},
-    "dropout": {"dropout": 0.4},
-    "deadline": {"deadline": 5.0},
-    "decay": {"decay": 0.5},
-    "preview": {"preview": 0.85},
+    "dropout_decay": {"dropout": 0.4, "decay": 0.5},
+    "deadline_preview": {"deadline": 5.0, "preview": 0.85},
     "stateless": {"stateless": True, "dropout": 0.4},
     "bits": {"value_bits": 16},
     "by_speed": {"by_speed": True},

@@ -58,7 +58,15 @@ NOT_FAST = tuple(
 )
 # A mesh and runs side by side take long to compile. Of the choices for
 # accelerators, that of FUB differs from the unidirectional one by a sort alone.
-IN_PARALLEL = tuple(name for name in CONTRACT if name != "accelerator_fub")
+# No plain choice knows of devices or lanes, so FAB's stands for all of them.
+IN_PARALLEL = tuple(
+    name
+    for name in CONTRACT
+    if name not in (
+        "accelerator_fub", "plain_fub", "plain_fub_tree",
+        "plain_unidirectional",
+    )
+)
 # Their J has k elements.
 EXACTLY_K = (
     *(name for name in TOP_K if "unidirectional" not in name),

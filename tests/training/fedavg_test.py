@@ -141,10 +141,10 @@ class ServerTest(parameterized.TestCase):
   def test_a_trial_of_k_leaves_the_optimiser_alone(self):
     """Law: a probe changes nothing but k; here k stays, and is the same."""
     server = optimizers.server_of("momentum", RATE)
-    fab = sparsifiers.fab_top_k()
+    periodic = sparsifiers.periodic_k()
     still = controllers.sign_descent(6, 6, 6)  # It probes, and cannot move.
-    probed, infos = play(4, server, sparsifier=fab, controller=still)
-    plain, _ = play(4, server, sparsifier=fab)
+    probed, infos = play(4, server, sparsifier=periodic, controller=still)
+    plain, _ = play(4, server, sparsifier=periodic)
     self.assertLess(infos[0].k_probe, infos[0].k)
     np.testing.assert_allclose(
         probed[-1].params, plain[-1].params, rtol=1e-5, atol=1e-6

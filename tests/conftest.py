@@ -29,7 +29,6 @@ _COMPILE_FAST = (
     "tests.sparsifiers.contract_test", "tests.sparsifiers.later_methods_test",
     "tests.training.fedavg_test", "tests.training.epochs_test",
     "tests.training.optimizers_test", "tests.attendance_test",
-    "tests.controllers.contract_test", "tests.for_each_client_test",
     "tests.training.networks_test", "tests.training.lora_test",
     "tests.tasks_test", "tests.training.augmentation_test",
 )

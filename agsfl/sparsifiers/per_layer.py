@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from agsfl.sparsifiers.choice import check_arguments
 from agsfl.types import Selection, Sparsifier
@@ -26,6 +27,10 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
   """
   ends = list(itertools.accumulate(sizes, initial=0))
   slices = [slice(*pair) for pair in itertools.pairwise(ends)]
+  # Layers of one size share what is compiled; deep networks have many of these.
+  alike: dict[int, list[int]] = {}
+  for layer, size in enumerate(sizes):
+    alike.setdefault(size, []).append(layer)
 
   def init(num_clients, dim):
     del dim
@@ -36,20 +41,26 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
     k = jnp.minimum(k, ends[-1])
 
     # A round's k for each layer. Layers fold in 0, 1, ...; this key the next.
-    of_layers = shares(jax.random.fold_in(key, len(sizes)), k, sizes)
-    picked = [
-        sparsifier.select(
-            jax.random.fold_in(key, layer),
-            accumulated[:, part],
-            weights,
-            of_layers[layer],
-            state[layer],
-        )
-        for layer, part in enumerate(slices)
-    ]
+    ks = jnp.stack(shares(jax.random.fold_in(key, len(sizes)), k, sizes))
+    starts = jnp.array(ends, jnp.int32)
+
+    def select_in(size, layer, state):
+      part = lax.dynamic_slice_in_dim(accumulated, starts[layer], size, 1)
+      key_layer = jax.random.fold_in(key, layer)
+      return sparsifier.select(key_layer, part, weights, ks[layer], state)
+
+    picked = {}
+    for size, same in alike.items():
+      states = jax.tree.map(lambda *x: jnp.stack(x), *(state[l] for l in same))
+      results = lax.map(
+          lambda each, size=size: select_in(size, *each),
+          (jnp.array(same, jnp.int32), states),
+      )
+      for place, layer in enumerate(same):
+        picked[layer] = jax.tree.map(lambda x, at=place: x[at], results)
 
     # The layers' selections, joined or added up.
-    layers = [selection for selection, _ in picked]
+    layers, states = zip(*(picked[layer] for layer in range(len(sizes))))
     total = lambda name: functools.reduce(
         jnp.add, (getattr(layer, name) for layer in layers)
     )
@@ -63,7 +74,7 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
         contributed=total("contributed"),
         clients=tuple(layer.clients for layer in layers),
     )
-    return selection, tuple(state for _, state in picked)
+    return selection, states
 
   def split(accumulated, mask, clients):
     parts = [

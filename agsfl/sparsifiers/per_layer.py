@@ -60,7 +60,8 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
         picked[layer] = jax.tree.map(lambda x, at=place: x[at], results)
 
     # The layers' selections, joined or added up.
-    layers, states = zip(*(picked[layer] for layer in range(len(sizes))))
+    in_order = [picked[layer] for layer in range(len(sizes))]
+    layers = [selection for selection, _ in in_order]
     total = lambda name: functools.reduce(
         jnp.add, (getattr(layer, name) for layer in layers)
     )
@@ -74,7 +75,7 @@ def per_layer(sparsifier: Sparsifier, sizes: tuple[int, ...]) -> Sparsifier:
         contributed=total("contributed"),
         clients=tuple(layer.clients for layer in layers),
     )
-    return selection, states
+    return selection, tuple(state for _, state in in_order)
 
   def split(accumulated, mask, clients):
     parts = [

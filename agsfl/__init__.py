@@ -57,7 +57,6 @@ from agsfl.sparsifiers import (
   send_all,
   unidirectional_top_k,
 )
-from agsfl.tasks import Task
 from agsfl.training.client import LocalTraining
 from agsfl.training.lora import lora
 from agsfl.training.models import flatten, register_model
@@ -104,7 +103,6 @@ __all__ = [
   "Speeds",
   "Split",
   "StoppedError",
-  "Task",
   "balance",
   "bandit",
   "buffered",

@@ -20,12 +20,13 @@ from agsfl.controllers import CONTROLLERS
 from agsfl.data.federated import FederatedData
 from agsfl.data.samples import warn_of_range
 from agsfl.delivery import Delivery
-from agsfl.errors import require
+from agsfl.errors import refuse, require
 from agsfl.feedback import Feedback
 from agsfl.records import read, summary
 from agsfl.registry import Registry
 from agsfl.rounds import Metric, Round, build_round
 from agsfl.sparsifiers import METHODS, per_layer
+from agsfl.tasks import NEXT_TOKEN
 from agsfl.training import models, optimizers
 from agsfl.training.augmentation import AUGMENTATIONS
 from agsfl.training.client import LocalTraining
@@ -181,12 +182,33 @@ class Parts(NamedTuple):
 
 def build_model(config: Config, parts: Parts, data: FederatedData) -> Model:
   """The network, for the form of these data."""
-  if not config.standardize:
+  form = data.form
+  for_tokens = _may_take_tokens(config, parts)
+  if data.task == NEXT_TOKEN:
+    if not for_tokens:
+      names = " and ".join(filter(_takes_tokens, models.MODELS))
+      refuse(f"--model={config.model}", f"does not take tokens; {names} do")
+    require(
+        not config.standardize, "standardize", config.standardize,
+        "false with tokens",
+    )
+  if not config.standardize and (form.vocabulary is None or not for_tokens):
     warn_of_range(data.clients.features)
-  about = data.form, config.standardize, config.matmul_precision
+  about = form, config.standardize, config.matmul_precision
   if config.lora_rank is not None:
     return _build_adapters(config, parts, about)
   return _build_whole(config, parts, about)
+
+
+def _may_take_tokens(config, parts):
+  """Whether the network is one for tokens, or the user's own."""
+  if parts.model is not None or models.MODELS.is_added(config.model):
+    return True
+  return _takes_tokens(config.model)
+
+
+def _takes_tokens(name):
+  return models.takes_tokens(models.MODELS[name])
 
 
 def _build_whole(config, parts, about):
@@ -206,6 +228,12 @@ def _shared_model(module, form, standardize, precision):
 
 def _build_adapters(config, parts, about):
   """The adapters of this network; `lora_from` has its frozen weights."""
+  require(
+      parts.model is None or isinstance(parts.model, nn.Module),
+      "lora_rank",
+      config.lora_rank,
+      f"unset, because {type(parts.model).__name__} is no Flax Linen module",
+  )
   dim = _build_whole(config, parts, about).dim
   frozen = weights_of("lora_from", config.lora_from, dim)
   module, name = parts.model, None

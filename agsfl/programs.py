@@ -123,6 +123,12 @@ def build_from(
     The simulation.
   """
   num_clients = len(data.client_names)
+  require(
+      config.task in (None, data.task),
+      "task",
+      config.task,
+      f"{data.task}, the task of the data, or unset",
+  )
   network = build_model(config, parts, data)
   task = TASKS[data.task].with_loss(parts.loss)
   programs = Programs(config, parts, network, task, num_clients)
@@ -256,8 +262,8 @@ class Programs:
     self.turnout = turnout_of(config, num_clients, self.mesh.size)
     loss: Any = task.loss
     key = (
-        config.structure(), parts._replace(model=None), model, loss, entries,
-        self.turnout,
+        config.structure(), parts._replace(model=None, loss=None), model, loss,
+        entries, self.turnout,
     )
     ks = recorded_ks(config, model.dim)
     self._init, self.specs = _init(*key, ks, self.mesh)

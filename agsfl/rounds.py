@@ -32,7 +32,7 @@ from agsfl.feedback import AS_IN_THE_PAPER, Feedback
 from agsfl.for_each_client import EVERYWHERE, ForEachClient
 from agsfl.gradients import build_accumulate
 from agsfl.synced import missed
-from agsfl.tasks import cross_entropy
+from agsfl.tasks import cross_entropy, losses_of
 from agsfl.training.augmentation import Augment
 from agsfl.training.client import LocalTraining, build_client, work_of
 from agsfl.training.fast import faster
@@ -328,8 +328,8 @@ def build_round(
 
   def falls(local, weights, state, played, probe):
     """The one-sample loss, and by how much it falls with k and k'."""
-    losses_at = lambda params: loss(
-        outputs_of(params, local.sample), local.label
+    losses_at = lambda params: losses_of(
+        loss, outputs_of(params, local.sample), local.label
     )
     before = losses_at(state.params)
 

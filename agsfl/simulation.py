@@ -216,7 +216,7 @@ def simulate(
     sparsifier: in place of the method that the settings name.
     controller: in place of the controller that the settings name.
     loss: (outputs [B, ...], labels [B, ...]) -> [B]; None means that of the
-      task, such as cross entropy.
+      task, such as cross entropy. See `types.Loss`.
     metrics: by name (RoundState after a round, RoundInfo) -> a number [], for
       each row; compiled into the round.
     workdir: the folder of the files, see `records.folder.RunFolder`; None for a

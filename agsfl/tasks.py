@@ -22,18 +22,34 @@ class Task(NamedTuple):
       sample's labels that the network predicts. None if outputs are real
       numbers, which are not right or wrong.
     derived: columns of rows by name, each a function of the mean test loss.
-    labels_of: labels [C, ...] -> [C], how many labels each sample has.
+    label_counts: labels [C, ...] -> [C], how many labels each sample has.
       Evaluations give a sample this weight. None: one each.
   """
 
   loss: Loss
   share_right: Callable[[jax.Array, jax.Array], jax.Array] | None
   derived: Mapping[str, Callable[[np.float32], np.float32]]
-  labels_of: Callable[[np.ndarray], np.ndarray] | None = None
+  label_counts: Callable[[np.ndarray], np.ndarray] | None = None
 
   def with_loss(self, loss: Loss | None) -> "Task":
     """The task with a loss of the user's; None changes nothing."""
     return self if loss is None else self._replace(loss=loss, derived={})
+
+
+def losses_of(loss: Loss, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+  """The loss of each sample, [B]; the loss may be the user's.
+
+  Raises:
+    ConfigError: the loss has another shape.
+  """
+  losses = loss(outputs, labels)
+  if jnp.shape(losses) != outputs.shape[:1]:
+    refuse(
+        "--loss",
+        "must give [B], a number for each sample; for B = "
+        f"{len(outputs)} it gives {list(jnp.shape(losses))}",
+    )
+  return losses
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -21,13 +21,21 @@ class Form(NamedTuple):
   Attributes:
     feature_shape: of one sample; [H, W, C] for images, [T] for tokens.
     output_shape: (L,), or (T, L) where each of T tokens has a label.
-    vocabulary: how many different tokens there are, if features are whole
-      numbers from 0; they are i32 then, and otherwise f32.
+    vocabulary: how many different tokens there are, if features are tokens,
+      [T] whole numbers from 0; else None.
+    is_whole: whether features are whole numbers, but no tokens.
   """
 
   feature_shape: tuple[int, ...]
   output_shape: tuple[int, ...]
   vocabulary: int | None = None
+  is_whole: bool = False
+
+  @property
+  def dtype(self) -> str:
+    """Of the features, "int32" or "float32"."""
+    has_integers = self.is_whole or self.vocabulary is not None
+    return "int32" if has_integers else "float32"
 
 
 class ModelApply(Protocol):
@@ -70,7 +78,11 @@ class Loss(Protocol):
   """The loss of each sample; training minimises its mean."""
 
   def __call__(self, outputs: jax.Array, labels: jax.Array, /) -> jax.Array:
-    """[B, ...] f32 outputs of the network, [B, ...] labels -> [B] f32."""
+    """[B, ...] f32 outputs of the network, [B, ...] labels -> [B] f32.
+
+    Where labels are sequences of tokens, -1 is no label. The mean over a sample
+    must then be over its labels, because evaluations weight it by their number.
+    """
 
 
 class Selection(NamedTuple):

@@ -1,4 +1,4 @@
-"""The weights of finished runs, which a run begins with or has frozen."""
+"""Weights of finished runs, to begin with or to freeze."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from agsfl.errors import refused, require
 from agsfl.files import expanded
 from agsfl.records.read import read_run
 
+# What is wrong with a place that has no weights, for messages.
 PROBLEM = "must be the folder of a finished run, or a file of NumPy"
 
 

@@ -116,7 +116,7 @@ def convert(
   for where, encoded, offsets, labels in parts:
     all_labels.append(
         samples.checked_labels(
-            where, "labels", labels, labels.shape, samples.most_classes(total)
+            where, "labels", labels, (len(labels),), samples.most_classes(total)
         )
     )
     for index, image in _decoded(where, encoded, offsets):

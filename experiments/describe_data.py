@@ -12,7 +12,7 @@ from absl import flags
 from agsfl import errors, files
 from agsfl.data import federated as data
 from agsfl.data.samples import warn_of_range
-from agsfl.tasks import REGRESSION
+from agsfl.tasks import NEXT_TOKEN, REGRESSION
 from experiments.lib import columns, drawing, out, plugins, runner, scripts
 from experiments.lib import flags as run_flags
 from experiments.lib.drawing import plt
@@ -149,11 +149,12 @@ def summary(federated: data.FederatedData, found: Seen) -> str:
       f"{train} training samples",
       f"{len(federated.test_rows)} test samples ({test} of them belong to a "
       "client)",
-      f"{np.count_nonzero(found.counts[0].sum(axis=0))} labels"
-      if found.labels.size else f"labels of {form.output_shape[0]} numbers",
+      f"{np.count_nonzero(found.counts[0].sum(axis=0))} different labels"
+      if found.labels.size
+      else f"labels of shape {_shape(labels) or 1}",
       f"samples of shape {_shape(features)} {features.dtype}",
   ]
-  if form.vocabulary is not None:
+  if federated.task == NEXT_TOKEN:
     parts.append(f"{form.vocabulary} different tokens")
   if labels.ndim > 1 and found.labels.size:
     parts.append(f"{labels.shape[1]} labels a sample")
@@ -171,7 +172,7 @@ def main(argv):
     plugins.load()
     config = run_flags.config_from_flags()
     federated = data.load(*config.data_settings())
-    if not config.standardize:
+    if not config.standardize and federated.task != NEXT_TOKEN:
       warn_of_range(federated.clients.features)
     found = seen(federated)
     print(table(federated.client_names, found))

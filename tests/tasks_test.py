@@ -42,7 +42,7 @@ class LossTest(absltest.TestCase):
     np.testing.assert_array_equal(
         task.share_right(LOGITS, TOKENS), np.float32([1 / 2, 0])
     )
-    np.testing.assert_array_equal(task.labels_of(np.asarray(TOKENS)), [2, 1])
+    np.testing.assert_array_equal(task.label_counts(np.asarray(TOKENS)), [2, 1])
     # One label for each sample, and one sample without labels.
     last = TOKENS[:, 0]
     np.testing.assert_allclose(task.loss(LOGITS[:, 0], last), [0, 99])
@@ -84,6 +84,16 @@ class Line(nn.Module):
   def __call__(self, x):
     zeros = nn.initializers.zeros_init()
     return nn.Dense(self.num_outputs, kernel_init=zeros)(x)
+
+
+class Wrong:
+  """A network with a parameter of another name."""
+
+  def init(self, key, features):
+    return jnp.zeros(features.size)
+
+  def apply(self, params, features, rng, train):
+    return features @ params
 
 
 def config(**settings):
@@ -155,6 +165,28 @@ class RunTest(parameterized.TestCase):
     self.assertIsNone(last["test_accuracy"])
     self.assertNotIn("test_perplexity", last)
 
+  @parameterized.parameters(
+      {}, {"clients_per_round": 3},
+      {"buffer_size": 2, "clients_per_round": 3, "clock": "phones",
+       "seconds_per_sample": 0.01},
+  )
+  def test_tokens_on_several_devices(self, **settings):
+    """Law: sequences of labels go to clients on 3 devices as on one."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(0, 5, (60, 4))
+    y = np.where(rng.random((60, 4)) < 0.3, -1, rng.integers(0, 5, (60, 4)))
+    data = agsfl.from_arrays(x, y, np.arange(60) % 6, task="next_token")
+    runs = [
+        agsfl.simulate(
+            config(num_rounds=6, num_devices=number, **settings),
+            data=data, model=Bigram(5),
+        )
+        for number in (1, 3)
+    ]
+    np.testing.assert_allclose(runs[0].params, runs[1].params, atol=1e-6)
+    for name in ("train_loss", "test_loss", "test_accuracy"):
+      self.assertAlmostEqual(runs[0].rows[-1][name], runs[1].rows[-1][name], 5)
+
   def test_a_loss_of_ones_own(self):
     """Law: what is derived from the task's loss is not told of another one."""
     data = agsfl.from_arrays(np.eye(20), np.arange(20.0), task="regression")
@@ -163,6 +195,52 @@ class RunTest(parameterized.TestCase):
         loss=lambda outputs, labels: abs(outputs[:, 0] - labels),
     )
     self.assertNotIn("test_rmse", run.rows[-1])
+    for wrong, shape in ((lambda a, b: a, "16, 1"), (lambda a, b: 0.0, "")):
+      with self.assertRaisesRegex(
+          ConfigError, rf"^--loss: must give \[B\].* \[{shape}\]"
+      ):
+        agsfl.simulate(
+            config(num_rounds=1), data=data, model=Line(1), loss=wrong
+        )
+
+  def test_what_does_not_fit_the_task(self):
+    """Each mistake in one line, before anything is computed."""
+    x = np.arange(400).reshape(100, 4) % 7
+    tokens = agsfl.from_arrays(x, x[:, 0], task="next_token")
+    numbers = agsfl.from_arrays(np.eye(100), np.arange(100) % 2)
+    for words, data, settings, model in (
+        ("--model=mlp: does not take tokens; lstm and transformer do",
+         tokens, {"model": "mlp"}, None),
+        ("--standardize=True: must be false with tokens",
+         tokens, {"model": "lstm", "standardize": True}, None),
+        ("--task=regression: must be next_token, the task of the data",
+         tokens, {"model": "lstm", "task": "regression"}, None),
+        # Only tokens have outputs of which the last one counts.
+        ("--model=Line: has outputs of shape 8x2 .* need 2",
+         agsfl.from_arrays(np.zeros((40, 8, 8)), np.arange(40) % 2), {},
+         Line(2)),
+        ("--model=Wrong: apply needs the parameter 'rng'", numbers, {},
+         Wrong()),
+    ):
+      with self.assertRaisesRegex(ConfigError, f"^{words}"):
+        agsfl.simulate(config(**settings), data=data, model=model)
+    # A table of whole numbers is no text.
+    table = agsfl.from_arrays(x, np.arange(100) % 2)
+    self.assertEqual(table.task, "classification")
+    agsfl.simulate(config(model="logistic", num_rounds=1), data=table)
+
+  def test_large_vocabularies(self):
+    """Law: with [C] labels a text may have as many tokens as with [C, T]."""
+    x = np.random.default_rng(0).integers(0, 5000, (100, 80))
+    data = agsfl.from_arrays(x, x[:, 0], task="next_token")
+    run = agsfl.simulate(config(num_rounds=1), data=data, model=Bigram(5000))
+    self.assertEqual(run.config["num_weights"], 5000**2)
+
+  def test_labels_that_are_all_unknown(self):
+    x = np.arange(40).reshape(10, 4) % 3
+    y = np.where(np.arange(10)[:, None] < 5, x, -1)
+    with self.assertRaisesRegex(ConfigError, "one from 0 for testing, all are"):
+      agsfl.from_arrays(x, y, is_train=np.arange(10) < 5, task="next_token")
 
   def test_own_data_are_checked(self):
     """A data set made by hand, with one thing wrong in it."""

@@ -22,7 +22,9 @@ from agsfl.data.samples import (
   form,
   is_text,
   most_classes,
+  most_outputs,
   num_outputs,
+  require_labels,
 )
 from agsfl.data.sources import SourceOptions, arrays
 from agsfl.errors import refuse, refused, require
@@ -173,13 +175,19 @@ class FederatedData(NamedTuple):
     """What a network sees of these data; their arrays are NumPy's."""
     features, labels = self.clients.features, self.clients.labels
     outputs: tuple[int, ...] = (self.num_classes,)
+    are_whole = features.dtype in (np.int8, np.int16, np.int32)
     vocabulary = None
     if self.task == NEXT_TOKEN:
       vocabulary = self.num_classes
       outputs = (*labels.shape[1:], *outputs)
-    elif features.dtype in (np.int8, np.int16, np.int32):
-      vocabulary = max(1, int(features.max()) + 1)
-    return Form(tuple(features.shape[1:]), outputs, vocabulary)
+    elif are_whole and features.ndim == 2 and features.min() >= 0:
+      # Larger numbers are not the numbers of tokens.
+      if features.max() < most_classes(features.size):
+        vocabulary = int(features.max()) + 1
+    return Form(
+        tuple(features.shape[1:]), outputs, vocabulary,
+        is_whole=are_whole and vocabulary is None,
+    )
 
 
 def load(
@@ -303,7 +311,7 @@ def validated(data: FederatedData) -> FederatedData:
   )
   count = len(features)
   labels = as_array(setting, "labels", clients.labels)
-  most = most_classes(labels.size)
+  most = most_outputs(task, features, labels)
   num_classes = int(_whole("num_classes", data.num_classes, 1, most + 1))
   labels = checked_labels(
       setting, "labels", labels, features.shape, num_classes, task
@@ -336,6 +344,7 @@ def validated(data: FederatedData) -> FederatedData:
       refuse(setting, problem)
   if (starts.astype(np.int64) + counts > len(order)).any():
     refuse(setting, f"starts + counts must be at most {len(order)}")
+  require_labels(setting, "labels", labels[order], labels[test_rows])
   return FederatedData(
       ClientData(features, labels, order, starts, counts),
       test_rows,

@@ -28,7 +28,7 @@ _LARGE, _LARGE_PIXEL = 100, 2
 class Names(NamedTuple):
   """What a source calls its arrays, for messages."""
 
-  features: str = "images"
+  features: str = "features"
   labels: str = "labels"
   is_train: str = "is_train"
   owners: str = "client"
@@ -167,7 +167,7 @@ def checked(samples: Samples) -> Samples:
       names.labels,
       labels,
       features.shape,
-      most_classes(labels.size),
+      most_outputs(task, features, labels),
       task,
   )
   num_classes = num_outputs(task, features, labels)
@@ -193,6 +193,7 @@ def checked(samples: Samples) -> Samples:
         f"{names.is_train} must mark both training and test samples, found "
         f"{num_train} and {count - num_train}",
     )
+  require_labels(setting, names.labels, labels[is_train], labels[~is_train])
   if owners is not None and owner_names is not None:
     if owners.min() < 0 or owners.max() >= len(owner_names):
       refuse(
@@ -208,10 +209,36 @@ def checked(samples: Samples) -> Samples:
 
 
 def task_of(features: np.ndarray, labels: np.ndarray) -> str:
-  """The task that features and labels look like, a name of `TASKS`."""
+  """The task that features and labels look like, a name of `TASKS`.
+
+  It is next_token if labels are the features moved by one token.
+  """
   are_whole = features.dtype.kind in "iu" and labels.dtype.kind in "iu"
-  each_has_one = labels.ndim == 2 and labels.shape == features.shape
-  return NEXT_TOKEN if are_whole and each_has_one else CLASSIFICATION
+  if not are_whole or labels.ndim != 2 or labels.shape != features.shape:
+    return CLASSIFICATION
+  next_ones = labels[:, :-1]
+  are_next = (next_ones == features[:, 1:]) | (next_ones == -1)
+  return NEXT_TOKEN if are_next.all() else CLASSIFICATION
+
+
+def most_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
+  """The most classes or tokens that arrays of this size may have."""
+  return most_classes(features.size if task == NEXT_TOKEN else labels.size)
+
+
+def require_labels(
+    setting: str, name: str, train: np.ndarray, test: np.ndarray
+):
+  """Refuses labels that are all -1, in training or in testing.
+
+  Args:
+    setting: see `Samples`.
+    name: of the array, for messages.
+    train, test: the labels of both kinds of samples.
+  """
+  for labels, purpose in ((train, "training"), (test, "testing")):
+    if labels.dtype == np.int32 and labels.size and labels.max() < 0:
+      refuse(setting, f"{name} must have one from 0 for {purpose}, all are -1")
 
 
 def num_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
@@ -315,7 +342,7 @@ def _tokens(setting, name, features):
   if features.dtype == np.uint8:
     features = _copy(features, np.int16)
   features = _as_integers(setting, name, features)
-  most = most_classes(features.size) - 1
+  most = most_outputs(NEXT_TOKEN, features, features) - 1
   for token in _range(features):
     if not 0 <= token <= most:
       refuse(setting, f"{name} must lie in 0 to {most}, found {token}")
@@ -338,8 +365,6 @@ def as_array(setting: str, name: str, values: Any) -> np.ndarray:
 def warn_of_range(features: jax.Array | np.ndarray):
   """Warns of features that should be divided before a network gets them."""
   if features.dtype == np.uint8:  # read as v / 255
-    return
-  if features.dtype != np.float32 and features.ndim == 2:  # tokens or counts
     return
   low, high = _range(features)
   are_pixels = features.ndim > 2 and low >= 0
@@ -386,10 +411,8 @@ def checked_labels(
     what += f", or {shape[1]}"
   if labels.shape not in shapes or labels.dtype.kind not in "biuf":
     also = ""
-    if labels.ndim == 2 and len(labels) == shape[0] and not tokens:
-      also = (
-          "; for labels that are sequences of tokens or real numbers see --task"
-      )
+    if labels.ndim == 2 and labels.shape[1] > 1 and not tokens:
+      also = "; for sequences of tokens or of real numbers set the task"
     refuse(
         setting,
         f"{name} must be {what} for each of the {shape[0]} samples, not "
@@ -402,7 +425,7 @@ def checked_labels(
       refuse(
           setting,
           f"{name} must be whole numbers, found {broken[0]}; for real numbers "
-          "set --task=regression",
+          "set the task regression",
       )
   least = -1 if tokens and labels.ndim == 2 else 0
   for label in (labels.min(), labels.max()):
@@ -411,9 +434,7 @@ def checked_labels(
           setting,
           f"{name} must lie in {least} to {num_classes - 1}, found {label}",
       )
-  if labels.max() < 0:
-    refuse(setting, f"{name} must have a label from 0, found only -1")
-  return labels.astype(np.int32)
+  return labels.astype(np.int32, copy=False)
 
 
 def _numbers(setting, name, labels, count):

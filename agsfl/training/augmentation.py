@@ -57,7 +57,7 @@ def _require_images(name, images):
   if images.ndim != 4:
     refuse(
         f"--augmentation={name}",
-        "takes images, features of shape [H, W, C], not "
+        "takes images of shape [H, W, C], where C may be 1, not "
         f"{list(images.shape[1:])}",
     )
 

@@ -13,7 +13,7 @@ from jax import lax
 
 from agsfl.data.federated import ClientData
 from agsfl.errors import require
-from agsfl.tasks import cross_entropy
+from agsfl.tasks import cross_entropy, losses_of
 from agsfl.training import epochs
 from agsfl.training.augmentation import Augment
 from agsfl.training.fast import faster
@@ -189,7 +189,8 @@ def build_client(
 
   def loss_of(params, batch):
     noise = () if batch.key is None else (batch.key, True)
-    losses = loss(model.apply(params, batch.features, *noise), batch.labels)
+    outputs = model.apply(params, batch.features, *noise)
+    losses = losses_of(loss, outputs, batch.labels)
     if batch.weights is None:
       return jnp.mean(losses)
     return jnp.sum(batch.weights * losses)

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from agsfl.data.federated import ClientData, FederatedData
 from agsfl.for_each_client import PER_CLIENT, one_by_one, over_devices
 from agsfl.layout import Layout, put
-from agsfl.tasks import CLASSIFICATION, TASKS, Task
+from agsfl.tasks import CLASSIFICATION, TASKS, Task, losses_of
 from agsfl.training.client import as_input
 from agsfl.training.fast import faster
 from agsfl.types import Loss, Model, ModelApply
@@ -25,7 +25,8 @@ _BATCH = 250
 class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
-  Means are over samples; those of tokens are over tokens.
+  Means are over samples. With next_token they are over labels, so that a sample
+  counts by their number; in minibatches all samples count alike.
 
   Attributes:
     train_loss: L(w) over the training samples of all clients, or over some of
@@ -93,7 +94,7 @@ def _build_of_batches(apply: ModelApply, loss: Loss, share_right):
   def of_batch(params, data, rows):
     features, labels = data.samples(rows)
     outputs = outputs_of(params, as_input(features))
-    losses = loss(outputs, labels)
+    losses = losses_of(loss, outputs, labels)
     if share_right is None:
       return losses, jnp.full_like(losses, jnp.nan)
     return losses, share_right(outputs, labels)
@@ -143,9 +144,9 @@ def build_evaluate(
   owners = data.test_clients[owned]
   rows = np.concatenate(parts)
   weights = np.ones(len(rows))
-  if task.labels_of is not None:
+  if task.label_counts is not None:
     labels = np.asarray(data.clients.labels)[rows]
-    weights = task.labels_of(labels).astype(np.float64)
+    weights = task.label_counts(labels).astype(np.float64)
   test_weights, train_weights = weights[is_test], weights[~is_test]
   of_owners = test_weights[owned]
   test_counts = np.bincount(owners, of_owners, num_clients)

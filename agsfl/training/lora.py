@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import numbers
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from agsfl.errors import require
+from agsfl.errors import refuse, refused, require
 from agsfl.training.models import Network
 from agsfl.types import PyTree
 
@@ -36,7 +37,8 @@ def lora(
   Where a layer computes x W, the new network computes x W + (alpha / rank) x A
   B. W is frozen, and A and B are trained. B begins at 0, so the outputs are at
   first those of the frozen network. A begins as Gaussian noise of variance
-  1 / inputs. W + A B is never computed, so all clients share one W.
+  1 / inputs, that of Embed of 1 / rank. W + A B is never computed, so all
+  clients share one W.
 
   These layers of Flax Linen get adapters: Dense, DenseGeneral (also inside of
   attention), Conv without groups and mask (A is a convolution of `rank`
@@ -76,11 +78,23 @@ def lora(
       type(module).__name__,
       "a Flax Linen module, because only such a network can get adapters",
   )
-  require(rank >= 1, "lora_rank", rank, "at least 1")
-  scale = 1.0 if alpha is None else alpha / rank
+  require(
+      isinstance(rank, numbers.Integral) and rank >= 1,
+      "lora_rank", rank, "a whole number, at least 1",
+  )
+  require(
+      alpha is None or (isinstance(alpha, numbers.Real) and alpha > 0),
+      "alpha", alpha, "a number above 0, or None",
+  )
+  scale = 1.0 if alpha is None else float(alpha / rank)
   has_noise = "train" in inspect.signature(module.__call__).parameters
   kind = LoRAWithNoise if has_noise else LoRA
-  return kind(module, np.asarray(weights, np.float32), rank, scale)
+  problem = "must be finite numbers"
+  with refused("weights", problem, (TypeError, ValueError)):
+    frozen = np.asarray(weights, np.float32)
+  if not np.isfinite(frozen).all():
+    refuse("weights", problem)
+  return kind(module, frozen, int(rank), scale)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,19 +23,18 @@ from agsfl.types import Form, Model, PyTree
 class Network(Protocol):
   """What becomes a `Model`; Flax Linen modules have this form.
 
-  A network that draws random numbers in training, as dropout does, has
-  apply(params, features, key, train); in evaluation key is None and train
-  False. A Flax module says so by a parameter `train` of its `__call__`; its
-  layers then find the key by `make_rng`.
+  A network that draws random numbers in training, as dropout does, has two
+  more parameters, apply(params, features, key, train); in evaluation key is
+  None and train False. A Flax module says so by a parameter `train` of its
+  `__call__`; its layers then find the key by `make_rng`.
   """
 
   def init(self, key: jax.Array, features: jax.Array, /) -> PyTree:
     """Draws parameters, floating arrays, for [1, ...] features."""
 
-  def apply(
-      self, params: PyTree, features: jax.Array, /, *noise: Any
-  ) -> jax.Array:
-    """[B, ...] features -> [B, *Form.output_shape]."""
+  @property
+  def apply(self) -> Callable[..., jax.Array]:
+    """(params, [B, ...] features) -> [B, *Form.output_shape]; a method."""
 
 
 # L -> a `Network` or `Model` of L outputs.
@@ -115,10 +114,13 @@ def _build(factory, name, form, standardize, precision):
 
 def made(factory: Callable[..., Any], form: Form) -> Any:
   """The network of a factory, see `register_model`, before `as_model`."""
-  settings = {}
-  if "vocabulary" in inspect.signature(factory).parameters:
-    settings["vocabulary"] = form.vocabulary
+  settings = {"vocabulary": form.vocabulary} if takes_tokens(factory) else {}
   return factory(form.output_shape[-1], **settings)
+
+
+def takes_tokens(factory: Callable[..., Any]) -> bool:
+  """Whether the networks of a factory ask how many different tokens exist."""
+  return "vocabulary" in inspect.signature(factory).parameters
 
 
 def as_model(
@@ -176,7 +178,8 @@ def as_model(
     model = model._replace(apply=_at_precision(model.apply, precision))
   outputs = _traced_outputs(model, form)
   _require_outputs(setting, outputs, 2)
-  if len(outputs.shape) == len(form.output_shape) + 2:
+  tokens = form.feature_shape if form.vocabulary is not None else None
+  if (outputs.shape[1:-1], len(form.output_shape)) == (tokens, 1):
     model = model._replace(apply=_of_last_token(model.apply))
   _require_form(setting, _traced_outputs(model, form), form)
   if model.needs_key:
@@ -212,8 +215,7 @@ def _traced_outputs(model, form, train=False):
 
 
 def _zeros(num_samples, form):
-  dtype = jnp.float32 if form.vocabulary is None else jnp.int32
-  return jnp.zeros((num_samples, *form.feature_shape), dtype)
+  return jnp.zeros((num_samples, *form.feature_shape), form.dtype)
 
 
 def _flat(setting, network, form):
@@ -229,14 +231,16 @@ def _flat(setting, network, form):
     )
   init = lambda key: network.init(key, _zeros(1, form))
   apply = network.apply
-  needs_key = {"key", "train"} <= set(inspect.signature(apply).parameters)
   if isinstance(network, nn.Module):
-    if "train" in inspect.signature(network.__call__).parameters:
-      needs_key = True
+    needs_key = _takes(setting, network.__call__, ("train",), after=1)
+    if needs_key:
       init = lambda key: network.init(key, _zeros(1, form), train=False)
       apply = lambda params, features, key, train: network.apply(
           params, features, train=train, rngs=key
       )
+  else:
+    needs_key = _takes(setting, apply, ("key", "train"), after=2)
+  if isinstance(network, nn.Module):
     state = set(jax.eval_shape(init, jax.random.key(0))) - {"params"}
     if state:
       refuse(
@@ -245,6 +249,27 @@ def _flat(setting, network, form):
           "as GroupNorm in place of BatchNorm",
       )
   return _flatten(setting, init, apply, needs_key)
+
+
+def _takes(setting, function, names, after):
+  """Whether a network's function has all of these parameters.
+
+  Others that it needs, after the first ones, are refused.
+  """
+  parameters = inspect.signature(function).parameters
+  for name, parameter in list(parameters.items())[after:]:
+    is_needed = parameter.default is parameter.empty and parameter.kind in (
+        parameter.POSITIONAL_ONLY,
+        parameter.POSITIONAL_OR_KEYWORD,
+        parameter.KEYWORD_ONLY,
+    )
+    if is_needed and name not in names:
+      refuse(
+          setting,
+          f"{function.__name__} needs the parameter {name!r}; what a network "
+          f"that draws random numbers may need is called {' and '.join(names)}",
+      )
+  return set(names) <= set(parameters)
 
 
 def flatten(
@@ -257,9 +282,9 @@ def flatten(
   Args:
     init: key -> a pytree of floating parameters. In the flat vector all are
       float32; before `apply` each gets its own type back.
-    apply: (parameters, [B, ...] features) -> [B, ...] outputs; or with
-      `needs_key` (parameters, features, key, train), where evaluation gives
-      None and False.
+    apply: (parameters, [B, ...] features) -> [B, ...] outputs; with
+      `needs_key` it also gets `key` and `train` by name, in evaluation None
+      and False.
     needs_key: whether it draws random numbers in training.
 
   Returns:
@@ -316,8 +341,9 @@ def _flatten(setting, init, apply, needs_key):
   by_layer.defvjp(lambda params: (parameters(params), None), gather)
 
   def apply_flat(params, features, *noise):
+    given = {}
     if needs_key:
-      noise = noise or (None, False)
+      given["key"], given["train"] = noise or (None, False)
     with refused(
         setting,
         "must have no state (BatchNorm; take GroupNorm), and draw random "
@@ -327,7 +353,7 @@ def _flatten(setting, init, apply, needs_key):
             flax.errors.ModifyScopeVariableError,
         ),
     ):
-      outputs = apply(by_layer(params), features, *noise)
+      outputs = apply(by_layer(params), features, **given)
     _require_outputs(setting, outputs, features.shape[0])
     return outputs.astype(jnp.float32)
 

@@ -231,8 +231,7 @@ def compare(
 
 
 def _has(run, key):
-  """Whether the column has a number anywhere; labels that are real numbers
-  have no accuracy."""
+  """Whether the column has a number anywhere."""
   return len(run.series(key)[0]) > 0
 
 

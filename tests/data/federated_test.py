@@ -149,8 +149,16 @@ class FromArraysTest(parameterized.TestCase):
     federated = data.from_arrays(x, Y, partition=ONE)
     self.assertEqual(federated.clients.features.dtype, becomes)
     np.testing.assert_array_equal(federated.clients.features, X % 2)
-    vocabulary = None if becomes == np.float32 else 2
-    self.assertEqual(federated.form.vocabulary, vocabulary)
+    form = federated.form
+    self.assertEqual(form.dtype == "float32", becomes == np.float32)
+    # Images are no tokens, and neither are large or negative numbers.
+    self.assertIsNone(form.vocabulary)
+    rows = x.reshape(10, -1)
+    vocabularies = [
+        data.from_arrays(rows + add, Y, partition=ONE).form.vocabulary
+        for add in (0, 5, 10**4, -1)
+    ] if dtype == np.int16 else []
+    self.assertIn(vocabularies, ([], [2, 7, None, None]))
 
   def test_whole_numbers_beyond_int32(self):
     x = X.astype(np.int64) + 2**31

@@ -166,7 +166,7 @@ class TextTest(parameterized.TestCase):
     self.assertEqual(found, {name: text[1:] for name, text in want.items()})
 
   @parameterized.parameters(
-      ({"a.txt": b"one \xff two"}, {}, r"text:\S+: \S+a.txt: must be text in"),
+      ({"a.txt": b"one \xff two"}, {}, r"text:\S+: \S+a.txt: must be a file"),
       ({"a.md": "some text"}, {}, r"text:\S+: must hold files \*.txt"),
       ({"a.txt": "ab"}, {}, r"text:\S+: must hold a text of at least 3"),
       (
@@ -194,14 +194,24 @@ class TextTest(parameterized.TestCase):
       self.texts(**options)
     self.assertNotIn("\n", str(caught.exception))
 
-  def test_the_task_of_the_user_goes_before(self):
-    """Then the number of characters is not that of outputs."""
+  def test_another_task_is_refused(self):
     options = SourceOptions(task="regression", sequence_length=9)
-    federated = data.load("topics", Partition("natural", 2), options)
-    self.assertEqual(federated.form.output_shape, (9,))
+    with self.assertRaisesRegex(
+        ConfigError, "^--task=regression: must be next_token"
+    ):
+      data.load("topics", Partition("natural", 2), options)
+
+  def test_two_texts_of_one_name(self):
+    """A file's section may have the name of a section of another file."""
+    (self.place / "a").mkdir()
+    (self.place / "a.txt").write_text("#b/c\n" + 30 * "x")
+    (self.place / "a" / "b.txt").write_text("#c\n" + 30 * "y")
+    options = SourceOptions(client_regex="#(.*)", sequence_length=9)
+    with self.assertRaisesRegex(ConfigError, "two texts of the name 'a/b/c'"):
+      data.load(f"text:{self.place}", Partition("natural"), options)
 
   def test_no_such_file(self):
-    with self.assertRaisesRegex(ConfigError, "none: must be text .*No such"):
+    with self.assertRaisesRegex(ConfigError, "none: must be a file .*No such"):
       data.load(f"text:{self.place / 'none'}")
 
   @hypothesis.given(

@@ -49,7 +49,11 @@ KINDS = {
         "method": "send_all", "server_optimizer": "momentum",
         "time_budget": 130.0,
     },
-    "fedavg": {"method": "fedavg", "k": "20%", "local_optimizer": "adam"},
+    # Draws random numbers in the network, and changes the images.
+    "fedavg": {
+        "method": "fedavg", "k": "20%", "local_optimizer": "adam",
+        "model": "cnn_small_dropout", "augmentation": "crop_flip",
+    },
 }
 
 # The cheapest to compile.

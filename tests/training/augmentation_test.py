@@ -62,6 +62,18 @@ class AugmentationTest(parameterized.TestCase):
     self.assertTrue((got[~mirrored] == IMAGE).all())
     self.assertLess(abs(mirrored.sum() - 500), 4 * np.sqrt(250))
 
+  def test_gradients_are_those_of_the_changed_images(self):
+    """Law: as on the changed data, bit for bit, in each local step."""
+    model = models.as_model(Noisy(0.0), FORM)
+    changed = lambda key, features: jnp.full_like(features, 0.25)
+    for steps in (1, 3):
+      got = gradients(model, jax.random.key(1), steps, augment=changed)
+      want = gradients(
+          model, jax.random.key(1), steps, x=np.full_like(X, 0.25)
+      )
+      np.testing.assert_array_equal(got.gradient, want.gradient)
+      np.testing.assert_array_equal(got.sample, want.sample)
+
   def test_refuses_what_is_no_image(self):
     data = agsfl.from_arrays(np.eye(20)[:, :8], np.arange(20) % 2)
     config = Config(model="mlp", augmentation="flip", num_devices=1)
@@ -102,14 +114,18 @@ FORM = Form((4,), (3,))
 X = np.linspace(-1, 1, 80, dtype=np.float32).reshape(20, 4)
 
 
-def gradients(model, key, steps):
+def gradients(
+    model, key, steps, x=X, rate=0.1, augment=None, classes=3, **training
+):
   """What one client sends after some local steps."""
-  client = build_client(
-      model, 5, LocalTraining(steps, local("sgd")) if steps > 1 else None
-  )
-  data = ClientData.of(X, np.arange(20, dtype=np.int32) % 3, [np.arange(20)])
+  own = None
+  if steps > 1 or training:
+    own = LocalTraining(steps, local("sgd"), **training)
+  client = build_client(model, 5, own, augment=augment)
+  labels = np.arange(20, dtype=np.int32) % classes
+  data = ClientData.of(x, labels, [np.arange(20)])
   params = model.init(jax.random.key(0))
-  return jax.jit(client)(key, params, data, 0, 20, jnp.float32(0.1))
+  return jax.jit(client)(key, params, data, 0, 20, jnp.float32(rate))
 
 
 class NoiseTest(parameterized.TestCase):
@@ -139,10 +155,7 @@ class NoiseTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 3)
   def test_draws_depend_on_the_key_alone(self, steps):
-    """Law: one client alone, or among others in any way, sends the same.
-
-    And each step draws anew: with dropout, as many steps differ.
-    """
+    """Law: one client alone, or among others in any way, sends the same."""
     model = models.as_model(Noisy(), FORM)
     keys = jax.random.split(jax.random.key(1), 3)
     of_one = lambda key: gradients(model, key, steps).gradient
@@ -152,7 +165,38 @@ class NoiseTest(parameterized.TestCase):
     np.testing.assert_allclose(in_turn, alone, atol=1e-6)
     self.assertGreater(np.abs(alone[0] - alone[1]).max(), 1e-3)
 
-  def test_stays_the_same_on_resumption(self):
+  @parameterized.parameters("dropout", "augmentation")
+  def test_each_step_and_client_draws_anew(self, kind):
+    """Law: where all samples are alike and eta is 0, only noise differs.
+
+    Without noise n steps send n times the first gradient, and all clients send
+    the same.
+    """
+    alike = np.full_like(X, 0.5)
+    scaled = lambda key, x: x * jax.random.uniform(key, (len(x), 1))
+    how = {"x": alike, "rate": 0.0, "classes": 1}
+    model = models.as_model(Noisy(0.5 if kind == "dropout" else 0.0), FORM)
+    if kind == "augmentation":
+      how["augment"] = scaled
+    one, two = jax.random.split(jax.random.key(3))
+    of = lambda key, steps, **more: np.asarray(
+        gradients(model, key, steps, **how, **more).gradient
+    )
+    differ = lambda a, b: np.abs(a - b).max() > 1e-3
+    self.assertTrue(differ(of(one, 1), of(two, 1)))
+    for more in ({}, {"without_replacement": True}):
+      steps = [of(one, n, **more) for n in (1, 2, 3)]
+      second, third = steps[1] - steps[0], steps[2] - steps[1]
+      self.assertTrue(differ(second, steps[0]))
+      self.assertTrue(differ(third, second))
+    still = models.as_model(Noisy(0.0), FORM)
+    plain = [
+        np.asarray(gradients(still, one, n, alike, 0.0, classes=1).gradient)
+        for n in (1, 2)
+    ]
+    np.testing.assert_allclose(plain[1], 2 * plain[0], rtol=1e-5)
+
+  def test_does_not_depend_on_calls(self):
     """Law: a run with noise is the same in one call as in single rounds."""
     data = agsfl.from_arrays(X, np.arange(20) % 3, task="classification")
     runs = [

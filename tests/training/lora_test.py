@@ -280,7 +280,7 @@ class UseTest(parameterized.TestCase):
         ),
         (
             lambda: lora(nn.Dense(3), np.ones(15), 0),
-            "--lora_rank=0: must be at least 1",
+            "--lora_rank=0: must be a whole number, at least 1",
         ),
         (
             lambda: as_model(lora(nn.Dense(3), np.ones(16), 1), form),
@@ -411,7 +411,7 @@ class SettingsTest(absltest.TestCase):
     self.assertEqual(build_model(given, parts, data).sizes, models[0].sizes)
     for change, model, words in (
         ({"model": "logistic"}, None, "must be 650 finite weights"),
-        ({}, as_model(MLP(10), data.form), "must be a Flax Linen module"),
+        ({}, as_model(MLP(10), data.form), "Model is no Flax Linen module"),
         ({"lora_from": "none"}, None, "must be the folder of a finished run"),
     ):
       changed = dataclasses.replace(given, **change)

@@ -313,7 +313,6 @@ class RefusedTest(parameterized.TestCase):
       ("resnet9", Form((80,), (5,)), r"takes images.* not \[80\]"),
       ("lstm", Form((80,), (5,)), r"takes tokens.*, not float32\[80\]"),
       ("transformer", Form((8, 8), (5,), 9), r"takes tokens.* int32\[8, 8\]"),
-      ("logistic", Form((80,), (5,), 90), "takes real numbers, not tokens"),
   )
   def test_features_that_do_not_fit(self, name, form, message):
     """Law: one line that names the model, and what it takes."""

@@ -96,6 +96,12 @@ def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
     place = os.path.expanduser(place)
   samples = source.read(dataset, place, options, seed)
   if options.task is not None:
+    require(
+        samples.task in ("", options.task),
+        "task",
+        options.task,
+        f"{samples.task} with --dataset={dataset}",
+    )
     samples = samples._replace(task=options.task)
   return checked(samples)
 

@@ -47,7 +47,7 @@ def samples_of(
   there is no padding.
 
   The last fifth of a document's windows is for testing, at least one if there
-  are two. No test text is seen in training, since the cut goes by place.
+  are two. The cut goes by place: no character is a label in both.
 
   Tokens are the different characters of all documents, sorted.
 

@@ -18,8 +18,8 @@ class SourceOptions:
 
   task: str | None = setting(
       None,
-      "What is learned. Default: classification where the label of a sample is "
-      "a whole number, next_token where it is a sequence of them.",
+      "What is learned. Default: next_token where labels are the features, "
+      "moved by one token; otherwise classification.",
       choices=TASKS,
   )
   image_size: int | None = setting(

@@ -47,7 +47,7 @@ def read(
   for name, path in found.items():
     # Some programs begin a file with a mark of UTF-8; utf-8-sig skips it.
     with (
-        refused(setting, f"{path}: must be text in UTF-8", errors),
+        refused(setting, f"{path}: must be a file of text in UTF-8", errors),
         path.open(encoding="utf-8-sig") as file,
     ):
       if pattern is None:
@@ -55,6 +55,8 @@ def read(
       else:
         prefix = f"{name}/" if name else ""
         for client, text in _sections(file, path, pattern).items():
+          if prefix + client in documents:
+            refuse(setting, f"has two texts of the name {prefix + client!r}")
           documents[prefix + client] = text
   if pattern is not None and not documents:
     refuse(f"--client_regex={pattern.pattern}", f"matches no line of {setting}")

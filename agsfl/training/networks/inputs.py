@@ -48,21 +48,12 @@ def tokens(name: str, x: jax.Array) -> jax.Array:
     refuse(
         f"--model={name}",
         "takes tokens, whole numbers of shape [T], not "
-        f"{x.dtype}{list(x.shape[1:])}",
+        f"{x.dtype}{list(x.shape[1:])}; give int16 for uint8, which is read as "
+        "v / 255",
     )
   return x
 
 
-def numbers(name: str, x: jax.Array) -> jax.Array:
-  """Each sample's features as one row, [B, F] f32.
-
-  Args:
-    name: of the network.
-    x: features of any shape.
-
-  Raises:
-    ConfigError: the features are tokens.
-  """
-  if not jnp.issubdtype(x.dtype, jnp.floating):
-    refuse(f"--model={name}", "takes real numbers, not tokens")
+def numbers(x: jax.Array) -> jax.Array:
+  """Each sample's features, of any shape, as one row: [B, F] f32."""
   return x.reshape(len(x), -1).astype(jnp.float32)

@@ -6,7 +6,7 @@ from agsfl.training.networks import inputs
 
 
 class Logistic(nn.Module):
-  """Multinomial logistic regression, for real features of any shape.
+  """Multinomial logistic regression, for features of any shape.
 
   D = (F + 1) L for F numbers in a sample.
   """
@@ -15,7 +15,7 @@ class Logistic(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    return nn.Dense(self.num_classes)(inputs.numbers("logistic", x))
+    return nn.Dense(self.num_classes)(inputs.numbers(x))
 
 
 class MLP(nn.Module):
@@ -25,5 +25,5 @@ class MLP(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    x = nn.relu(nn.Dense(128)(x.reshape(x.shape[0], -1)))
+    x = nn.relu(nn.Dense(128)(inputs.numbers(x)))
     return nn.Dense(self.num_classes)(x)

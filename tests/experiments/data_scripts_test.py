@@ -392,7 +392,7 @@ class SeenTest(absltest.TestCase):
     self.assertEqual(
         summary,
         "2 clients, 4 training samples, 4 test samples (3 of them belong to a "
-        "client), 3 labels, samples of shape 3 int8, 10 different tokens, 3 "
+        "client), 3 different labels, samples of shape 3 int8, 10 different tokens, 3 "
         "labels a sample, task next_token",
     )
 
@@ -401,7 +401,7 @@ class SeenTest(absltest.TestCase):
         self.federated(np.zeros((8, 2)), num_classes=2, task="regression")
     )
     self.assertEqual(lines, [[*"a31"], [*"b12"]])
-    self.assertIn("labels of 2 numbers", summary)
+    self.assertIn("labels of shape 2", summary)
 
   def test_control_characters(self):
     """A terminal would obey them."""

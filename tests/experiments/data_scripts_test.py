@@ -392,7 +392,8 @@ class SeenTest(absltest.TestCase):
     self.assertEqual(
         summary,
         "2 clients, 4 training samples, 4 test samples (3 of them belong to a "
-        "client), 3 different labels, samples of shape 3 int8, 10 different tokens, 3 "
+        "client), 3 different labels, samples of shape 3 int8, 10 different "
+        "tokens, 3 "
         "labels a sample, task next_token",
     )
 

@@ -247,7 +247,7 @@ def from_arrays(
       one, or iid if samples have no class.
     task: "classification"; "next_token": x are tokens [C, T], uint8 too, y are
       [C] or [C, T], -1 for no label; "regression": y are numbers [C] or [C, V].
-      None: classification, or next_token if y are whole numbers [C, T].
+      None: next_token if y are x moved by one token; else classification.
 
   Returns:
     The federated data.

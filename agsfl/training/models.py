@@ -150,8 +150,8 @@ def as_model(
 
   Raises:
     ConfigError: the network has no parameters, or some that are not floating.
-      Or it has state, or needs random numbers in evaluation. Or its outputs
-      have another shape than `form` says, or fewer are of a sample.
+      Or it has state, or needs random numbers in evaluation, or parameters
+      that are not known. Or its outputs do not fit `form`.
 
   >>> class Linear:
   ...   def init(self, key, features):

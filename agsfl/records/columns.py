@@ -67,8 +67,8 @@ def _is_sign(value):
   return value is None or (is_number(value) and value in (-1, 0, 1))
 
 
-# Of some tasks; figures show them as they show the user's own.
-OF_TASKS = ("test_perplexity", "test_rmse")
+# Of some tasks, and what figures call them.
+OF_TASKS = {"test_perplexity": "test perplexity", "test_rmse": "test RMSE"}
 
 ROWS = (
     Columns(

@@ -76,7 +76,8 @@ def _draw(run, folder):
   _figure(folder, "k", _k_of_rounds(run))
   _figure(folder, "contributions", _contributions(run.contributed))
   for name in run.metrics:
-    _figure(folder, f"metric_{name}", _against_time(run, [name], name))
+    draw_metric = _against_time(run, [name], groups.title_of(name))
+    _figure(folder, f"metric_{name}", draw_metric)
   # Runs of version 0.1 have no spread, and without test samples it is unknown.
   if _has(run, SPREAD[0]):
     figure, both = plt.subplots(
@@ -192,7 +193,7 @@ def compare(
       **({"test_accuracy": "test accuracy"} if accuracy else {}),
       **dict.fromkeys(of_worst, _OF_WORST),
       **({"k": "k"} if any(map(_k_moves, runs)) else {}),
-      **{name: name for name in own},
+      **{name: groups.title_of(name) for name in own},
   }
   figure, every = plt.subplots(
       1, len(shown), figsize=(2 + 5 * len(shown), 4.2), layout="constrained"
@@ -223,7 +224,8 @@ def compare(
   save(figure, path, kind)
   header = [
       "group", "runs", "training loss", "test loss", "test accuracy",
-      *[_OF_WORST] * len(of_worst), *own, "rounds", "time",
+      *[_OF_WORST] * len(of_worst), *map(groups.title_of, own), "rounds",
+      "time",
   ]
   if lead_of is not None:
     header.append(f"largest lead of {lead_of} in test accuracy")

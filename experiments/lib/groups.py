@@ -7,6 +7,7 @@ import numpy as np
 
 from agsfl.config import Config
 from agsfl.errors import ConfigError, require
+from agsfl.records.columns import OF_TASKS
 from agsfl.records.read import Run, natural_order, read_runs
 
 NONE = "\u2013"  # a dash
@@ -102,6 +103,11 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
     )
     groups.setdefault(label or "all", []).append(run)
   return groups
+
+
+def title_of(metric: str) -> str:
+  """What figures call a metric; the user's own are called by their names."""
+  return OF_TASKS.get(metric, metric)
 
 
 def metrics(runs: list[Run]) -> list[str]:

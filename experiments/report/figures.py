@@ -3,7 +3,7 @@
 import numpy as np
 
 from agsfl.records.fairness import SPREAD
-from experiments.lib.groups import TIME, band, metrics, over_seeds
+from experiments.lib.groups import TIME, band, metrics, over_seeds, title_of
 from experiments.report import svg as report_svg
 from experiments.report.markup import escape
 from experiments.report.runs import Group
@@ -94,9 +94,10 @@ def _plan(groups):
 def _charts(groups, runs):
   both = [("train_loss", "training loss"), ("test_loss", "test loss")]
   own = [
-      (f"{name} against time", TIME, name, [(name, label)], "time")
+      (f"{called} against time", TIME, called, [(name, label)], "time")
       for name in metrics(runs)
-      for label in [name if len(groups) == 1 else None]
+      for called in [title_of(name)]
+      for label in [called if len(groups) == 1 else None]
   ]
   accuracy = [("test_accuracy", "test accuracy")]
   if len(groups) == 1:

@@ -104,7 +104,7 @@ def describe(
       "controller": asked["controller"] or config.used_controller,
       "local_steps": config.used_local_steps(dim),
       "k": config.k_range(dim).k,
-      "task": data.task,
+      "task_used": data.task,
       "data": fingerprint(data),
       "num_weights": dim,
       "num_clients_used": len(counts),

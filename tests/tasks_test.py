@@ -261,7 +261,7 @@ class RunTest(parameterized.TestCase):
       )
 
     run = agsfl.simulate(config(num_rounds=1), data=own(), model=Bigram(3))
-    self.assertEqual(run.config["task"], "next_token")
+    self.assertEqual(run.config["task_used"], "next_token")
     for words, changes in (
         ("task=tokens: must be one of", {"task": "tokens"}),
         ("num_classes must be 3, found 2",

@@ -49,6 +49,7 @@ class Recorder:
 
   Attributes:
     config: the settings.
+    start: the row of round 0; None before `begin`.
     rows: of all rounds so far.
     outcome: the Run, or the error that ended it; None until then.
   """
@@ -77,12 +78,13 @@ class Recorder:
       states: of the folder, entered before the first row.
       every: rounds between saved states; 0 for none before the end.
       keeps_state: whether the last state stays after the end.
-      on_row: called with each new row.
+      on_row: called with each new row, first with that of round 0.
     """
     self.config = config
     self.extent = Extent(
         config.num_rounds, config.time_budget, config.seconds_budget
     )
+    self.start: dict[str, Any] | None = None
     self.rows: list[dict[str, Any]] = []
     self.outcome: Run | Exception | None = None
     self._every = every
@@ -122,8 +124,24 @@ class Recorder:
       done, (state, self._totals) = found
     if self._folder is not None:
       go_on = functools.partial(self._folder.go_on, done)
-      self.rows = hosts.from_first(go_on)
+      self.start, self.rows = hosts.from_first(go_on)
     return state
+
+  @_ends_the_run
+  def begin(self, state: RoundState):
+    """Evaluates the first weights, unless the run goes on from later ones.
+
+    A loss that is not finite does not end the run here. It then ends in round
+    1, with a gradient that is not finite.
+
+    Args:
+      state: before the next round.
+    """
+    if self.rows:
+      return
+    evaluation = self._evaluate(state.params)
+    self.start = {"round": 0, "time": 0.0, **_evaluated(evaluation)}
+    self._write(self.start, evaluation)
 
   @property
   def rounds_ahead(self) -> int:
@@ -190,6 +208,10 @@ class Recorder:
     row = as_row(info, evaluation)
     self._count(info)
     self.rows.append(row)
+    self._write(row, evaluation)
+
+  def _write(self, row, evaluation):
+    """Passes on a new row and its evaluation, which may be None."""
     record = None
     if evaluation is not None:
       record = client_evaluations.record(row["round"], evaluation)
@@ -225,8 +247,8 @@ class Recorder:
         self._states.wait()
       self._folder.finish(summary, clients, params)
     self.outcome = Run(
-        self.rows, clients, summary, self._description, workdir, params,
-        evaluations,
+        self.rows, clients, summary, self._description, workdir, self.start,
+        params, evaluations,
     )
 
   def _diverge(self, round_index, what):

@@ -154,10 +154,13 @@ def play(
         if one.outcome is None
     ]
 
-  # Runs that were restored after their last round end at once.
+  # A new run evaluates its first weights. Runs that were restored after their
+  # last round end at once.
   begun = unfinished()
   for index, one in begun:
-    one.end_if_reached(simulation.lane(state, index))
+    own = simulation.lane(state, index)
+    one.begin(own)
+    one.end_if_reached(own)
   while (running := unfinished()) and not stop:
     # Rounds until a run has something else to do.
     length = min(one.rounds_ahead for _, one in running)
@@ -197,6 +200,7 @@ def simulate(
     checkpoints_kept: int = CHECKPOINTS_KEPT,
     keep_state: bool = True,
     on_row: OnRow = lambda row: None,
+    on_stage: Callable[[str], None] = lambda stage: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Run:
   """Runs `config`; with a folder, goes on where a run there was stopped.
@@ -227,7 +231,10 @@ def simulate(
       go on with more rounds; at most about 4 (N + 1) D bytes, and what the
       sparsifier, the server, the controller and asynchronous rounds add. A file
       of residuals has up to `checkpoints_kept` + 3 rows of D for each client.
-    on_row: called with each new row.
+    on_row: called with each new row; first with that of round 0, which has the
+      losses of the first weights, but no k.
+    on_stage: called with "loading data" and "compiling" before these begin.
+      Compiling ends with the row of the first round.
     should_stop: called after each call of the compiled rounds.
 
   Returns:
@@ -254,12 +261,14 @@ def simulate(
   if workdir is not None:
     folder = RunFolder(workdir, identity, extent_of(config))
   if data is None:
+    on_stage("loading data")
     data = load(*config.data_settings())
   if folder is not None and folder.finished:
     folder.refuse_other_data(fingerprint(data))
     return read_run(folder.workdir)
 
   # The compiled rounds and the recorder; a stopped run gets its last state.
+  on_stage("compiling")
   rows = None
   if folder is not None:
     rows = RowsPlace(folder.checkpoints / "rows.bin", checkpoints_kept)

@@ -84,21 +84,28 @@ class RecorderTest(parameterized.TestCase):
     Contributions add up, those of padding left out.
     """
     one = self.recorder()
+    one.begin(state(7.0))
     while one.outcome is None:
       done = len(one.rows)
       length = min(rounds, one.rounds_ahead)
       numbers = range(done + 1, done + length + 1)
       one.add([info(i) for i in numbers], state(numbers[-1]), 1.0)
     run = one.outcome
-    self.assertEqual(self.evaluated, [4.0, 8.0, 10.0])
+    self.assertEqual(self.evaluated, [7.0, 4.0, 8.0, 10.0])
     self.assertEqual([row["round"] for row in run.rows], [*range(1, 11)])
-    self.assertEqual([row["round"] for row in run.evaluated], [4, 8, 10])
+    self.assertEqual([row["round"] for row in run.evaluated], [0, 4, 8, 10])
+    self.assertEqual(run.series("test_loss")[0].tolist(), [0, 10, 20, 25])
+    self.assertContainsSubset(
+        {"round": 0, "time": 0.0, "train_loss": 1.0, "test_accuracy": 0.5},
+        run.start,
+    )
+    self.assertNotIn("k", run.start)
     self.assertEqual(run.contributed.tolist(), [30, 10])
     self.assertEqual(run.clients["rounds"], [10, 10])
     records = run.client_evaluations
-    self.assertEqual(records["round"].tolist(), [4, 8, 10])
-    self.assertEqual(records["test_loss"].tolist(), [EACH[0].tolist()] * 3)
-    self.assertEqual(records["test_accuracy"].tolist(), [EACH[1].tolist()] * 3)
+    self.assertEqual(records["round"].tolist(), [0, 4, 8, 10])
+    self.assertEqual(records["test_loss"].tolist(), [EACH[0].tolist()] * 4)
+    self.assertEqual(records["test_accuracy"].tolist(), [EACH[1].tolist()] * 4)
     self.assertEqual(run.params.tolist(), [10.0] * 3)
     self.assertEqual(run.config, {"k": 1})
     self.assertEqual(run.summary["round"], 10)

@@ -43,9 +43,17 @@ def config(**settings):
 
 
 def stop_after(rounds):
-  """Asks a run to stop when it has made that many new rows."""
-  seen = []
+  """Asks a run to stop when it has made that many new rounds."""
+  seen = of_rounds()
   return {"on_row": seen.append, "should_stop": lambda: len(seen) >= rounds}
+
+
+class of_rounds(list):
+  """A list of the rows of rounds; that of round 0 is left out."""
+
+  def append(self, row):
+    if row["round"]:
+      super().append(row)
 
 
 def kill_at(round_index):
@@ -59,9 +67,10 @@ def kill_at(round_index):
 
 
 def rows_of(workdir):
-  """The rows on disk, read by Python's own means."""
+  """The rows of rounds on disk, read by Python's own means."""
   lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  rows = [json.loads(line) for line in lines]
+  return [row for row in rows if row["round"]]
 
 
 def without_evaluation(rows):

@@ -39,7 +39,7 @@ def record(round_index: int, evaluation: OfClients) -> np.ndarray:
   """An evaluation as a record.
 
   Args:
-    round_index: the round after which it was made, from 1.
+    round_index: the round after which it was made; 0 for the first weights.
     evaluation: of N clients.
 
   Returns:

@@ -18,7 +18,7 @@ class Columns(NamedTuple):
 
   Attributes:
     fits: by name, whether a column may have this value.
-    always: whether every row has them.
+    always: whether every row has them, but perhaps that of round 0.
   """
 
   fits: dict[str, Callable[[Any], bool]]
@@ -70,11 +70,20 @@ def _is_sign(value):
 # Of some tasks, and what figures call them.
 OF_TASKS = {"test_perplexity": "test perplexity", "test_rmse": "test RMSE"}
 
+# Round 0 is the evaluation of the first weights. Its row has these columns and
+# those of an evaluation.
+_OF_ROUND_0 = Columns({"round": is_count, "time": _is_float32}, always=True)
+_OF_EVALUATIONS = Columns({
+    **dict.fromkeys(("train_loss", "test_loss"), _is_known_or_null),
+    "test_accuracy": is_share,
+})
+
 ROWS = (
+    _OF_ROUND_0,
     Columns(
         {
-            **dict.fromkeys(("round", "k_up", "k_down"), is_count),
-            **dict.fromkeys(("time", "k", "k_probe"), _is_float32),
+            **dict.fromkeys(("k_up", "k_down"), is_count),
+            **dict.fromkeys(("k", "k_probe"), _is_float32),
             "minibatch_loss": _is_known_or_null,
             "sign": _is_sign,
         },
@@ -94,10 +103,7 @@ ROWS = (
         "slowest": lambda value: value is None or is_count(value),
         "slow_because": lambda value: value in CAUSES,
     }),
-    Columns({
-        **dict.fromkeys(("train_loss", "test_loss"), _is_known_or_null),
-        "test_accuracy": is_share,
-    }),
+    _OF_EVALUATIONS,
     Columns(dict.fromkeys(SPREAD, is_share)),
     # Of tasks that predict tokens, or real numbers.
     *(Columns({name: _is_known_or_null}) for name in OF_TASKS),
@@ -120,12 +126,16 @@ def check(row: dict[str, Any]):
   Raises:
     ValueError: a column is missing or has a value that cannot be.
   """
+  of_start = row.get("round") == 0
   for columns in ROWS:
     present = [name for name in columns.fits if name in row]
-    if present and len(present) < len(columns.fits) and not columns.always:
+    needed = columns.always
+    if of_start:
+      needed = columns in (_OF_ROUND_0, _OF_EVALUATIONS)
+    if present and len(present) < len(columns.fits) and not needed:
       raise ValueError(f"must have all or none of {', '.join(columns.fits)}")
     for name, fits in columns.fits.items():
-      if columns.always or present:
+      if needed or present:
         require(name in row and fits(row[name]), name, row.get(name))
 
   # The user's own metrics may not be finite.

@@ -147,8 +147,9 @@ def _writes(
 class RunFolder:
   """The files of one run, a new one or one that goes on.
 
-  `config.json` is written first. `metrics.jsonl` gets a whole line per round,
-  and `client_evaluations.npy` a record per evaluation, before its line.
+  `config.json` is written first. `metrics.jsonl` gets a line for round 0, the
+  evaluation of the first weights, and then a whole line per round.
+  `client_evaluations.npy` gets a record per evaluation, before its line.
   `clients.csv`, `params.npy` and `summary.json` are written at the end, in this
   order: with a `summary.json` the run is finished. `checkpoints` has states.
 
@@ -327,16 +328,19 @@ class RunFolder:
     self.close()
 
   @_refuses_in_one_line
-  def go_on(self, count: int) -> list[dict[str, Any]]:
+  def go_on(
+      self, count: int
+  ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Removes all rows after the first `count`, and their evaluations.
 
     A finished run becomes unfinished.
 
     Args:
-      count: rows before the newest checkpoint, 0 if there is none.
+      count: rounds before the newest checkpoint, 0 if there is none.
 
     Returns:
-      The first `count` rows.
+      The row of round 0 and those of the first `count` rounds. The first is
+      None if there is no checkpoint, or in a run of an earlier version.
 
     Raises:
       ConfigError: there are fewer rows or evaluations, or one is damaged. Or
@@ -351,7 +355,9 @@ class RunFolder:
       )
     with (self.workdir / "metrics.jsonl").open("rb+") as file:
       # The rows before the checkpoint.
-      lines = [file.readline() for _ in range(count)]
+      lines = [file.readline() for _ in range(count and count + 1)]
+      if lines and not read.is_start(lines[0]):
+        lines.pop()
       if not all(line.endswith(b"\n") for line in lines):
         refuse(
             self.setting,
@@ -359,9 +365,12 @@ class RunFolder:
             "checkpoint; use another folder, or remove this one",
         )
       on_disk = read.read_config(self.workdir)
-      rows = read.parse_rows(self.workdir, lines, on_disk["num_weights"])
+      start, rows = read.parse_rows(
+          self.workdir, lines, on_disk["num_weights"]
+      )
       self._require_ahead(rows)
-      evaluated = [row["round"] for row in rows if "test_loss" in row]
+      evaluated = [] if start is None else [0]
+      evaluated += [row["round"] for row in rows if "test_loss" in row]
       num_clients = on_disk["num_clients_used"]
       if evaluated:
         read.read_client_evaluations(
@@ -376,7 +385,7 @@ class RunFolder:
     self._evaluations = client_evaluations.Writer(
         self.workdir / client_evaluations.NAME, num_clients, evaluated
     )
-    return rows
+    return start, rows
 
   @_writes
   def replace_last(self, row: dict[str, Any], evaluation: np.ndarray):
@@ -400,7 +409,7 @@ class RunFolder:
     """Appends one round to metrics.jsonl.
 
     Args:
-      row: of the round.
+      row: of the round; that of round 0 is first.
       evaluation: of all clients, if the row has one.
     """
     if evaluation is not None:

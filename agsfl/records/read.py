@@ -17,7 +17,14 @@ import numpy as np
 
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.files import expanded
-from agsfl.records import client_evaluations, columns, npy, strict_json, tables
+from agsfl.records import (
+    client_evaluations,
+    columns,
+    npy,
+    strict_json,
+    tables,
+    traffic,
+)
 from agsfl.records.columns import (
     COLUMNS,
     OF_TASKS,
@@ -42,13 +49,15 @@ class Run:
   """A run, finished or not.
 
   Attributes:
-    rows: a dict for each round, as in metrics.jsonl.
+    rows: a dict for each round, from round 1, as in metrics.jsonl.
     clients: columns by client, [N] each, as in clients.csv; empty if the run is
       unfinished.
     summary: the last row, the run's wall times and memory, and more, as in
       summary.json; None if the run is unfinished.
     config: the settings as used and the environment, as in config.json.
     workdir: its folder; None for a run in memory.
+    start: the evaluation of the first weights: a row of round 0, without k and
+      what rounds have. None for runs of earlier versions.
   """
 
   rows: list[dict[str, Any]]
@@ -56,6 +65,7 @@ class Run:
   summary: dict[str, Any] | None
   config: dict[str, Any]
   workdir: Path | None
+  start: dict[str, Any] | None
 
   def __init__(
       self,
@@ -64,17 +74,18 @@ class Run:
       summary: dict[str, Any] | None,
       config: dict[str, Any],
       workdir: Path | None = None,
+      start: dict[str, Any] | None = None,
       params: np.ndarray | None = None,
       client_evaluations: np.ndarray | None = None,
   ):
     """A run of these parts.
 
     Args:
-      rows, clients, summary, config, workdir: see the class.
+      rows, clients, summary, config, workdir, start: see the class.
       params: [D] f32, the final weights; None if they are in `workdir`.
       client_evaluations: [E] records; None if they are in `workdir`.
     """
-    fields = (rows, clients, summary, config, workdir)
+    fields = (rows, clients, summary, config, workdir, start)
     for field, value in zip(dataclasses.fields(self), fields, strict=True):
       object.__setattr__(self, field.name, value)
     if params is not None:
@@ -132,8 +143,9 @@ class Run:
 
   @property
   def evaluated(self) -> list[dict[str, Any]]:
-    """The rows with losses over all samples."""
-    return [row for row in self.rows if "test_loss" in row]
+    """The rows with losses over all samples; `start` is the first."""
+    start = [] if self.start is None else [self.start]
+    return start + [row for row in self.rows if "test_loss" in row]
 
   @property
   def contributed(self) -> np.ndarray:
@@ -153,17 +165,30 @@ class Run:
 
     Args:
       key: name of the column, y.
-      against: name of the other one, x, which every row has.
+      against: what x is: "round", "time", "seconds" (of runs with a clock), or
+        "bytes", which all clients and the server have sent until then.
 
     Returns:
-      (x, y), [points] f64 each, from the rows whose y is a finite number.
+      (x, y), [points] f64 each, from the rows whose y is a finite number. The
+      first point is that of the first weights, at x = 0, if they have y.
     """
-    points = [
-        (row[against], row[key])
-        for row in self.rows
-        if row.get(key) is not None and math.isfinite(row[key])
-    ]
-    x, y = np.array(points, float).reshape(-1, 2).T
+    rows = self.rows
+    if against == "bytes":
+      xs = traffic.both_ways(self).tolist()
+    else:
+      rows = [row for row in rows if against in row]
+      xs = [row[against] for row in rows]
+    points = zip(xs, rows, strict=True)
+    if self.start is not None and (rows or not self.rows):
+      points = itertools.chain([(0, self.start)], points)
+    x, y = np.array(
+        [
+            (x, row[key])
+            for x, row in points
+            if row.get(key) is not None and math.isfinite(row[key])
+        ],
+        float,
+    ).reshape(-1, 2).T
     return x, y
 
   def __repr__(self):
@@ -262,16 +287,16 @@ def read_run(workdir: str | Path) -> Run:
   workdir = expanded(workdir)
   config = read_config(workdir)
   finished = (workdir / "summary.json").exists()
-  rows = _read_rows(workdir, config["num_weights"], finished)
+  start, rows = _read_rows(workdir, config["num_weights"], finished)
   if not finished:
-    return Run(rows, {}, None, config, workdir)
+    return Run(rows, {}, None, config, workdir, start)
   summary = read_summary(workdir)
   with _file(workdir, "summary.json"):
     _check_end(summary, rows)
   with _file(workdir, "clients.csv") as path:
     clients = tables.read_clients(path)
     _check_clients(clients, config, len(rows))
-  return Run(rows, clients, summary, config, workdir)
+  return Run(rows, clients, summary, config, workdir, start)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -304,9 +329,16 @@ def read_client_evaluations(
     )
 
 
+def is_start(line: bytes) -> bool:
+  """Whether a line of metrics.jsonl is the row of round 0."""
+  with contextlib.suppress(*_DAMAGE):
+    return strict_json.parsed(line).get("round") == 0
+  return False
+
+
 def parse_rows(
     workdir: Path, lines: list[bytes], num_weights: int
-) -> list[dict[str, Any]]:
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
   """The first rows of metrics.jsonl.
 
   Args:
@@ -314,22 +346,29 @@ def parse_rows(
     lines: of the file, from its first one.
     num_weights: D.
 
+  Returns:
+    The row of round 0, or None if the file has none, and those of the rounds.
+
   Raises:
     ConfigError: a line is no row of its round, or does not follow the row
       before it.
   """
+  start = None
   rows: list[dict[str, Any]] = []
   for number, line in enumerate(lines, 1):
     with _file(workdir, f"metrics.jsonl, line {number}"):
       row = strict_json.parsed(line)
-      require(row.get("round") == number, "round", row.get("round"))
       columns.check(row)
+      if number == 1 and row["round"] == 0:
+        start = row
+        continue
+      require(row["round"] == len(rows) + 1, "round", row["round"])
       for name in ("k_up", "k_down"):
         require(row[name] <= num_weights, name, row[name])
       if rows and row["time"] < rows[-1]["time"]:
         raise ValueError(f"time is {row['time']}, less than one line before")
     rows.append(row)
-  return rows
+  return start, rows
 
 
 def _read_rows(workdir, num_weights, finished):

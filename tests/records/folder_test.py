@@ -47,6 +47,12 @@ CLIENTS = {
 }
 
 
+START = {
+    "round": 0, "time": 0.0, "train_loss": 2.0, "test_loss": 2.5,
+    "test_accuracy": 0.125,
+}
+
+
 def evaluation(number):
   """Each client's numbers after a round."""
   return client_evaluations.record(number, SimpleNamespace(**{
@@ -66,11 +72,13 @@ class FolderTest(parameterized.TestCase):
     place = self.folder.joinpath(*below)
     return records.RunFolder(place, identity, records.Extent(*extent))
 
-  def write(self, *below, count=3, finished=True, **identity):
+  def write(self, *below, count=3, finished=True, start=None, **identity):
     """A run of some rows."""
     with self.of(*below, **identity) as files:
       files.begin(description())
       files.go_on(0)
+      if start is not None:
+        files.row(start, evaluation(0))
       for number in range(1, count + 1):
         files.row(row(number), evaluation(number))
       if finished:
@@ -219,16 +227,17 @@ class FolderTest(parameterized.TestCase):
     (self.folder / "summary.json").unlink()
     with self.of(extent=(9, None)) as files:
       files.begin(description())
-      self.assertEqual(files.go_on(0), [])
+      self.assertEqual(files.go_on(0), (None, []))
     self.assertEqual(rows_of(self.folder), [])
 
-  @parameterized.parameters(1, 2, 3)
-  def test_going_on(self, count):
+  @parameterized.product(count=(1, 2, 3), start=(START, None))
+  def test_going_on(self, count, start):
     """Law: the first rows stay, byte for byte, and others follow them.
 
-    So do their evaluations, of which the last one was not written whole.
+    So do their evaluations, of which the last one was not written whole. Runs
+    of earlier versions have no row of round 0.
     """
-    self.write()
+    self.write(start=start)
     before = (self.folder / "metrics.jsonl").read_text().splitlines()
     with (self.folder / "metrics.jsonl").open("a") as file:
       file.write('{"rou')  # torn
@@ -238,13 +247,14 @@ class FolderTest(parameterized.TestCase):
     with self.of(extent=(9, None)) as files:
       files.begin(description(num_rounds=9))
       self.assertEqual(
-          files.go_on(count), [row(i) for i in range(1, count + 1)]
+          files.go_on(count), (start, [row(i) for i in range(1, count + 1)])
       )
-      self.assertEqual(self.evaluated(), [*range(1, count + 1)])
+      first = 0 if start else 1
+      self.assertEqual(self.evaluated(), [*range(first, count + 1)])
       files.row(row(count + 1, own=7), evaluation(count + 1))
-    self.assertEqual(self.evaluated(), [*range(1, count + 2)])
-    *first, last = (self.folder / "metrics.jsonl").read_text().splitlines()
-    self.assertEqual(first, before[:count])
+    self.assertEqual(self.evaluated(), [*range(first, count + 2)])
+    *stay, last = (self.folder / "metrics.jsonl").read_text().splitlines()
+    self.assertEqual(stay, before[: count + 1 - first])
     self.assertEqual(json.loads(last), row(count + 1, own=7))
     self.assertEqual(read.read_config(self.folder)["asked"]["num_rounds"], 9)
 

@@ -53,7 +53,7 @@ class Run:
     clients: columns by client, [N] each, as in clients.csv; empty if the run is
       unfinished.
     summary: the last row, the run's wall times and memory, and more, as in
-      summary.json; None if the run is unfinished.
+      summary.json; empty if the run is unfinished.
     config: the settings as used and the environment, as in config.json.
     workdir: its folder; None for a run in memory.
     start: the evaluation of the first weights: a row of round 0, without k and
@@ -61,8 +61,8 @@ class Run:
   """
 
   rows: list[dict[str, Any]]
-  clients: dict[str, list]
-  summary: dict[str, Any] | None
+  clients: dict[str, list[Any]]
+  summary: dict[str, Any]
   config: dict[str, Any]
   workdir: Path | None
   start: dict[str, Any] | None
@@ -70,8 +70,8 @@ class Run:
   def __init__(
       self,
       rows: list[dict[str, Any]],
-      clients: dict[str, list],
-      summary: dict[str, Any] | None,
+      clients: dict[str, list[Any]],
+      summary: dict[str, Any],
       config: dict[str, Any],
       workdir: Path | None = None,
       start: dict[str, Any] | None = None,
@@ -134,7 +134,7 @@ class Run:
   @property
   def finished(self) -> bool:
     """Whether the run is done."""
-    return self.summary is not None
+    return bool(self.summary)
 
   @property
   def asked(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Run:
     ).reshape(-1, 2).T
     return x, y
 
-  def __repr__(self):
+  def __repr__(self) -> str:
     state = "finished" if self.finished else "unfinished"
     where = f", {self.workdir}" if self.workdir else ""
     return f"Run({state}, {len(self.rows)} rounds{where})"
@@ -240,17 +240,24 @@ def find_runs(folder: str | Path) -> list[Path]:
   return sorted(found, key=natural_order)
 
 
-def natural_order(name: Any) -> list[str | int]:
-  """A sort key that compares numbers within names as numbers.
+# A number within a name: whole, decimal, or with an exponent.
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
 
+
+def natural_order(name: Any) -> tuple[list[str | float], str]:
+  """A sort key that compares numbers within names by their values.
+
+  >>> sorted(["rate=0.1", "rate=1e-3", "rate=0.02"], key=natural_order)
+  ['rate=1e-3', 'rate=0.02', 'rate=0.1']
   >>> sorted(["seed10", "seed2"], key=natural_order)
   ['seed2', 'seed10']
   """
-  pieces = re.split(r"([0-9]+)", str(name))  # text and digits take turns
-  return [int(p) if index % 2 else p for index, p in enumerate(pieces)]
+  pieces = _NUMBER.split(str(name))  # text and numbers take turns
+  # Names of equal numbers, such as 100 and 1e2, need an order too.
+  return [float(p) if i % 2 else p for i, p in enumerate(pieces)], str(name)
 
 
-def read_runs(*folders: str | Path) -> list[Run]:
+def read_all(*folders: str | Path) -> list[Run]:
   """The runs of several folders, each once.
 
   Args:
@@ -289,7 +296,7 @@ def read_run(workdir: str | Path) -> Run:
   finished = (workdir / "summary.json").exists()
   start, rows = _read_rows(workdir, config["num_weights"], finished)
   if not finished:
-    return Run(rows, {}, None, config, workdir, start)
+    return Run(rows, {}, {}, config, workdir, start)
   summary = read_summary(workdir)
   with _file(workdir, "summary.json"):
     _check_end(summary, rows)

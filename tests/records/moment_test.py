@@ -37,7 +37,7 @@ def run_of(rounds=4, start=True, pace=2.5, **more):
       "asked": {"k": 5.0, "seed": 0},
   }
   first = {"round": 0, "time": 0.0, **evaluation(0)} if start else None
-  return Run(rows, {}, None, config, start=first)
+  return Run(rows, {}, {}, config, start=first)
 
 
 class ValueTest(parameterized.TestCase):
@@ -136,7 +136,7 @@ class FlagsTest(parameterized.TestCase):
         sorted_by = flags_of.sort_by(self.RUNS)
       self.assertEqual(sorted_by, name)
       self.assertEqual(flags_of.best_by(self.RUNS, sorted_by), best)
-    nothing = [Run([], {}, None, {"asked": {}})]
+    nothing = [Run([], {}, {}, {"asked": {}})]
     self.assertIsNone(flags_of.best_by(nothing, None))
 
 

@@ -119,7 +119,7 @@ class WholeTest(FolderTest):
     rows = [
         {"time": 1.5 * i, "round": i, "loss": x} for i, x in enumerate(losses)
     ]
-    run = read.Run([*rows, {"time": 9.0, "round": 5}], {}, None, {})
+    run = read.Run([*rows, {"time": 9.0, "round": 5}], {}, {}, {})
     x, y = run.series("loss")
     self.assertEqual((x.tolist(), y.tolist()), ([0.0, 6.0], [2.0, 1.0]))
     self.assertEqual(run.series("loss", "round")[0].tolist(), [0.0, 4.0])

@@ -27,7 +27,10 @@ setup(
     # With this line pip's -e puts the clone on the module path. Without it,
     # `import agsfl` beside a clone would find the clone's folder itself.
     package_dir={"": "."},
-    package_data={"agsfl": ["py.typed"], "experiments": ["*/*.flags"]},
+    package_data={
+        "agsfl": ["py.typed", "*/README.md"],
+        "experiments": ["*/*.flags", "*/README.md"],
+    },
     entry_points={"console_scripts": ["agsfl=experiments.main:main"]},
     python_requires=">=3.11",
     install_requires=[
@@ -50,6 +53,7 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "docs": ["pdoc>=15"],
         "dashboards": ["tensorboardX>=2.6", "wandb>=0.31"],
         "slurm": ["submitit>=1.5"],
         "tfds": ["tensorflow>=2.20"],
@@ -60,6 +64,7 @@ setup(
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "pdoc>=15",
             "pytest>=8",
             "ruff>=0.9",
             "submitit>=1.5",

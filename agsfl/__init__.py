@@ -1,6 +1,6 @@
 """Federated learning with adaptive gradient sparsification, in JAX.
 
-A run in three lines:
+In Python, a run is three lines:
 
     import agsfl
     run = agsfl.simulate(agsfl.Config(model="mlp", num_rounds=50))

@@ -262,23 +262,6 @@ class KController(NamedTuple):
     return self.observes or self.measures_lag
 
 
-class Cohort(NamedTuple):
-  """The clients that take part in a round, in n places.
-
-  Attributes:
-    clients: [n] i32, their numbers, ascending; a place with a number >= N is
-      empty.
-    weights: [n] i32, what a client counts in the mean, before the division by
-      the sum; in the paper C_i.
-    flights: of clients that began in earlier rounds; None if all of them begin
-      in this one.
-  """
-
-  clients: jax.Array
-  weights: jax.Array
-  flights: "Flights | None" = None
-
-
 class Flights(NamedTuple):
   """Clients that work while the server goes on: asynchronous rounds.
 
@@ -295,6 +278,23 @@ class Flights(NamedTuple):
   left: jax.Array
   trust: jax.Array
   behind: jax.Array
+
+
+class Cohort(NamedTuple):
+  """The clients that take part in a round, in n places.
+
+  Attributes:
+    clients: [n] i32, their numbers, ascending; a place with a number >= N is
+      empty.
+    weights: [n] i32, what a client counts in the mean, before the division by
+      the sum; in the paper C_i.
+    flights: of clients that began in earlier rounds; None if all of them begin
+      in this one.
+  """
+
+  clients: jax.Array
+  weights: jax.Array
+  flights: Flights | None = None
 
 
 @flax.struct.dataclass
@@ -337,6 +337,25 @@ class RoundState:
   feedback: PyTree = ()
   seconds: PyTree = ()
   attendance: PyTree = ()
+
+
+class Timing(NamedTuple):
+  """The simulated seconds of a round.
+
+  Attributes:
+    seconds: [] f32, at the round's end, since the start of the run.
+    duration: [] f32, seconds of the round.
+    late: [] i32, clients that the deadline left out.
+    slowest: [] i32, the number of the client that the round waited for; -1 if
+      there is none.
+    cause: [] i32, what took it most of its time, a place in `clocks.CAUSES`.
+  """
+
+  seconds: jax.Array
+  duration: jax.Array
+  late: jax.Array
+  slowest: jax.Array
+  cause: jax.Array
 
 
 class RoundInfo(NamedTuple):
@@ -388,23 +407,4 @@ class RoundInfo(NamedTuple):
   all_down: jax.Array | None = None
   heard: jax.Array | None = None
   lost: jax.Array | None = None
-  timing: "Timing | None" = None
-
-
-class Timing(NamedTuple):
-  """The simulated seconds of a round.
-
-  Attributes:
-    seconds: [] f32, at the round's end, since the start of the run.
-    duration: [] f32, seconds of the round.
-    late: [] i32, clients that the deadline left out.
-    slowest: [] i32, the number of the client that the round waited for; -1 if
-      there is none.
-    cause: [] i32, what took it most of its time, a place in `clocks.CAUSES`.
-  """
-
-  seconds: jax.Array
-  duration: jax.Array
-  late: jax.Array
-  slowest: jax.Array
-  cause: jax.Array
+  timing: Timing | None = None

@@ -20,6 +20,7 @@ COMMANDS = {
     "describe_data": "show which samples go to which client",
     "decode_images": "make an npz data set from PNG or JPEG images",
     "prepare_femnist": "make the data set femnist from LEAF's files",
+    "docs": "write the documentation as HTML pages",
     "benchmark": "measure how fast rounds are",
 }
 

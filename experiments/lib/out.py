@@ -1,4 +1,4 @@
-"""The flag --out of commands that write one file, and default names."""
+"""The flag --out of commands that write a file or pages, and default names."""
 
 import contextlib
 import datetime
@@ -12,7 +12,9 @@ from agsfl import files
 from agsfl.errors import refuse, refused
 from agsfl.files import expanded
 
-_OUT = flags.DEFINE_string("out", None, "The file to write.")
+_OUT = flags.DEFINE_string(
+    "out", None, "The file to write, or the folder of all pages."
+)
 
 
 def new_name() -> str:
@@ -35,6 +37,21 @@ def path(default: str = "", endings: tuple[str, ...] = ()) -> Path:
     refuse(f"--out={_OUT.value or ''}", "must name a file to write")
   if endings and asked.suffix not in endings:
     refuse(f"--out={asked}", f"must end in {', '.join(endings)}")
+  return asked
+
+
+def folder(default: str) -> Path:
+  """The folder that --out names.
+
+  Args:
+    default: the folder if the flag is not given.
+
+  Raises:
+    ConfigError: there is a file of this name.
+  """
+  asked = expanded(_OUT.value or default)
+  if asked.exists() and not asked.is_dir():
+    refuse(f"--out={asked}", "must name a folder")
   return asked
 
 

@@ -1,0 +1,156 @@
+"""Writes the documentation as HTML pages that need no network.
+
+    python -m experiments.docs --out=pages
+
+Open `pages/index.html` in a browser. The front page is the README. Every module
+has a page that is made from its docstrings. `agsfl.records` has the page "Files
+and columns", and each command under `experiments` has its manual.
+
+It needs pdoc: `pip install "agsfl[docs]"`, or `pip install pdoc`.
+"""
+
+import importlib
+import pkgutil
+import re
+import types
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+import agsfl
+import experiments
+from agsfl.errors import refused
+from agsfl.settings import said_of
+from experiments.lib import out, scripts
+
+flags.adopt_module_key_flags(out)
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SITE = "https://github.com/agsfl/agsfl/blob/main"
+
+# Pages of Markdown files, by the names of their pages.
+_TEXTS = {"README": "README.md", "results": "experiments/paper/README.md"}
+
+# It needs PyTorch.
+_LEFT_OUT = "experiments.benchmark.pytorch"
+
+# The modules that the front page lists; all others are below these.
+_FIRST = ("agsfl", "agsfl.records", "experiments", "results")
+
+
+def module_names() -> list[str]:
+  """The modules that have pages: packages first, then what is in them."""
+  return [
+      name
+      for package in (agsfl, experiments)
+      for name in (
+          package.__name__,
+          *(
+              found.name
+              for found in pkgutil.walk_packages(
+                  package.__path__, f"{package.__name__}."
+              )
+              if not found.name.endswith("__main__")
+          ),
+      )
+      if name != _LEFT_OUT
+  ]
+
+
+def build(folder: Path, names: list[str]):
+  """Writes a page for each module, the texts, and an index for the search.
+
+  Args:
+    folder: of the pages; it is made if needed, and older pages are replaced.
+    names: of the modules.
+
+  Raises:
+    ConfigError: pdoc is not installed, or the folder cannot be written.
+  """
+  with refused("docs", 'needs `pip install "agsfl[docs]"`', ImportError):
+    from pdoc import doc, render
+
+  class Page(doc.Module):
+    """A module with all modules below it, also where `__all__` has none."""
+
+    submodules: Any = ()
+
+  class Text(Page):
+    """A Markdown file in place of a module."""
+
+    source = ""
+
+    def __init__(self, name):
+      path = _ROOT / _TEXTS[name]
+      text = types.ModuleType(name, _read(path))
+      text.__docformat__ = "markdown"
+      super().__init__(text)
+      self.source_file = path
+
+  render.configure(
+      docformat="google",
+      edit_url_map={top: f"{_SITE}/{top}/" for top in ("agsfl", "experiments")},
+      footer_text=f"agsfl {agsfl.__version__}",
+      show_source=False,
+  )
+  pages = {name: Text(name) for name in _TEXTS}
+  pages |= {name: Page(importlib.import_module(name)) for name in names}
+  for name, page in pages.items():
+    page.submodules = [
+        other for below, other in pages.items()
+        if below.rpartition(".")[0] == name
+    ]
+  for page in pages.values():
+    for found in page.classes:
+      _explain_settings(found)
+  front = pages["README"]
+  front.submodules = [pages[name] for name in _FIRST if name in pages]
+
+  with refused(f"--out={folder}", "cannot be written"):
+    for name, page in pages.items():
+      path = folder / f"{name.replace('.', '/')}.html"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(render.html_module(page, pages), encoding="utf-8")
+    index = render.html_module(front, pages)
+    (folder / "index.html").write_text(index, encoding="utf-8")
+    # Without the texts, whose images would be in it.
+    search = render.search_index({name: pages[name] for name in names})
+    (folder / "search.js").write_text(search, encoding="utf-8")
+
+
+def _explain_settings(found):
+  """Gives the settings among a class's fields their help."""
+  for field in getattr(found.obj, "__dataclass_fields__", {}).values():
+    if "setting" in field.metadata and field.name in found.members:
+      found.members[field.name].docstring = said_of(field).help
+
+
+def _read(path):
+  """A Markdown file, with links to the repository for files beside it."""
+  if path.exists():
+    content = path.read_text(encoding="utf-8")
+  else:  # an installed package has no clone, but it has the README
+    content = str(metadata.metadata("agsfl").get_payload())
+  for name, other in _TEXTS.items():
+    content = content.replace(f"`{other}`", f"[`{other}`]({name}.html)")
+  # Images of a clone go into the page.
+  place = path.parent.relative_to(_ROOT).as_posix()
+  return re.sub(
+      r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|\w+\.html)",
+      rf"\1{_SITE}/{place}/",
+      content,
+  )
+
+
+def main(argv):
+  scripts.start(argv)
+  with scripts.one_line_errors():
+    folder = out.folder("agsfl-docs")
+    build(folder, module_names())
+    print(folder / "index.html")
+
+
+if __name__ == "__main__":
+  scripts.run(main)

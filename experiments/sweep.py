@@ -8,7 +8,6 @@ SIGTERM stop the sweep and its runs, which can go on later. They do not stop
 jobs of Slurm.
 """
 
-import csv
 import dataclasses
 import itertools
 import math
@@ -33,6 +32,7 @@ from experiments.lib import (
     runner,
     scripts,
     stopping,
+    values,
 )
 from experiments.lib import flags as run_flags
 
@@ -93,22 +93,15 @@ def values_of(text: str) -> tuple[str, list[str]]:
   Raises:
     ConfigError: it is not of the form name=values.
   """
-  flag = f"--sweep={text}"
-  name, _, listed = text.partition("=")
-  if name not in run_flags.NAMES:
-    refuse(flag, "must begin with a setting and =")
-  if re.fullmatch(r"-?\d{1,18}\.\.-?\d{1,18}", listed):
-    first, last = map(int, listed.split(".."))
-    _require_few(flag, last + 1 - first)
-    values = [str(value) for value in range(first, last + 1)]
-  else:
-    with errors.refused(flag, "must close each quote", csv.Error):
-      values = next(csv.reader([listed], quotechar="'", strict=True), [])
-  if not values or not all(values):
-    refuse(flag, f"must name values, such as {name}=1,2 or {name}=0..4")
-  if len(set(values)) < len(values):
-    refuse(flag, "must name each value once")
-  return name, values
+  name, rest = values.split("sweep", text)
+  if re.fullmatch(r"-?\d{1,18}\.\.-?\d{1,18}", rest):
+    first, last = map(int, rest.split(".."))
+    if last < first:
+      refuse(f"--sweep={text}", "must name the smaller end first")
+    _require_few(f"--sweep={text}", last + 1 - first)
+    rest = ",".join(map(str, range(first, last + 1)))
+  example = f"{name}=1,2 or {name}=0..4"
+  return name, values.listed("sweep", name, rest, example)
 
 
 def _require_few(flag, count):
@@ -133,18 +126,16 @@ def configs_of(
   names = [name for name, _ in sweeps]
   for name in names:
     require(names.count(name) == 1, "sweep", name, "named once")
-  count = math.prod(len(values) for _, values in sweeps)
+  count = math.prod(len(listed) for _, listed in sweeps)
   _require_few(f"--sweep={','.join(names)}", count)
   configs: dict[str, Config] = {}
   labels: dict[Config, str] = {}
-  for values in itertools.product(*[listed for _, listed in sweeps]):
-    chosen = dict(zip(names, values, strict=True))
-    parsed = {}
-    for name, text in chosen.items():
-      with errors.refused(
-          f"--sweep={name}={text}", f"must be a value of --{name}", ValueError
-      ):
-        parsed[name] = run_flags.parse(name, text)
+  for texts in itertools.product(*[listed for _, listed in sweeps]):
+    chosen = dict(zip(names, texts, strict=True))
+    parsed = {
+        name: values.parsed("sweep", name, text)
+        for name, text in chosen.items()
+    }
     combination = ",".join(f"{name}={text}" for name, text in chosen.items())
     flag, label = f"--sweep={combination}", combination.replace("/", "_")
     if label in configs:
@@ -172,11 +163,7 @@ def command(config: Config, workdir: Path) -> list[str]:
       for name, value in dataclasses.asdict(config).items()
       if value is not None
   ]
-  passed_on = [
-      flag.serialize()
-      for flag in flags.FLAGS.get_key_flags_for_module(runner)
-      if flag.present and flag.name not in (*run_flags.NAMES, "workdir")
-  ]
+  passed_on = run_flags.given(runner, (*run_flags.NAMES, "workdir"))
   # -P: so that a folder `experiments` of the user does not replace this one.
   return [
       sys.executable, "-P", "-m", "experiments.run", *settings, *passed_on,

@@ -1,6 +1,8 @@
 """The flags of a run, one for each field of `Config`, defined on import."""
 
 import dataclasses
+import types
+from collections.abc import Collection
 
 from absl import flags
 
@@ -45,6 +47,24 @@ def parse(name: str, text: str):
   if text == "None" and is_optional(fields[name]):
     return None
   return flags.FLAGS[name].parser.parse(text)
+
+
+def given(module: types.ModuleType, but: Collection[str]) -> list[str]:
+  """The flags of a module as they were given to this command.
+
+  Args:
+    module: its key flags are meant.
+    but: names of flags to leave out.
+
+  Returns:
+    Words of a command line; a flag that was not given is not among them.
+  """
+  return [
+      word
+      for flag in flags.FLAGS.get_key_flags_for_module(module)
+      if flag.present and flag.name not in but
+      for word in flag.serialize().splitlines()
+  ]
 
 
 def config_from_flags() -> Config:

@@ -42,8 +42,9 @@ from agsfl.delivery import Delivery
 from agsfl.errors import ConfigError, DivergedError, StoppedError
 from agsfl.feedback import Feedback
 from agsfl.for_each_client import one_by_one, over_devices
+from agsfl.frame import read_runs
 from agsfl.programs import build
-from agsfl.records.read import Run, read_run, read_runs
+from agsfl.records.read import Run, read_run
 from agsfl.rounds import build_round
 from agsfl.simulation import simulate
 from agsfl.sparsifiers import (

@@ -1,43 +1,37 @@
-"""Writes all rows of any number of runs as one CSV file.
+"""Writes the records of any number of runs as one CSV file.
 
-    python -m experiments.export WORKDIR... --out=rows.csv
+    python -m experiments.export WORKDIR... --out=rows.csv [--at_time=common]
 
 A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
-runs are written as far as they went.
+runs are written as far as they went. The file has a line for each round, or
+with --at_time, --at_rounds, --at_seconds or --at_bytes one for each run. Its
+columns are those of `agsfl.read_runs`.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from agsfl.records.read import Run, read_runs
-from agsfl.records.tables import write_csv
-from experiments.lib import groups, out, plugins, scripts
+from agsfl import frame
+from agsfl.records.read import read_all
+from agsfl.records.tables import whole, write_csv
+from experiments.lib import groups, moment, out, plugins, scripts
 
+flags.adopt_module_key_flags(moment)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
 
-def export(runs: list[Run], path: Path):
-  """Writes a line per round: the run's folder, what differs, and the row.
+def export(table: frame.Table, path: Path):
+  """Writes a table.
 
   Args:
-    runs: finished or not.
+    table: of runs.
     path: written whole or not at all.
   """
-  fields = [*groups.differing(runs), "seed"]
-  keys = dict.fromkeys(key for run in runs for row in run.rows for key in row)
-
-  def lines():
-    # A setting and a number of the row may have one name, as k has.
-    yield ["workdir", *(f"asked_{name}" for name in fields), *keys]
-    for run in runs:
-      asked = [groups.value_of(run.asked, name) for name in fields]
-      for row in run.rows:
-        yield [str(run.workdir), *asked, *(row.get(key) for key in keys)]
-
   with out.written(path) as temporary:
-    write_csv(temporary, lines())
+    lines = (map(whole, line) for line in table.lines)
+    write_csv(temporary, [table.header, *lines])
 
 
 def main(argv):
@@ -45,7 +39,16 @@ def main(argv):
   with scripts.one_line_errors():
     plugins.load()
     path = out.path()
-    export(read_runs(*argv[1:]), path)
+    runs = read_all(*argv[1:])
+    at, by = moment.asked(runs), moment.sort_by(runs)
+    if by is not None:
+      runs.sort(key=lambda run: groups.rank([run], by, at))
+    names = frame.names_of(runs, *argv[1:])
+    if at is None:
+      table = frame.by_round(runs, names)
+    else:
+      table = frame.by_run(runs, names, moment=at)
+    export(table, path)
     print(path)
 
 

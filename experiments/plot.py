@@ -8,6 +8,7 @@ runs are left out.
 
 from absl import flags
 
+from agsfl import frame
 from experiments.lib import drawing, groups, out, plugins, scripts
 
 _GROUP_BY = flags.DEFINE_list(
@@ -32,7 +33,7 @@ def main(argv):
     plugins.load()
     path = out.path(f"runs/plot-{out.new_name()}.png", drawing.ENDINGS)
     runs = groups.read_finished(argv[1:])
-    fields = _GROUP_BY.value or groups.differing(runs)
+    fields = _GROUP_BY.value or frame.differing(runs)
     with out.written(path) as temporary:
       kind = path.suffix[1:]
       print(drawing.compare(runs, fields, temporary, kind, _LEAD_OF.value))

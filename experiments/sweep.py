@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from agsfl import errors, files, simulation, sweeps
+from agsfl import errors, files, frame, simulation, sweeps
 from agsfl.config import Config
 from agsfl.errors import ConfigError, refuse, require
 from agsfl.records import tables
@@ -294,7 +294,7 @@ def write_results(runs: list[Run], names: list[str], folder: Path):
     names: settings that come first; others that differ follow.
     folder: of the sweep.
   """
-  names = list(dict.fromkeys([*names, *groups.differing(runs), "seed"]))
+  names = list(dict.fromkeys([*names, *frame.differing(runs), "seed"]))
   columns = [*_COLUMNS, *groups.metrics(runs)]
   lines = [[*names, *columns, "workdir"]]
   for run in runs:
@@ -310,7 +310,7 @@ def write_results(runs: list[Run], names: list[str], folder: Path):
 def _write_all(runs, names, folder):
   """Writes the sweep's files; returns the table."""
   write_results(runs, names, folder)
-  others = [name for name in groups.differing(runs) if name not in names]
+  others = [name for name in frame.differing(runs) if name not in names]
   fields = [name for name in (*names, *others) if name != "seed"]
   with files.written_whole(folder / "figure.png") as path:
     text = drawing.compare(runs, fields, path)

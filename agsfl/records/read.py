@@ -43,6 +43,9 @@ _LAST_FILES = ("clients.csv", "params.npy", "summary.json")
 _CLIENT_COUNTS = ("samples", "test_samples", "contributed")
 _CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
 
+# A number within a name: whole, decimal, or with an exponent.
+_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
+
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class Run:
@@ -238,10 +241,6 @@ def find_runs(folder: str | Path) -> list[Path]:
   if not found:
     refuse(str(root), "holds no run: there is no config.json in it or below it")
   return sorted(found, key=natural_order)
-
-
-# A number within a name: whole, decimal, or with an exponent.
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
 
 
 def natural_order(name: Any) -> tuple[list[str | float], str]:

@@ -1,14 +1,14 @@
 """Groups of runs: by settings, averaged over seeds, drawn, in tables."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl.config import Config
 from agsfl.errors import ConfigError, require
+from agsfl.frame import settings_of, value_of
 from agsfl.records.columns import OF_TASKS
-from agsfl.records.read import Run, natural_order, read_runs
+from agsfl.records.moment import EVALUATED, Moment, is_better, value_at
+from agsfl.records.read import Run, natural_order, read_all
 
 NONE = "\u2013"  # a dash
 _WINDOWS = 80  # of a smoothed line
@@ -21,19 +21,10 @@ def read_finished(folders: list[str]) -> list[Run]:
   Raises:
     ConfigError: there is none, or a run is damaged.
   """
-  runs = [run for run in read_runs(*folders) if run.finished]
+  runs = [run for run in read_all(*folders) if run.finished]
   if not runs:
     raise ConfigError(f"{', '.join(folders)}: holds no finished run")
   return runs
-
-
-# Runs of an earlier version have fewer settings.
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
-
-
-def value_of(settings: dict[str, Any], name: str) -> Any:
-  """The value of a setting in the `asked` or the `config` of a run."""
-  return settings.get(name, _DEFAULTS.get(name))
 
 
 def in_words(value: Any) -> str:
@@ -62,22 +53,6 @@ def in_order(value: Any) -> tuple:
   return (2, natural_order(value))
 
 
-def _settings(runs):
-  """The names of all settings that any of the runs has."""
-  return list(dict.fromkeys(name for run in runs for name in run.asked))
-
-
-def differing(runs: list[Run]) -> list[str]:
-  """The settings in which the runs differ, without the seed."""
-  asked = [run.asked for run in runs]
-  return [
-      name
-      for name in _settings(runs)
-      if name != "seed"
-      and any(value_of(x, name) != value_of(asked[0], name) for x in asked)
-  ]
-
-
 def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   """The runs by the values of these settings, each group with a label.
 
@@ -91,7 +66,7 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   Raises:
     ConfigError: a field is no setting.
   """
-  known = _settings(runs)
+  known = settings_of(runs)
   for field in fields:
     require(field in known, "group_by", field, f"of {', '.join(known)}")
   values_of = lambda run: [value_of(run.asked, field) for field in fields]
@@ -113,6 +88,59 @@ def title_of(metric: str) -> str:
 def metrics(runs: list[Run]) -> list[str]:
   """The names of the metrics of tasks and users in these runs."""
   return list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def results_of(runs: list[Run]) -> list[str]:
+  """The columns of results of which any of the runs has numbers."""
+  names = (*EVALUATED, *metrics(runs), "round", "time", "seconds")
+  has = lambda run, name: len(run.series(name, "round")[0])
+  return [
+      *(
+          name
+          for name in dict.fromkeys(names)
+          if any(has(run, name) for run in runs)
+      ),
+      "bytes",
+  ]
+
+
+def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
+  """The column that decides which run or group is best; see `is_better`.
+
+  Args:
+    runs: those that are compared.
+    sorted_by: a column of `results_of`, or a setting, which decides nothing.
+
+  Returns:
+    Its name: `sorted_by`, else the accuracy, else the loss; None if the runs
+    have none of them.
+  """
+  has = {*results_of(runs)} - {*settings_of(runs)}
+  wanted = (sorted_by, "test_accuracy", "test_loss")
+  return next((name for name in wanted if name in has), None)
+
+
+def values_at(runs: list[Run], key: str, moment: Moment | None) -> list[float]:
+  """The values of those runs that have one; see `value_at`."""
+  values = [value_at(run, key, moment) for run in runs]
+  return [value for value in values if value is not None]
+
+
+def rank(runs: list[Run], key: str, moment: Moment | None) -> tuple:
+  """A key to sort groups by: results with the best first, settings by value.
+
+  Args:
+    runs: of one group; its mean counts, and without values it is last.
+    key: a setting, or a column of `results_of`.
+    moment: see `value_at`.
+  """
+  if key in runs[0].asked:
+    return in_order(value_of(runs[0].asked, key))
+  values = values_at(runs, key, moment)
+  if not values:
+    return (1,)
+  mean = float(np.mean(values))
+  return (0, -mean if is_better(key) == "max" else mean)
 
 
 class Band(NamedTuple):

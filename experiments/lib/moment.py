@@ -5,15 +5,10 @@ import math
 from absl import flags
 
 from agsfl.errors import ConfigError, require
-from agsfl.records.moment import (
-    EVALUATED,
-    Moment,
-    end,
-    in_words,
-    is_better,
-    value_at,
-)
+from agsfl.frame import settings_of
+from agsfl.records.moment import Moment, end, in_words, is_better, value_at
 from agsfl.records.read import Run
+from experiments.lib.groups import best_by, results_of
 
 __all__ = [
     "Moment", "asked", "best_by", "in_words", "is_better", "sort_by",
@@ -55,69 +50,59 @@ def asked(runs: list[Run]) -> Moment | None:
     ConfigError: two flags are given, the value is no number, or no run has
       this axis.
   """
-  given = {
-      name: flags.FLAGS[name].value
-      for name in _AXES
-      if flags.FLAGS[name].value is not None
-  }
-  if not given:
+  if (given := _given()) is None:
     return None
-  name, *others = given
-  text = given[name]
-  if others:
-    require(False, name, text, f"unset with --{others[0]}={given[others[0]]}")
+  name, text = given
   against, what = _AXES[name]
   ends = [x for run in runs if (x := end(run, against)) is not None]
   require(ends, name, text, f"unset, because no run here has {what}")
   if text == "common":
     return Moment(against, min(ends))
+  return _point(name, text, "common or a number from 0")
+
+
+def asked_as_number() -> Moment | None:
+  """The point that the flags ask for before there are runs.
+
+  Raises:
+    ConfigError: two flags are given, or the value is no number.
+  """
+  given = _given()
+  return given and _point(*given, "a number from 0")
+
+
+def _given():
+  """The name and the text of the flag that is given; None if none is."""
+  given = [
+      (name, flags.FLAGS[name].value)
+      for name in _AXES
+      if flags.FLAGS[name].value is not None
+  ]
+  if len(given) > 1:
+    (name, text), (other, others) = given[:2]
+    require(False, name, text, f"unset with --{other}={others}")
+  return given[0] if given else None
+
+
+def _point(name, text, allowed):
   try:
     value = float(text)
   except ValueError:
     value = math.nan
-  fits = math.isfinite(value) and value >= 0
-  require(fits, name, text, "common or a number from 0")
-  return Moment(against, value)
-
-
-def columns(runs: list[Run]) -> list[str]:
-  """The result columns of which any of the runs has numbers."""
-  own = [name for run in runs for name in run.metrics]
-  names = dict.fromkeys((*EVALUATED, *own, "round", "time", "seconds"))
-  has = lambda run, name: len(run.series(name, "round")[0])
-  return [
-      *(name for name in names if any(has(run, name) for run in runs)),
-      "bytes",
-  ]
+  require(math.isfinite(value) and value >= 0, name, text, allowed)
+  return Moment(_AXES[name][0], value)
 
 
 def sort_by(runs: list[Run]) -> str | None:
-  """What --sort_by names: a setting, or one of `columns`; None if unset.
+  """A setting or a column of `results_of` that --sort_by names, or None.
 
   Raises:
     ConfigError: it is neither.
   """
   name = _SORT_BY.value
-  settings = dict.fromkeys(name for run in runs for name in run.asked)
-  allowed = [*columns(runs), *settings]
+  allowed = [*results_of(runs), *settings_of(runs)]
   if name is not None and name not in allowed:
     raise ConfigError(
         f"--sort_by={name}: must be one of {', '.join(allowed)}"
     )
   return name
-
-
-def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
-  """The column that decides which run or group is best; see `is_better`.
-
-  Args:
-    runs: those that are compared.
-    sorted_by: from `sort_by`; a setting decides nothing.
-
-  Returns:
-    Its name; None if the runs have neither accuracies nor losses.
-  """
-  has = columns(runs)
-  wanted = (sorted_by, "test_accuracy", "test_loss")
-  settings = {name for run in runs for name in run.asked}
-  return next((x for x in wanted if x in has and x not in settings), None)

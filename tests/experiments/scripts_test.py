@@ -18,6 +18,7 @@ from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 
 import agsfl
+from agsfl import frame
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records.read import Run
@@ -106,15 +107,17 @@ class TextTest(parameterized.TestCase):
 
   def test_no_cell_is_a_formula(self):
     """Law: no cell of the exported file begins like a formula."""
-    row = {"round": 1, "=name": 0.5}
-    asked = {"asked": {"replay": "@x"}}
-    runs = [Run([row], {}, None, asked, Path("+run")),
-            Run([row], {}, None, {"asked": {}}, Path("-run"))]
+    row = {"round": 1, "k_up": 2, "k_down": 0, "=name": 0.5}
+    used = {"method": "send_all", "num_clients_used": 1}
+    runs = [
+        Run([row], {}, {}, used | given | {"asked": given})
+        for given in ({"replay": "@x"}, {})
+    ]
     place = Path(self.enterContext(tempfile.TemporaryDirectory())) / "a.csv"
-    export.export(runs, place)
+    export.export(frame.by_round(runs, ["+run", "-run"]), place)
     header, first, second = place.read_text(encoding="utf-8").splitlines()
-    self.assertEqual(header, "workdir,asked_replay,asked_seed,round,'=name")
-    self.assertEqual(first, "'+run,'@x,0,1,0.5")
+    self.assertEqual(header, "run,replay,seed,round,k_up,k_down,'=name,bytes")
+    self.assertEqual(first, "'+run,'@x,0,1,2,0,0.5,8")
     self.assertStartsWith(second, "'-run,")
 
 

@@ -23,7 +23,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from matplotlib import image
 from tensorboardX.proto import event_pb2
 
-from agsfl import programs, simulation, weights
+from agsfl import frame, programs, simulation, weights
 from agsfl.config import Config
 from agsfl.data.federated import load
 from agsfl.errors import ConfigError
@@ -611,7 +611,7 @@ class GroupsTest(absltest.TestCase):
   def test_by_all_that_differ_but_the_seed(self):
     run = lambda **asked: Run([], {}, {}, {"asked": {"b": 1, **asked}})
     runs = [run(k=1.0, seed=0), run(k=1.0, seed=1), run(k=2.0, seed=0)]
-    self.assertEqual(groups.differing(runs), ["k"])
+    self.assertEqual(frame.differing(runs), ["k"])
     by_k = groups.grouped(runs, ["k"])
     self.assertEqual({label: len(group) for label, group in by_k.items()},
                      {"k = 1": 2, "k = 2": 1})
@@ -648,7 +648,7 @@ class GroupsTest(absltest.TestCase):
   def test_runs_of_an_earlier_version(self):
     """A setting that did not exist then has its default."""
     runs = [Run([], {}, {}, {"asked": x}) for x in ({}, {"per_layer": False})]
-    self.assertEqual(groups.differing(runs), [])
+    self.assertEqual(frame.differing(runs), [])
 
 
 if __name__ == "__main__":

@@ -218,11 +218,11 @@ class FindTest(FolderTest):
 
   def test_several_folders(self):
     place = copy_of_run(self.folder / "runs" / "a")
-    runs = read.read_runs(
+    runs = read.read_all(
         self.folder, place, str(self.folder / "runs" / ".." / "runs")
     )
     self.assertLen(runs, 1)
-    self.assert_refused(read.read_runs, "no folder")
+    self.assert_refused(read.read_all, "no folder")
 
   def test_home(self):
     self.make("runs/a")

@@ -1,1 +1,4 @@
-"""What a run leaves on disk, and how it is read back."""
+"""What a run leaves on disk, and how it is read back.
+
+.. include:: README.md
+"""

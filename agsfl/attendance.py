@@ -14,6 +14,7 @@ from jax import lax
 
 from agsfl.clocks import is_on
 from agsfl.data.federated import ClientData
+from agsfl.names import SamplingName
 from agsfl.synced import Synced, at_start, served
 from agsfl.types import Cohort, PyTree, RoundInfo, RoundState
 
@@ -156,7 +157,7 @@ class Sampling(NamedTuple):
   weighs_alike: bool = False
 
 
-SAMPLINGS = {
+SAMPLINGS: dict[SamplingName, Sampling] = {
     "uniform": Sampling(_uniform),
     "by_size": Sampling(_by_size, weighs_alike=True),
     "round_robin": Sampling(_round_robin),

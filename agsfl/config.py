@@ -11,13 +11,20 @@ from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import Partition
 from agsfl.data.sources import SourceOptions, known_names, require_known
 from agsfl.errors import require
+from agsfl.names import (
+    AugmentationName,
+    ControllerName,
+    DatasetName,
+    MatmulPrecision,
+    MethodName,
+    ModelName,
+    OptimizerName,
+    ScheduleName,
+)
 from agsfl.participation import Participation
 from agsfl.settings import Amount, elements, setting
 from agsfl.sparsifiers import METHODS
-from agsfl.training.augmentation import AUGMENTATIONS
-from agsfl.training.models import MATMUL_PRECISIONS, MODELS
-from agsfl.training.optimizers import OPTIMIZERS
-from agsfl.training.schedules import SCHEDULES
+from agsfl.training.models import MODELS
 
 _DEFAULT_K = 1000.0
 # The smallest number above 0 whose inverse float32 can hold.
@@ -64,19 +71,21 @@ class Config(Partition, SourceOptions, Participation):
       another one.
   """
 
-  dataset: str = setting(
+  dataset: DatasetName | str = setting(
       "mnist_5k",
       f"{known_names()}. mnist_5k is 5,000 real digits, without a download.",
   )
   standardize: bool = setting(
       False, "Bring each sample to mean 0 and deviation 1."
   )
-  model: str = setting("cnn", "Network.", choices=MODELS)
-  method: str = setting("fab_top_k", "What is sent.", choices=METHODS)
+  model: ModelName | str = setting("cnn", "Network.", choices=MODELS)
+  method: MethodName | str = setting(
+      "fab_top_k", "What is sent.", choices=METHODS
+  )
   per_layer: bool = setting(
       False, "Use the method on each array of weights by itself."
   )
-  controller: str | None = setting(
+  controller: ControllerName | str | None = setting(
       None,
       "How k moves from round to round. Default: sign_interval, or fixed where "
       "the method has no k.",
@@ -155,11 +164,10 @@ class Config(Partition, SourceOptions, Participation):
       "Take the minibatches of a client from passes over its samples in random "
       "order; a round begins a new pass. With local_epochs it is always so.",
   )
-  local_optimizer: str = setting(
+  local_optimizer: OptimizerName = setting(
       "sgd",
       "Optimiser of the clients. It begins anew every round, so momentum needs "
       "several local steps.",
-      choices=OPTIMIZERS,
   )
   weight_decay: float = setting(
       0.0,
@@ -173,21 +181,18 @@ class Config(Partition, SourceOptions, Participation):
       "before weight decay. Default: no limit.",
       least=_TINY,
   )
-  server_optimizer: str = setting(
-      "sgd", "What applies the aggregate to the weights.", choices=OPTIMIZERS
+  server_optimizer: OptimizerName = setting(
+      "sgd", "What applies the aggregate to the weights."
   )
   server_learning_rate: float | None = setting(
       None, "Step of the server. Default: learning_rate.", least=_TINY
   )
-  learning_rate_schedule: str = setting(
+  learning_rate_schedule: ScheduleName = setting(
       "constant",
       "How the learning rate of the clients goes from round to round.",
-      choices=SCHEDULES,
   )
-  server_learning_rate_schedule: str | None = setting(
-      None,
-      "The same for the server. Default: learning_rate_schedule.",
-      choices=SCHEDULES,
+  server_learning_rate_schedule: ScheduleName | None = setting(
+      None, "The same for the server. Default: learning_rate_schedule."
   )
   warmup_rounds: int = setting(
       0,
@@ -260,20 +265,18 @@ class Config(Partition, SourceOptions, Participation):
       least=1,
   )
 
-  augmentation: str = setting(
+  augmentation: AugmentationName = setting(
       "none",
       "Random changes of the images in each minibatch: flip mirrors half of "
       "them; crop_flip also moves them by up to 4 pixels.",
-      choices=AUGMENTATIONS,
   )
-  matmul_precision: str | None = setting(
+  matmul_precision: MatmulPrecision | None = setting(
       None,
       "Precision of the network's products on accelerators, which by default "
       "is lower than float32; highest is float32. A CPU always has float32.",
-      choices=MATMUL_PRECISIONS,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     settings.check(self)
     clocks.require_consistent(self)
     self._check_participation()
@@ -356,7 +359,7 @@ class Config(Partition, SourceOptions, Participation):
     )
 
   @property
-  def used_schedules(self) -> set[str]:
+  def used_schedules(self) -> set[ScheduleName]:
     """The names of the clients' and the server's schedule."""
     return {
         self.learning_rate_schedule,

@@ -3,12 +3,10 @@
 import dataclasses
 import math
 
-from agsfl.attendance import SAMPLINGS
 from agsfl.clocks import ClockOptions
 from agsfl.errors import require
+from agsfl.names import SamplingName, StoreName
 from agsfl.settings import Amount, check, elements, setting
-
-STORES = ("device", "host", "file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +24,10 @@ class Participation(ClockOptions):
       "Default: all.",
       least=1,
   )
-  sampling: str = setting(
+  sampling: SamplingName = setting(
       "uniform",
       "How the clients of a round are drawn; by_size: large clients more "
       "often, then all count alike in the mean.",
-      choices=SAMPLINGS,
   )
   dropout: float = setting(
       0.0,
@@ -73,15 +70,14 @@ class Participation(ClockOptions):
       least=0,
       most=10_000,
   )
-  store: str | None = setting(
+  store: StoreName | None = setting(
       None,
       "Where the residuals of all clients are, if only some take part in a "
       "round: on the device, in the host's memory, or in a file. Default: "
       "device up to 4 GB, host up to 8 GB, then file.",
-      choices=STORES,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check(self)
     self._check_participation()
 
@@ -170,7 +166,7 @@ class Participation(ClockOptions):
     )
     return self.buffer_size
 
-  def used_store(self, num_clients: int, bytes_per_client: int) -> str:
+  def used_store(self, num_clients: int, bytes_per_client: int) -> StoreName:
     """Where the rows of all clients are; the default depends on their size."""
     if self.store is not None or not self.in_cohorts:
       return self.store or "device"

@@ -3,12 +3,17 @@
 `Config` and `Partition` are frozen dataclasses whose fields come from
 `setting`. Their checks, the flags of all commands and the table of flags are
 made from these fields.
+
+The type of a field with a fixed list of names is a `Literal` of them, so that
+editors know the names. Where users can register more names, the type is such a
+`Literal` or `str`, and `choices` is the registry.
 """
 
 import dataclasses
 import math
 import numbers
 import os
+import types
 import typing
 from collections.abc import Collection
 from typing import Any
@@ -39,13 +44,13 @@ class Setting:
   Attributes:
     help: one or two sentences.
     least, most: bounds, both allowed.
-    choices: names that are allowed; a registry grows later.
+    choices: values that are allowed; a registry grows later.
   """
 
   help: str
   least: float | None = None
   most: float | None = None
-  choices: Collection[str] | None = None
+  choices: Collection[Any] | None = None
 
 
 def setting(
@@ -62,19 +67,34 @@ def setting(
 
 
 def said_of(field: dataclasses.Field) -> Setting:
-  """The `Setting` of a field."""
-  return field.metadata["setting"]
+  """The `Setting` of a field; its choices may be in the field's type."""
+  said = field.metadata["setting"]
+  members = _members(field)
+  if str in members:  # the names of a Literal beside it are not all
+    return said
+  values = [v for member in members for v in typing.get_args(member)]
+  return dataclasses.replace(said, choices=tuple(values)) if values else said
 
 
 def kinds_of(field: dataclasses.Field) -> tuple[type, ...]:
   """The types of a field's value without None, such as (float, str) for k."""
-  kinds = typing.get_args(field.type) or (field.type,)
-  return tuple(kind for kind in kinds if kind is not type(None))
+  kinds = (
+      type(values[0]) if (values := typing.get_args(member)) else member
+      for member in _members(field)
+  )
+  # Each once: the type may be a Literal of names, or any other text.
+  return tuple(dict.fromkeys(k for k in kinds if k is not type(None)))
 
 
 def is_optional(field: dataclasses.Field) -> bool:
   """Whether the value may be None."""
-  return type(None) in typing.get_args(field.type)
+  return type(None) in _members(field)
+
+
+def _members(field):
+  """The types of which a field's type is the union; or the type alone."""
+  is_union = typing.get_origin(field.type) in (types.UnionType, typing.Union)
+  return typing.get_args(field.type) if is_union else (field.type,)
 
 
 def check(settings: Any):
@@ -87,11 +107,16 @@ def check(settings: Any):
     ConfigError: a value has another type, is out of bounds or not a choice.
   """
   for field in dataclasses.fields(settings):
-    value = _checked(field, getattr(settings, field.name))
+    value = checked(field, getattr(settings, field.name))
     object.__setattr__(settings, field.name, value)
 
 
-def _checked(field, value):
+def checked(field: dataclasses.Field, value: Any) -> Any:
+  """The value in the field's own type.
+
+  Raises:
+    ConfigError: it has another type, is out of bounds or not a choice.
+  """
   if value is None and is_optional(field):
     return None
   kinds = kinds_of(field)
@@ -101,7 +126,7 @@ def _checked(field, value):
     value = _typed(field.name, kinds[0], value)
   said = said_of(field)
   if said.choices is not None:
-    allowed = f"one of {', '.join(said.choices)}"
+    allowed = f"one of {', '.join(map(str, said.choices))}"
     require(value in said.choices, field.name, value, allowed)
   if isinstance(value, (int, float)) and not isinstance(value, bool):
     _require_bounds(field.name, value, said)

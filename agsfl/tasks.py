@@ -1,7 +1,7 @@
 """What networks learn: how their outputs are compared with labels."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from agsfl.errors import refuse
+from agsfl.names import TaskName
 from agsfl.types import Loss
 
 
@@ -128,11 +129,11 @@ def _tokens_of(labels):
   return np.sum(labels.reshape(len(labels), -1) >= 0, axis=1)
 
 
-CLASSIFICATION = "classification"
-NEXT_TOKEN = "next_token"
-REGRESSION = "regression"
+CLASSIFICATION: Final = "classification"
+NEXT_TOKEN: Final = "next_token"
+REGRESSION: Final = "regression"
 
-TASKS = {
+TASKS: dict[TaskName, Task] = {
     CLASSIFICATION: Task(cross_entropy, _share_right, {}),
     NEXT_TOKEN: Task(
         token_cross_entropy,

@@ -118,9 +118,10 @@ class FieldTest(parameterized.TestCase):
           getattr(Config(**({name: choice} | NEEDS.get(choice, {}))), name),
           choice,
       )
+    wrong = "other" if KINDS[name] == (str,) else 8
+    allowed = ", ".join(map(str, SAID[name].choices))
     self.assertEqual(
-        refusal(**{name: "other"}),
-        f"--{name}=other: must be one of {', '.join(SAID[name].choices)}",
+        refusal(**{name: wrong}), f"--{name}={wrong}: must be one of {allowed}"
     )
 
   def test_it_stays_as_it_was_checked(self):

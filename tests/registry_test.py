@@ -1,6 +1,7 @@
 """Parts by name: the package's own, and those that users add."""
 
 import dataclasses
+import typing
 from unittest import mock
 
 import numpy as np
@@ -17,14 +18,19 @@ from agsfl import (
   register_partition,
   register_source,
 )
+from agsfl.attendance import SAMPLINGS
 from agsfl.controllers import CONTROLLERS
 from agsfl.data.partitions import PARTITIONS
 from agsfl.data.sources import SOURCES
 from agsfl.registry import Registry
 from agsfl.settings import said_of
 from agsfl.sparsifiers import METHODS
+from agsfl.tasks import TASKS
+from agsfl.training.augmentation import AUGMENTATIONS
 from agsfl.training.models import MODELS
 from agsfl.training.networks import MLP
+from agsfl.training.optimizers import OPTIMIZERS
+from agsfl.training.schedules import SCHEDULES
 
 # The setting, its parts, how one is registered, and one to register.
 KINDS = (
@@ -38,6 +44,19 @@ KINDS = (
         lambda labels, settings, rng: [np.arange(len(labels))],
     ),
     ("dataset", SOURCES, register_source, lambda place: {}),
+)
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# The setting, and the names that its type offers to editors.
+LITERALS = (
+    *[(field, registry) for field, registry, *_ in KINDS[:-1]],
+    ("dataset", [name for name, source in SOURCES.items() if not source.place]),
+    ("task", TASKS),
+    ("sampling", SAMPLINGS),
+    ("augmentation", AUGMENTATIONS),
+    ("local_optimizer", OPTIMIZERS),
+    ("server_optimizer", OPTIMIZERS),
+    ("learning_rate_schedule", SCHEDULES),
+    ("server_learning_rate_schedule", SCHEDULES),
 )
 
 
@@ -106,13 +125,19 @@ class KindsTest(parameterized.TestCase):
     self.assertEqual(dict(registry), before)
 
   def test_choices_are_the_registries(self):
-    """Law: no list of names is written twice."""
-    choices = {
-        field.name: said_of(field).choices
-        for field in dataclasses.fields(Config)
-    }
+    """Law: no list of names is written twice for settings."""
     for field, registry, *_ in KINDS[:-1]:
-      self.assertIs(choices[field], registry)
+      self.assertIs(said_of(FIELDS[field]).choices, registry)
+
+  @parameterized.parameters(*LITERALS)
+  def test_editors_know_the_names(self, field, names):
+    """Law: the Literal of a field's type has the names of its registry."""
+    (literal,) = (
+        member
+        for member in (FIELDS[field].type, *typing.get_args(FIELDS[field].type))
+        if typing.get_origin(member) is typing.Literal
+    )
+    self.assertEqual(typing.get_args(literal), tuple(names))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import fractions
 import pathlib
+from typing import Literal
 
 import hypothesis
 import hypothesis.strategies as st
@@ -23,7 +24,9 @@ class Toy:
   free: float = setting(0.5, "A number without bounds.")
   share: Amount = setting(9.0, "Elements.", least=2)
   text: str = setting("a", "A text.")
-  choice: str = setting("a", "A choice.", choices={"a": 1, "b": 2})
+  choice: Literal["a", "b"] = setting("a", "A choice.")
+  size: Literal[16, 32] | None = setting(None, "None, or one of two numbers.")
+  part: Literal["a"] | str = setting("a", "A part.", choices={"a": 1, "b": 2})
   switch: bool = setting(False, "A switch.")
   perhaps: int | None = setting(None, "None, or a whole number.", least=1)
 
@@ -67,6 +70,11 @@ REFUSED = (
     ("text", "a\udcff", "--text=a\\udcff: must be text in UTF-8"),
     ("choice", "c", "--choice=c: must be one of a, b"),
     ("choice", "a\nb", "--choice=a b: must be one of a, b"),
+    ("choice", 3, "--choice=3: must be text"),
+    ("choice", None, "--choice=None: must be text"),
+    ("size", 8, "--size=8: must be one of 16, 32"),
+    ("size", "16", "--size='16': must be a whole number"),
+    ("part", "c", "--part=c: must be one of a, b"),
     ("switch", "false", "--switch='false': must be True or False"),
     ("switch", 1, "--switch=1: must be True or False"),
     ("perhaps", 0, "--perhaps=0: must be at least 1"),
@@ -91,6 +99,9 @@ TAKEN = (
     ("text", np.str_("b"), "b"),
     ("text", pathlib.PurePosixPath("a/b"), "a/b"),
     ("choice", "b", "b"),
+    ("size", np.int64(16), 16),
+    ("size", None, None),
+    ("part", "b", "b"),
     ("switch", np.True_, True),
     ("perhaps", None, None),
 )
@@ -120,7 +131,10 @@ class CheckTest(parameterized.TestCase):
         settings.said_of(fields["whole"]),
         settings.Setting("A whole number.", 1, 20_000, None),
     )
+    self.assertEqual(settings.said_of(fields["size"]).choices, (16, 32))
     self.assertEqual(settings.kinds_of(fields["share"]), (float, str))
+    self.assertEqual(settings.kinds_of(fields["size"]), (int,))
+    self.assertEqual(settings.kinds_of(fields["part"]), (str,))
     self.assertEqual(settings.kinds_of(fields["perhaps"]), (int,))
     self.assertTrue(settings.is_optional(fields["perhaps"]))
     self.assertFalse(settings.is_optional(fields["share"]))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-INDEX_CODINGS = ("raw", "bitmask", "golomb", "entropy")
+from agsfl.names import IndexCoding, ValueBits
 
 _GOLDEN = (math.sqrt(5) + 1) / 2
 # The largest bfloat16, and a number whose last bits float32 still holds as
@@ -26,8 +26,8 @@ class Message(NamedTuple):
     value_bits: 32, or 16 for bfloat16.
   """
 
-  index_coding: str = "raw"
-  value_bits: int = 32
+  index_coding: IndexCoding = "raw"
+  value_bits: ValueBits = 32
 
 
 def volume(

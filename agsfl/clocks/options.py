@@ -1,9 +1,10 @@
 """The settings of time in seconds, of messages, and of who is on when."""
 
 import dataclasses
+import typing
 
-from agsfl.clocks.messages import INDEX_CODINGS
 from agsfl.errors import require
+from agsfl.names import AvailabilityName, ClockName, IndexCoding, ValueBits
 from agsfl.settings import LARGEST, check, setting
 
 _FILE = "file:"
@@ -21,7 +22,7 @@ class ClockOptions:
       another one.
   """
 
-  clock: str | None = setting(
+  clock: ClockName | str | None = setting(
       None,
       "Devices and links of clients, for time in seconds: constant, phones "
       "(quantiles of published measurements), or file:PATH, a csv with the "
@@ -72,23 +73,22 @@ class ClockOptions:
       "Give each client its own k, so that all uploads end together; the mean "
       "over the clients of a round is k.",
   )
-  index_coding: str = setting(
+  index_coding: IndexCoding = setting(
       "raw",
       "How messages hold indices: raw (32 bits each), bitmask (a bit for each "
       "weight), golomb (gaps in a Rice code), entropy (the least possible).",
-      choices=INDEX_CODINGS,
   )
-  value_bits: int = setting(
-      32, "Bits of each value in a message: 32, or 16 for bfloat16."
+  value_bits: ValueBits = setting(
+      32, "Bits of each value in a message; 16 is bfloat16."
   )
-  availability: str | None = setting(
+  availability: AvailabilityName | str | None = setting(
       None,
       "When clients are on: phones (published shares of a day), or "
       "file:PATH, a csv with the columns client, on, off in seconds. Default: "
       "always.",
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check(self)
     require_consistent(self)
 
@@ -110,17 +110,13 @@ def require_consistent(options: ClockOptions):
     ConfigError: a value cannot be used.
   """
   for name, known in (
-      ("clock", ("constant", "phones")),
-      ("availability", ("phones",)),
+      ("clock", typing.get_args(ClockName)),
+      ("availability", typing.get_args(AvailabilityName)),
   ):
     value = getattr(options, name)
     path = file_of(value)
     fits = value is None or value in known or bool(path and "\0" not in path)
     require(fits, name, value, f"{', '.join(known)} or file:PATH")
-  require(
-      options.value_bits in (16, 32), "value_bits", options.value_bits,
-      "16 or 32",
-  )
   require(
       options.speed_spread == 0 or options.clock == "constant",
       "speed_spread",

@@ -29,6 +29,7 @@ from agsfl.data.samples import (
 from agsfl.data.sources import SourceOptions, arrays
 from agsfl.errors import refuse, refused, require
 from agsfl.for_each_client import EVERYWHERE, PER_CLIENT
+from agsfl.names import DatasetName, TaskName
 from agsfl.tasks import CLASSIFICATION, NEXT_TOKEN, REGRESSION, TASKS
 from agsfl.types import Form, PyTree
 
@@ -168,7 +169,7 @@ class FederatedData(NamedTuple):
   test_clients: np.ndarray
   client_names: np.ndarray
   num_classes: int
-  task: str = CLASSIFICATION
+  task: TaskName = CLASSIFICATION
 
   @property
   def form(self) -> Form:
@@ -191,7 +192,7 @@ class FederatedData(NamedTuple):
 
 
 def load(
-    dataset: str,
+    dataset: DatasetName | str,
     partition: Partition | None = None,
     options: SourceOptions | None = None,
 ) -> FederatedData:
@@ -225,7 +226,7 @@ def from_arrays(
     clients: Any = None,
     is_train: Any = None,
     partition: Partition | None = None,
-    task: str | None = None,
+    task: TaskName | None = None,
 ) -> FederatedData:
   """Makes federated data of your own arrays.
 
@@ -260,7 +261,7 @@ def from_arrays(
   samples = arrays.samples_of(
       "from_arrays", x, y, clients, is_train, seed=seed
   )
-  samples = checked(samples._replace(task=task or ""))
+  samples = checked(samples._replace(task=task))
   if partition is None:
     default = "iid" if samples.classes is None else "one_class"
     partition = Partition(default if clients is None else "natural")
@@ -275,6 +276,7 @@ def _require_task(task):
 
 def _assigned(samples: Samples, partition: Partition) -> FederatedData:
   """The samples with their clients."""
+  assert samples.task is not None  # `checked` finds it
   rows = assign(samples, partition)
   client = np.full(len(samples.labels), -1, np.int32)
   for number, own in enumerate(rows.test):

@@ -10,6 +10,7 @@ import numpy as np
 from agsfl.data import rules
 from agsfl.data.samples import Samples, as_whole, form, generator
 from agsfl.errors import refuse, require
+from agsfl.names import PartitionName
 from agsfl.registry import Registry
 from agsfl.settings import check, setting
 
@@ -192,7 +193,7 @@ class Partition:
     ConfigError: a value is of another type or out of range.
   """
 
-  partition: str = setting(
+  partition: PartitionName | str = setting(
       "one_class",
       "How samples go to clients; natural takes the client ids of the data.",
       choices=PARTITIONS,
@@ -234,7 +235,7 @@ class Partition:
       most=2**32 - 1,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check(self)
 
   @property

@@ -9,6 +9,7 @@ from absl import logging
 
 from agsfl import aligned
 from agsfl.errors import refuse, refused
+from agsfl.names import TaskName
 from agsfl.tasks import CLASSIFICATION, NEXT_TOKEN, REGRESSION
 
 # The share of samples held out for testing, if a source has no test samples.
@@ -48,7 +49,7 @@ class Samples(NamedTuple):
       None if the data have no clients.
     owner_names: [U] ids of clients, integers or strings, ascending; or None.
     names: of the arrays, for messages.
-    task: a name of `TASKS`; "" for what the labels look like.
+    task: None for what the labels look like.
     num_classes: L, if the source knows more than the samples have.
   """
 
@@ -59,7 +60,7 @@ class Samples(NamedTuple):
   owners: np.ndarray | None = None
   owner_names: np.ndarray | None = None
   names: Names = Names()
-  task: str = ""
+  task: TaskName | None = None
   num_classes: int = 0
 
   @property
@@ -208,7 +209,7 @@ def checked(samples: Samples) -> Samples:
   )
 
 
-def task_of(features: np.ndarray, labels: np.ndarray) -> str:
+def task_of(features: np.ndarray, labels: np.ndarray) -> TaskName:
   """The task that features and labels look like, a name of `TASKS`.
 
   It is next_token if labels are the features moved by one token.
@@ -221,7 +222,9 @@ def task_of(features: np.ndarray, labels: np.ndarray) -> str:
   return NEXT_TOKEN if are_next.all() else CLASSIFICATION
 
 
-def most_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
+def most_outputs(
+    task: TaskName, features: np.ndarray, labels: np.ndarray
+) -> int:
   """The most classes or tokens that arrays of this size may have."""
   return most_classes(features.size if task == NEXT_TOKEN else labels.size)
 
@@ -241,7 +244,9 @@ def require_labels(
       refuse(setting, f"{name} must have one from 0 for {purpose}, all are -1")
 
 
-def num_outputs(task: str, features: np.ndarray, labels: np.ndarray) -> int:
+def num_outputs(
+    task: TaskName, features: np.ndarray, labels: np.ndarray
+) -> int:
   """L: numbers of a label, classes, or different tokens; from checked arrays.
 
   Args:
@@ -260,7 +265,7 @@ def checked_features(
     setting: str,
     name: str,
     features: np.ndarray,
-    task: str = CLASSIFICATION,
+    task: TaskName = CLASSIFICATION,
 ) -> np.ndarray:
   """Checks features.
 
@@ -383,7 +388,7 @@ def checked_labels(
     labels: np.ndarray,
     shape: tuple[int, ...],
     num_classes: int,
-    task: str = CLASSIFICATION,
+    task: TaskName = CLASSIFICATION,
 ) -> np.ndarray:
   """Checks labels; see `checked`.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from agsfl.errors import refuse
+from agsfl.names import AugmentationName
 
 # (key, features [B, ...]) -> features of the same shape and type.
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
@@ -62,7 +63,7 @@ def _require_images(name, images):
     )
 
 
-AUGMENTATIONS: dict[str, Augment | None] = {
+AUGMENTATIONS: dict[AugmentationName, Augment | None] = {
     "none": None,
     "flip": flip,
     "crop_flip": crop_flip,

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from agsfl import platforms
 from agsfl.errors import refuse, refused
+from agsfl.names import MatmulPrecision, ModelName
 from agsfl.registry import Registry
 from agsfl.training import networks
 from agsfl.types import Form, Model, PyTree
@@ -80,15 +81,11 @@ def register_model(name: str) -> Callable[[Factory], Factory]:
   return register
 
 
-# JAX's names for the three precisions of accelerators.
-MATMUL_PRECISIONS = ("default", "high", "highest")
-
-
 def build(
-    name: str,
+    name: ModelName | str,
     form: Form,
     standardize: bool = False,
-    precision: str | None = None,
+    precision: MatmulPrecision | None = None,
 ) -> Model:
   """A network of `MODELS`; equal arguments give the same object.
 
@@ -127,7 +124,7 @@ def as_model(
     network: Network | Model,
     form: Form,
     standardize: bool = False,
-    precision: str | None = None,
+    precision: MatmulPrecision | None = None,
     name: str | None = None,
 ) -> Model:
   """Brings a network to the flat form.
@@ -141,8 +138,8 @@ def as_model(
     form: what it sees of a sample, and what it must give.
     standardize: whether its input is `standardized`.
     precision: of its products, and of those of its gradient, except where the
-      network has gradients of its own (`jax.custom_vjp`); one of
-      `MATMUL_PRECISIONS`, or None for JAX's default.
+      network has gradients of its own (`jax.custom_vjp`); None for JAX's
+      default.
     name: for messages; None for the name of the network's type.
 
   Returns:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agsfl.names import OptimizerName
+
 # learning rate -> the optimiser.
 Factory = Callable[[float | jax.Array], optax.GradientTransformation]
 
@@ -34,7 +36,7 @@ def _adam(learning_rate):
   return optax.GradientTransformation(adam.init, update)
 
 
-OPTIMIZERS: dict[str, Factory] = {
+OPTIMIZERS: dict[OptimizerName, Factory] = {
     "sgd": _sgd,
     "momentum": _momentum,
     "adam": _adam,
@@ -42,7 +44,9 @@ OPTIMIZERS: dict[str, Factory] = {
 
 
 def local(
-    name: str, weight_decay: float = 0.0, clip_norm: float | None = None
+    name: OptimizerName,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
   """A client's optimiser, with learning rate 1; see `client.LocalTraining`.
 
@@ -69,7 +73,7 @@ def local(
 
 
 def server_of(
-    name: str, learning_rate: float | jax.Array
+    name: OptimizerName, learning_rate: float | jax.Array
 ) -> optax.GradientTransformation:
   """The server's optimiser, with the learning rate in its state.
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agsfl.names import ScheduleName
+
 # Round m [] i32, from 1 -> [] f32, by which eta is multiplied in this round.
 Schedule = Callable[[jax.Array], jax.Array]
 
@@ -46,7 +48,7 @@ def _step(rounds, drops, drop_factor):
 
 
 # (T, drops, drop_factor) -> the factor at t = 0, 1, ...
-SCHEDULES = {
+SCHEDULES: dict[ScheduleName, Callable[[int, int, float], Schedule]] = {
     "constant": _constant,
     "cosine": _cosine,
     "linear": _linear,
@@ -55,7 +57,7 @@ SCHEDULES = {
 
 
 def build_schedule(
-    name: str,
+    name: ScheduleName,
     *,
     warmup_rounds: int = 0,
     horizon: int = 1,

@@ -25,7 +25,7 @@ def _help(field):
   said = said_of(field)
   if said.choices is None:
     return said.help
-  return f"{said.help} One of: {', '.join(said.choices)}."
+  return f"{said.help} One of: {', '.join(map(str, said.choices))}."
 
 
 # Choices are checked by Config: plugins add names after flags are defined.

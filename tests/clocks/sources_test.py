@@ -138,7 +138,7 @@ class OptionsTest(parameterized.TestCase):
       ({"clock": "file:"}, "constant, phones or file:PATH"),
       ({"availability": "constant"}, "phones or file:PATH"),
       ({"index_coding": "delta"}, "one of raw, bitmask, golomb, entropy"),
-      ({"value_bits": 8}, "16 or 32"),
+      ({"value_bits": 8}, "one of 16, 32"),
       ({"clock": "phones", "speed_spread": 1}, "0 without --clock=constant"),
       ({"deadline": 3}, "unset without --clock"),
       ({"k_by_speed": True}, "unset without --clock"),

@@ -97,7 +97,7 @@ def read(dataset: str, options: SourceOptions, seed: int) -> Samples:
   samples = source.read(dataset, place, options, seed)
   if options.task is not None:
     require(
-        samples.task in ("", options.task),
+        samples.task in (None, options.task),
         "task",
         options.task,
         f"{samples.task} with --dataset={dataset}",

@@ -4,8 +4,8 @@ import dataclasses
 from typing import NamedTuple, Protocol
 
 from agsfl.data.samples import Samples
+from agsfl.names import TaskName
 from agsfl.settings import check, setting
-from agsfl.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,10 @@ class SourceOptions:
     ConfigError: a value is of another type or out of range.
   """
 
-  task: str | None = setting(
+  task: TaskName | None = setting(
       None,
       "What is learned. Default: next_token where labels are the features, "
       "moved by one token; otherwise classification.",
-      choices=TASKS,
   )
   image_size: int | None = setting(
       None,
@@ -46,7 +45,7 @@ class SourceOptions:
       "Default: none, and each file of a folder is a client.",
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check(self)
 
 

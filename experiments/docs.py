@@ -135,7 +135,8 @@ def _read(path):
     content = str(metadata.metadata("agsfl").get_payload())
   for name, other in _TEXTS.items():
     content = content.replace(f"`{other}`", f"[`{other}`]({name}.html)")
-  # Images of a clone go into the page.
+  # Badges are images of the network. Images of a clone go into the page.
+  content = re.sub(r"\[!\[([^\]]*)\]\(\w+:[^)]*\)\]", r"[\1]", content)
   place = path.parent.relative_to(_ROOT).as_posix()
   return re.sub(
       r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|\w+\.html)",

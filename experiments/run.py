@@ -9,11 +9,14 @@ for each, by `srun` for instance, or with --coordinator_address,
 --num_processes and --process_id. --workdir must be a folder that all of them
 see.
 
-Exit codes:
+The exit code, which a shell has in `$?`, says how the command ended:
+
     0    The run is finished.
-    1    An error; one line explains it.
-    130  Ctrl-C, SIGTERM or SIGHUP stopped the run. It can go on.
-    143  SIGTERM came twice, or before the flags were read.
+    1    There was an error; one line explains it.
+    130  Ctrl-C, SIGTERM or SIGHUP stopped the run. A line has the command with
+         which it goes on.
+    143  A second SIGTERM came, or SIGTERM came before the command had read its
+         flags.
 """
 
 import numpy as np

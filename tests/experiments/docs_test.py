@@ -1,0 +1,102 @@
+"""The pages of the documentation: complete, well formed, without a network."""
+
+import ast
+import dataclasses
+import html
+import inspect
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest
+
+from agsfl.config import Config
+from agsfl.settings import said_of
+from experiments import docs
+from tests import small
+
+ROOT = Path(docs.__file__).parents[1]
+SOURCES = sorted(
+    path.relative_to(ROOT)
+    for top in ("agsfl", "experiments")
+    for path in (ROOT / top).rglob("*.py")
+)
+
+# The sections of a docstring that pdoc shows as lists or paragraphs.
+SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
+SECTION = re.compile(r"(?m)^([A-Z][A-Z a-z]+):\n(?:\n*[ \t]+\S)")
+
+
+class DocsTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def test_pages(self):
+    """Links, settings and texts are there; nothing comes from the network."""
+    names = [
+        "agsfl", "agsfl.config", "agsfl.records", "experiments",
+        "experiments.run",
+    ]
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      docs.build(self.folder, names)
+    pages = {
+        path.relative_to(self.folder).as_posix(): path.read_text()
+        for path in self.folder.rglob("*.html")
+    }
+    self.assertEqual(pages.keys(), {
+        "index.html", "README.html", "results.html",
+        *(f"{name.replace('.', '/')}.html" for name in names),
+    })
+    for name, page in pages.items():
+      self.assertNotRegex(page, r'(src|<link[^>]* href)="?(?!data:)\w', name)
+    # `__all__` of agsfl has no modules, but its page lists them.
+    self.assertIn('href="agsfl/config.html"', pages["agsfl.html"])
+    for field in dataclasses.fields(Config):
+      if field.name in inspect.get_annotations(Config):
+        text = html.escape(said_of(field).help.split(".")[0], quote=False)
+        self.assertIn(text, pages["agsfl/config.html"])
+    self.assertIn("slow_because", pages["agsfl/records.html"])
+    self.assertIn('src="data:image/png', pages["index.html"])
+
+  def test_every_module_has_a_page(self):
+    files = {path.with_suffix("").parts for path in SOURCES}
+    modules = {
+        ".".join(parts).removesuffix(".__init__")
+        for parts in files
+        if parts[-1] != "__main__"
+    }
+    names = docs.module_names()
+    self.assertCountEqual(names, modules - {"experiments.benchmark.pytorch"})
+    self.assertEqual(names[0], "agsfl")
+
+  def test_sections_of_docstrings(self):
+    """pdoc reads "Some words:" before indented lines as a section.
+
+    Code after such a line would become one paragraph of text.
+    """
+    for path in SOURCES:
+      for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+          sections = SECTION.findall(ast.get_docstring(node) or "")
+          self.assertContainsSubset(sections, SECTIONS, str(path))
+
+  def test_errors(self):
+    """pdoc is missing; the folder is a file: one line."""
+    with mock.patch.dict(sys.modules, {"pdoc": None}):
+      error, _ = small.main(docs, f"--out={self.folder}")
+    self.assertStartsWith(error, "error: docs: needs `pip install")
+    self.assertLen(error.splitlines(), 1)
+    file = self.folder / "file"
+    file.touch()
+    error, _ = small.main(docs, f"--out={file}")
+    self.assertEqual(error, f"error: --out={file}: must name a folder\n")
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -69,7 +69,8 @@ def _table(rows):
       if any(row.get(column[0]) is not None for row in rows)
   ]
   cells = [[title for _, title, _ in shown]] + [
-      [_cell(rows[i][key], style) for key, _, style in shown] for i in picked
+      [_cell(rows[i].get(key), style) for key, _, style in shown]
+      for i in picked  # round 0 has no k
   ]
   return columns.aligned(cells, ">" * len(shown))
 

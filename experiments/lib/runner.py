@@ -10,14 +10,9 @@ from tqdm import tqdm
 from agsfl import hosts, simulation
 from agsfl.config import Config
 from agsfl.files import expanded
+from agsfl.records.columns import OF_TASKS
 from agsfl.records.read import Run
-from experiments.lib import (
-    compilation,
-    dashboards,
-    drawing,
-    plugins,
-    stopping,
-)
+from experiments.lib import compilation, dashboards, plugins, stopping
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(run_flags)
@@ -64,8 +59,12 @@ def workdir(default: str) -> Path:
   return expanded(_WORKDIR.value or default)
 
 
+# At 80 columns the bar has what the text leaves.
+_BAR = "{desc}{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+
+
 class _Progress:
-  """Progress with rate and time left: a bar on a terminal, lines in a log."""
+  """Progress with the time left: a bar on a terminal, lines in a log."""
 
   def __init__(self, config):
     every = _LOG_EVERY.value
@@ -82,33 +81,51 @@ class _Progress:
         (column, goal) for column, goal in of.items() if goal
     )
     self._first = None
+    self._evaluated = []  # words about the newest evaluation
     self._bar = tqdm(
         total=self._goal,
         unit=self._of,
+        bar_format=_BAR,
+        dynamic_ncols=True,
         disable=QUIET.value or not sys.stderr.isatty(),
     )
 
   def __enter__(self):
-    self._bar.set_description("reading data, compiling")
-    if self._every:
-      logging.info("reading data, compiling programs")
     return self
 
   def __exit__(self, *exception):
     self._bar.close()
 
+  def stage(self, name):
+    """Says what begins, such as "compiling"."""
+    self._bar.set_description(name)
+    if self._every:
+      logging.info(name)
+
   def row(self, row):
-    """Shows a row."""
-    done = min(row[self._of], self._goal)
-    if self._first is None:
-      # The rate leaves out compilation, and rounds of an earlier start.
+    """Shows a row; that of round 0 has no k, and compiling goes on after it."""
+    done = min(row.get(self._of, 0), self._goal)
+    if row["round"] and self._first is None:
+      # The time left is of the rate without compilation, and without rounds of
+      # an earlier start.
       self._first, self._start = done, time.perf_counter()
-      self._bar.set_description()
+      self._bar.set_description(refresh=False)
       self._bar.reset()
       self._bar.initial = self._bar.last_print_n = done
-    self._bar.n = done
-    self._bar.set_postfix(
-        k=f"{row['k']:.0f}", loss=_text(row, "minibatch_loss"), refresh=False
+    if "test_loss" in row:
+      key = next(key for key in (*OF_TASKS, "test_accuracy") if key in row)
+      title = OF_TASKS.get(key, "test accuracy")
+      self._evaluated = [f"{title} {_text(row[key])}"]
+    self._bar.n = round(done, 1)
+    words = [
+        f"{name} {show(row[key])}"
+        for name, key, show in (
+            ("k", "k", "{:.0f}".format), ("loss", "minibatch_loss", _text)
+        )
+        if key in row
+    ]
+    self._bar.set_postfix_str(
+        ", ".join(words + self._evaluated), refresh=False
     )
     self._bar.update(0)
     if self._every and row["round"] % self._every == 0:
@@ -116,27 +133,25 @@ class _Progress:
       self._log(row, done)
 
   def _log(self, row, done):
-    words = [
-        f"round {row['round']}", f"time {row['time']:.1f}", f"k {row['k']:.0f}"
-    ]
-    if "train_loss" in row:
-      key = "test_rmse" if "test_rmse" in row else "test_accuracy"
-      words += [
-          f"train loss {_text(row, 'train_loss')}",
-          f"{key.replace('_', ' ')} {_text(row, key)}",
-      ]
+    words = [f"round {row['round']}", f"time {row['time']:.1f}"]
+    if "k" in row:
+      words.append(f"k {row['k']:.0f}")
+    if "test_loss" in row:
+      words += [f"train loss {_text(row['train_loss'])}", *self._evaluated]
     else:
-      words.append(f"minibatch loss {_text(row, 'minibatch_loss')}")
-    if done > self._first:
+      words.append(f"minibatch loss {_text(row['minibatch_loss'])}")
+    if self._first is not None and done > self._first:
       rate = (done - self._first) / (time.perf_counter() - self._start)
       left = tqdm.format_interval((self._goal - done) / rate)
       words.append(f"{rate:.3g} {self._of}/s, {left} left")
     logging.info(", ".join(words))
 
 
-def _text(row, key):
-  """A number of a row with four digits, or "none"."""
-  return "none" if row[key] is None else f"{row[key]:.4f}"
+def _text(value):
+  """A number with about four digits, or "none"."""
+  if value is None:
+    return "none"
+  return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def say_stopping():
@@ -175,9 +190,13 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
         checkpoints_kept=CHECKPOINTS_KEPT.value,
         keep_state=KEEP_STATE.value,
         on_row=on_row,
+        on_stage=progress.stage,
         should_stop=lambda: signals.seen,
     )
   if hosts.is_first():
+    # Imported here, because the first words of a run would wait for Matplotlib.
+    from experiments.lib import drawing
+
     drawing.draw(done)
   hosts.wait_for_all()
   return done

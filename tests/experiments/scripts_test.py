@@ -22,7 +22,6 @@ from agsfl import frame
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records.read import Run
-from experiments import export
 from experiments.lib import (
     compilation,
     dashboards,
@@ -114,7 +113,7 @@ class TextTest(parameterized.TestCase):
         for given in ({"replay": "@x"}, {})
     ]
     place = Path(self.enterContext(tempfile.TemporaryDirectory())) / "a.csv"
-    export.export(frame.by_round(runs, ["+run", "-run"]), place)
+    frame.write(frame.by_round(runs, ["+run", "-run"]), place)
     header, first, second = place.read_text(encoding="utf-8").splitlines()
     self.assertEqual(header, "run,replay,seed,round,k_up,k_down,'=name,bytes")
     self.assertEqual(first, "'+run,'@x,0,1,2,0,0.5,8")
@@ -135,12 +134,13 @@ class ErrorsTest(parameterized.TestCase):
     self.assertEqual(lines[2], wrong[2])
 
   @parameterized.parameters(
-      ("tensorboard", "tensorboardX"), ("wandb", "wandb")
+      ("tensorboard", "tensorboardX"), ("wandb", "wandb"),
+      ("trackio", "trackio"),
   )
   def test_what_to_install(self, flag, package):
     """It names the package, so it helps with a clone too."""
     with (
-        flagsaver.flagsaver(**{flag: "1" if flag == "wandb" else True}),
+        flagsaver.flagsaver(**{flag: True if flag == "tensorboard" else "1"}),
         mock.patch.dict(sys.modules, {package: None}),
         self.assertRaisesRegex(ConfigError, f": pip install {package}$"),
         dashboards.opened(Config(), Path("run")),

@@ -12,7 +12,7 @@ from agsfl.files import expanded
 from agsfl.records import read, summary, traffic
 from agsfl.records.moment import OF_ROUNDS, Moment, row_at, value_at
 from agsfl.records.read import Run
-from agsfl.records.tables import whole
+from agsfl.records.tables import whole, write_csv
 
 if TYPE_CHECKING:
   import pandas
@@ -194,10 +194,21 @@ def by_run(
               for key in keys
           ),
           value_at(run, "bytes", moment),
-          *((run.summary or {}).get(key) for key in of_end),
+          *(run.summary.get(key) for key in of_end),
       ]
 
   return Table(header, lines())
+
+
+def write(table: Table, path: Path):
+  """Writes a table as a CSV file, whole numbers without ".0".
+
+  Args:
+    table: see `by_round` and `by_run`.
+    path: of the file, which is replaced.
+  """
+  lines = (map(whole, line) for line in table.lines)
+  write_csv(path, itertools.chain([table.header], lines))
 
 
 def _used(run, settings):

@@ -8,30 +8,15 @@ with --at_time, --at_rounds, --at_seconds or --at_bytes one for each run. Its
 columns are those of `agsfl.read_runs`.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from agsfl import frame
 from agsfl.records.read import read_all
-from agsfl.records.tables import whole, write_csv
-from experiments.lib import groups, moment, out, plugins, scripts
+from experiments.lib import moment, out, plugins, ranking, scripts
 
 flags.adopt_module_key_flags(moment)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
-
-
-def export(table: frame.Table, path: Path):
-  """Writes a table.
-
-  Args:
-    table: of runs.
-    path: written whole or not at all.
-  """
-  with out.written(path) as temporary:
-    lines = (map(whole, line) for line in table.lines)
-    write_csv(temporary, [table.header, *lines])
 
 
 def main(argv):
@@ -42,13 +27,14 @@ def main(argv):
     runs = read_all(*argv[1:])
     at, by = moment.asked(runs), moment.sort_by(runs)
     if by is not None:
-      runs.sort(key=lambda run: groups.rank([run], by, at))
+      runs.sort(key=lambda run: ranking.rank([run], by, at))
     names = frame.names_of(runs, *argv[1:])
     if at is None:
       table = frame.by_round(runs, names)
     else:
       table = frame.by_run(runs, names, moment=at)
-    export(table, path)
+    with out.written(path) as temporary:
+      frame.write(table, temporary)
     print(path)
 
 

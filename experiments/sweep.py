@@ -22,9 +22,9 @@ from tqdm import tqdm
 from agsfl import errors, files, frame, simulation, sweeps
 from agsfl.config import Config
 from agsfl.errors import ConfigError, refuse, require
-from agsfl.records import tables
 from agsfl.records.read import Run, find_runs, read_run
 from experiments.lib import (
+    comparison,
     drawing,
     groups,
     launchers,
@@ -70,7 +70,6 @@ _SLURM = flags.DEFINE_list(
     "Options of submitit, such as timeout_min=60,slurm_partition=gpu.",
 )
 
-_COLUMNS = ("train_loss", "test_loss", "test_accuracy", "round", "time")
 _LONGEST = 255  # bytes of a folder's name, on all common file systems
 _MOST = 10_000  # runs of a sweep; they take some seconds to prepare
 # Flags that lanes cannot have, and why.
@@ -79,6 +78,7 @@ _NOT_WITH_LANES = {
     "jobs": "lanes run in one process",
     "tensorboard": "lanes send nothing to dashboards",
     "wandb": "lanes send nothing to dashboards",
+    "trackio": "lanes send nothing to dashboards",
     "checkpoints_kept": "each lane has one checkpoint",
     "log_every": "a bar shows the rounds of all lanes",
 }
@@ -184,7 +184,7 @@ def _side_by_side(group, signals):
         group,
         checkpoint_every=runner.CHECKPOINT_EVERY.value,
         keep_state=runner.KEEP_STATE.value,
-        on_row=lambda place, row: bar.update(),
+        on_row=lambda place, row: bar.update(min(row["round"], 1)),
         should_stop=lambda: signals.seen,
     )
 
@@ -289,22 +289,22 @@ def finished_below(folder: Path) -> tuple[list[Run], dict[str, str]]:
 def write_results(runs: list[Run], names: list[str], folder: Path):
   """Writes results.csv: a line per run, with its settings and its results.
 
+  It has no path outside of the folder, so it survives a move. Its columns are
+  those of `agsfl.read_runs`, without the settings that are the same.
+
   Args:
     runs: finished, below the folder.
     names: settings that come first; others that differ follow.
     folder: of the sweep.
   """
   names = list(dict.fromkeys([*names, *frame.differing(runs), "seed"]))
-  columns = [*_COLUMNS, *groups.metrics(runs)]
-  lines = [[*names, *columns, "workdir"]]
-  for run in runs:
-    lines.append([
-        *(groups.value_of(run.asked, name) for name in names),
-        *(run.summary.get(key) for key in columns),
-        str(run.workdir.relative_to(folder)),
-    ])
+  values = lambda run: [
+      groups.in_order(frame.value_of(run.asked, name)) for name in names
+  ]
+  runs = sorted(runs, key=values)
+  table = frame.by_run(runs, frame.names_of(runs, folder), names)
   with files.written_whole(folder / "results.csv") as path:
-    tables.write_csv(path, lines)
+    frame.write(table, path)
 
 
 def _write_all(runs, names, folder):
@@ -313,7 +313,7 @@ def _write_all(runs, names, folder):
   others = [name for name in frame.differing(runs) if name not in names]
   fields = [name for name in (*names, *others) if name != "seed"]
   with files.written_whole(folder / "figure.png") as path:
-    text = drawing.compare(runs, fields, path)
+    text = comparison.compare(runs, fields, path)
   with files.written_whole(folder / "table.md") as path:
     path.write_text(text + "\n", encoding="utf-8")
   return text

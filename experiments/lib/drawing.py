@@ -1,9 +1,10 @@
-"""Draws runs from their records alone.
+"""Draws a run from its records alone.
 
 Matplotlib is set up here, for files. Other modules import it from here:
 `from experiments.lib.drawing import plt`.
 """
 
+import itertools
 import os
 from pathlib import Path
 
@@ -11,13 +12,11 @@ import numpy as np
 from absl import logging
 
 from agsfl import files
-from agsfl.errors import require
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
 from experiments.lib import groups
 
 ENDINGS = (".png", ".pdf", ".svg")
-_OF_WORST = "test accuracy, worst 10% of clients"
 
 
 def _pyplot():
@@ -68,18 +67,24 @@ def draw(run: Run):
 
 
 def _draw(run, folder):
-  losses = ["train_loss", "test_loss"]
-  _figure(folder, "loss", _against_time(run, losses, "loss"))
-  if _has(run, "test_accuracy"):
-    accuracy = ["test_accuracy"]
-    _figure(folder, "accuracy", _against_time(run, accuracy, "share right"))
-  _figure(folder, "k", _k_of_rounds(run))
-  _figure(folder, "contributions", _contributions(run.contributed))
+  _figure(
+      folder, "loss", "loss over all samples",
+      _against_time(run, ["train_loss", "test_loss"]),
+  )
+  if has(run, "test_accuracy"):
+    draw_accuracy = _against_time(run, ["test_accuracy"])
+    title = "test accuracy: share of samples that are right"
+    _figure(folder, "accuracy", title, draw_accuracy)
+  _figure(folder, "k", "elements per message, by round", _k_of_rounds(run))
+  _figure(
+      folder, "contributions", "elements of each client that the server used",
+      _contributions(run.contributed),
+  )
   for name in run.metrics:
-    draw_metric = _against_time(run, [name], groups.title_of(name))
-    _figure(folder, f"metric_{name}", draw_metric)
+    title = groups.title_of(name)
+    _figure(folder, f"metric_{name}", title, _against_time(run, [name]))
   # Runs of version 0.1 have no spread, and without test samples it is unknown.
-  if _has(run, SPREAD[0]):
+  if has(run, SPREAD[0]):
     figure, both = plt.subplots(
         2, 1, sharex=True, figsize=(6, 5), height_ratios=(5, 2),
         layout="constrained",
@@ -88,11 +93,54 @@ def _draw(run, folder):
     _save(folder, "fairness", figure)
 
 
-def _figure(folder, name, draw):
+def _figure(folder, name, title, draw):
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
   axes.grid(alpha=0.3)
   draw(axes)
+  axes.set_title(title)
+  _legend_below(figure, axes)
   _save(folder, name, figure)
+
+
+def _legend_below(figure, axes):
+  """Names several lines outside of the axes, where it covers none of them."""
+  handles, labels = axes.get_legend_handles_labels()
+  if len(labels) > 1:
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+
+def log_axis(axes):
+  """Makes y logarithmic, with several ticks whatever range is drawn."""
+  from matplotlib import ticker
+
+  axes.set_yscale("log")
+  low, high = axes.get_ylim()
+  span = high / low
+  if span < 2:
+    locator = ticker.MaxNLocator(5)
+  elif span < 1000:
+    steps = range(1, 10) if span < 10 else (1, 2, 5)
+    locator = ticker.LogLocator(subs=steps)
+  else:
+    locator = ticker.LogLocator()
+  axes.yaxis.set_major_locator(locator)
+  axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}")
+  axes.yaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def scale_y(axes, key: str):
+  """Accuracies begin at 0; losses are logarithmic if they span decades.
+
+  Args:
+    axes: of Matplotlib, with all lines.
+    key: name of the column that is drawn.
+  """
+  if "accuracy" in key:
+    axes.set_ylim(bottom=0)
+  elif "loss" in key:
+    drawn = (line.get_ydata() for line in axes.lines)
+    if groups.spans_decades(itertools.chain.from_iterable(drawn)):
+      log_axis(axes)
 
 
 def _save(folder, name, figure):
@@ -110,20 +158,25 @@ def _fairness(run, accuracy, jain):
       times, worst, best, color=line.get_color(), alpha=0.2,
       label="from the worst 10% to the best 10%",
   )
-  accuracy.set(ylabel="clients' test accuracy", ylim=(-0.02, 1.02))
-  accuracy.legend()
+  accuracy.set(title="test accuracy of each client", ylim=(0, 1.02))
+  accuracy.legend(
+      loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2, frameon=False
+  )
   jain.plot(times, index, marker=".", color="C1")
-  jain.set(xlabel=groups.TIME, ylabel="Jain's index", ylim=(-0.05, 1.05))
+  jain.set(
+      title="Jain's index of these accuracies (1: all are equal)",
+      xlabel=groups.TIME, ylim=(0, 1.05),
+  )
   for axes in (accuracy, jain):
     axes.grid(alpha=0.3)
 
 
-def _against_time(run, keys, ylabel):
+def _against_time(run, keys):
   def draw(axes):
     for key in keys:
       axes.plot(*run.series(key), marker=".", label=key.replace("_", " "))
-    axes.set(xlabel=groups.TIME, ylabel=ylabel)
-    axes.legend()
+    axes.set(xlabel=groups.TIME)
+    scale_y(axes, keys[0])
 
   return draw
 
@@ -134,8 +187,8 @@ def _k_of_rounds(run):
     axes.plot(*ks, label="$k_m$")
     if np.any(ks[1] != probes[1]):
       axes.plot(*probes, lw=0.7, alpha=0.7, label="probe $k'_m$")
-    axes.set(xlabel="round m", ylabel="elements per message", yscale="log")
-    axes.legend()
+    axes.set(xlabel="round m", ylabel="elements")
+    log_axis(axes)
 
   return draw
 
@@ -154,98 +207,6 @@ def _contributions(counts):
   return draw
 
 
-def compare(
-    runs: list[Run],
-    fields: list[str],
-    path: Path,
-    kind: str = "png",
-    lead_of: str | None = None,
-) -> str:
-  """Draws groups of runs with their spread over seeds.
-
-  The panels are loss, accuracy, that of the worst 10% of clients if the runs
-  have it, k if it moves, and the metrics of tasks and users.
-
-  Args:
-    runs: finished.
-    fields: settings to group by.
-    path: of the figure.
-    kind: of `ENDINGS`, without its dot.
-    lead_of: the label of a group. The table then says by how much its accuracy
-      was ahead of each other group's, at the time when it was most.
-
-  Returns:
-    A Markdown table of the groups.
-
-  Raises:
-    ConfigError: a field is no setting, or no group has the label.
-  """
-  by_label = groups.grouped(runs, fields)
-  if lead_of is not None:
-    allowed = f"of {'; '.join(by_label)}"
-    require(lead_of in by_label, "lead_of", lead_of, allowed)
-  own = groups.metrics(runs)
-  _, _, worst, *_ = SPREAD
-  of_worst = [worst] if any(_has(run, worst) for run in runs) else []
-  accuracy = any(_has(run, "test_accuracy") for run in runs)
-  shown = {
-      "train_loss": "training loss",
-      **({"test_accuracy": "test accuracy"} if accuracy else {}),
-      **dict.fromkeys(of_worst, _OF_WORST),
-      **({"k": "k"} if any(map(_k_moves, runs)) else {}),
-      **{name: groups.title_of(name) for name in own},
-  }
-  figure, every = plt.subplots(
-      1, len(shown), figsize=(2 + 5 * len(shown), 4.2), layout="constrained"
-  )
-  columns = [
-      "train_loss", "test_loss", "test_accuracy", *of_worst, *own, "round",
-      "time",
-  ]
-  lines = []
-  for label, group in by_label.items():
-    for axes, key in zip(every, shown, strict=True):
-      draw = groups.draw_smooth if key == "k" else groups.draw_spread
-      draw(axes, group, key, label)
-    ends = [groups.final(group, key) for key in columns]
-    lines.append([label, str(len(group)), *ends])
-    if lead_of is not None:
-      lines[-1].append(_lead(by_label[lead_of], group))
-  for axes, (key, ylabel) in zip(every, shown.items(), strict=True):
-    axes.set(xlabel=groups.TIME, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    if key == "k":
-      axes.set_yscale("log")
-  figure.legend(
-      *every[0].get_legend_handles_labels(),
-      loc="outside right center",
-      fontsize=9,
-  )
-  save(figure, path, kind)
-  header = [
-      "group", "runs", "training loss", "test loss", "test accuracy",
-      *[_OF_WORST] * len(of_worst), *map(groups.title_of, own), "rounds",
-      "time",
-  ]
-  if lead_of is not None:
-    header.append(f"largest lead of {lead_of} in test accuracy")
-  return groups.table(header, lines)
-
-
-def _has(run, key):
+def has(run: Run, key: str) -> bool:
   """Whether the column has a number anywhere."""
   return len(run.series(key)[0]) > 0
-
-
-def _k_moves(run):
-  """Whether k is not the same in all rounds."""
-  return np.ptp(run.series("k")[1]) > 0
-
-
-def _lead(leader, group):
-  """The largest lead over a group, and when it was; a dash over itself."""
-  found = None if group is leader else groups.largest_lead(leader, group)
-  if found is None:
-    return groups.NONE
-  lead, time = found
-  return f"{lead:+.3f} at time {time:.0f}"

@@ -1,18 +1,25 @@
 """Groups of runs: by settings, averaged over seeds, drawn, in tables."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agsfl.errors import ConfigError, require
-from agsfl.frame import settings_of, value_of
+from agsfl.frame import differing, settings_of, value_of
 from agsfl.records.columns import OF_TASKS
-from agsfl.records.moment import EVALUATED, Moment, is_better, value_at
 from agsfl.records.read import Run, natural_order, read_all
 
 NONE = "\u2013"  # a dash
 _WINDOWS = 80  # of a smoothed line
 TIME = "normalised time (rounds of computation)"
+AXES = {
+    "time": TIME,
+    "round": "round",
+    "seconds": "simulated seconds",
+    "bytes": "bytes sent up and down, all clients together",
+}
+_WIDE = 12  # greatest value / least, from which on an axis is logarithmic
 
 
 def read_finished(folders: list[str]) -> list[Run]:
@@ -80,6 +87,21 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   return groups
 
 
+def averaged_over(by_label: dict[str, list[Run]]) -> list[str]:
+  """The settings that differ within groups, the seed before the others."""
+  within = [
+      name
+      for runs in by_label.values()
+      for name in (*_seed(runs), *differing(runs))
+  ]
+  return sorted(dict.fromkeys(within), key=lambda name: name != "seed")
+
+
+def _seed(runs):
+  """The name of the seed if it differs."""
+  return ["seed"] if len({run.asked.get("seed") for run in runs}) > 1 else []
+
+
 def title_of(metric: str) -> str:
   """What figures call a metric; the user's own are called by their names."""
   return OF_TASKS.get(metric, metric)
@@ -88,59 +110,6 @@ def title_of(metric: str) -> str:
 def metrics(runs: list[Run]) -> list[str]:
   """The names of the metrics of tasks and users in these runs."""
   return list(dict.fromkeys(name for run in runs for name in run.metrics))
-
-
-def results_of(runs: list[Run]) -> list[str]:
-  """The columns of results of which any of the runs has numbers."""
-  names = (*EVALUATED, *metrics(runs), "round", "time", "seconds")
-  has = lambda run, name: len(run.series(name, "round")[0])
-  return [
-      *(
-          name
-          for name in dict.fromkeys(names)
-          if any(has(run, name) for run in runs)
-      ),
-      "bytes",
-  ]
-
-
-def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
-  """The column that decides which run or group is best; see `is_better`.
-
-  Args:
-    runs: those that are compared.
-    sorted_by: a column of `results_of`, or a setting, which decides nothing.
-
-  Returns:
-    Its name: `sorted_by`, else the accuracy, else the loss; None if the runs
-    have none of them.
-  """
-  has = {*results_of(runs)} - {*settings_of(runs)}
-  wanted = (sorted_by, "test_accuracy", "test_loss")
-  return next((name for name in wanted if name in has), None)
-
-
-def values_at(runs: list[Run], key: str, moment: Moment | None) -> list[float]:
-  """The values of those runs that have one; see `value_at`."""
-  values = [value_at(run, key, moment) for run in runs]
-  return [value for value in values if value is not None]
-
-
-def rank(runs: list[Run], key: str, moment: Moment | None) -> tuple:
-  """A key to sort groups by: results with the best first, settings by value.
-
-  Args:
-    runs: of one group; its mean counts, and without values it is last.
-    key: a setting, or a column of `results_of`.
-    moment: see `value_at`.
-  """
-  if key in runs[0].asked:
-    return in_order(value_of(runs[0].asked, key))
-  values = values_at(runs, key, moment)
-  if not values:
-    return (1,)
-  mean = float(np.mean(values))
-  return (0, -mean if is_better(key) == "max" else mean)
 
 
 class Band(NamedTuple):
@@ -205,7 +174,10 @@ def draw_spread(
     )
 
 
-def draw_smooth(axes, runs: list[Run], key: str, label: str, color=None):
+def draw_smooth(
+    axes, runs: list[Run], key: str, label: str, color=None,
+    against: str = "time",
+):
   """Draws a number that swings from round to round: its median near each time.
 
   The band has 80% of the rounds that lie within 1/80 of all the time. Runs with
@@ -217,8 +189,9 @@ def draw_smooth(axes, runs: list[Run], key: str, label: str, color=None):
     key: of the rows.
     label: of the legend; None for none.
     color: of Matplotlib; None for the next one.
+    against: the column of x.
   """
-  lines = [run.series(key) for run in runs]
+  lines = [run.series(key, against) for run in runs]
   times, values = (np.concatenate(both) for both in zip(*lines, strict=True))
   if len(times) < 4 * _WINDOWS:
     for x, y in lines:
@@ -283,6 +256,19 @@ def final(runs: list[Run], key: str) -> str:
   values = [run.summary.get(key) for run in runs]
   values = [value for value in values if value is not None]
   return over_seeds(values) if values else NONE
+
+
+def spans_decades(values: Iterable[float]) -> bool:
+  """Whether losses need a logarithmic axis, on which they can be told apart.
+
+  >>> [spans_decades(x) for x in ([0.1, 1.3], [0.2, 1.3], [0, 9])]
+  [True, False, False]
+
+  Args:
+    values: all that are drawn.
+  """
+  some = np.fromiter(values, float)
+  return bool(some.size and 0 < some.min() * _WIDE < some.max())
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:

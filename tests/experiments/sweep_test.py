@@ -1,6 +1,5 @@
 """Sweeps: combinations, processes, failures, stops, second starts."""
 
-import collections
 import contextlib
 import csv
 import dataclasses
@@ -8,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -17,11 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import wandb
 from absl import flags
 from absl.testing import absltest, flagsaver, parameterized
 from matplotlib import image
-from tensorboardX.proto import event_pb2
 
 from agsfl import frame, programs, simulation, weights
 from agsfl.config import Config
@@ -30,8 +26,9 @@ from agsfl.errors import ConfigError
 from agsfl.parts import Parts
 from agsfl.records.read import Run, read_run
 from experiments import export, plot, run, sweep
-from experiments.lib import dashboards, drawing, groups, launchers, stopping
+from experiments.lib import comparison, groups, launchers, stopping
 from experiments.report import __main__ as report
+from tests.experiments.dashboards_test import scalars_of
 from tests.small import given, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,15 +53,6 @@ def setUpModule():
 
 def tearDownModule():
   _OF_MODULE.close()
-
-
-def events_of(path):
-  """The records of an event file: length, sum, content, sum."""
-  content = path.read_bytes()
-  while content:
-    (size,) = struct.unpack("<Q", content[:8])
-    yield event_pb2.Event.FromString(content[12 : 12 + size])
-    content = content[16 + size :]
 
 
 def start(script, *arguments, **environment):
@@ -170,8 +158,8 @@ class CombinationsTest(parameterized.TestCase):
     """Flags of a run that are no settings; those of the sweep stay."""
     passed_on = [
         "--checkpoint_every=7", "--checkpoints_kept=3", "--log_every=9",
-        "--quiet", "--tensorboard", "--wandb=project", "--plugins=a,b",
-        "--nokeep_state", "--compilation_cache_dir=programs",
+        "--quiet", "--tensorboard", "--wandb=project", "--trackio=p",
+        "--plugins=a,b", "--nokeep_state", "--compilation_cache_dir=programs",
     ]
     own = ["--sweep=k=1", "--jobs=2", "--workdir=all", "--k=5"]
     settings = len(sweep.command(Config(), Path("place")))
@@ -189,6 +177,7 @@ class MistakesTest(parameterized.TestCase):
       ("--jobs=2", ["--lanes=2"]),
       ("--tensorboard=True", ["--lanes=2"]),
       ("--wandb=project", ["--lanes=2"]),
+      ("--trackio=project", ["--lanes=2"]),
       ("--checkpoints_kept=3", ["--lanes=2"]),
       ("--log_every=5", ["--lanes=2"]),
       # Refused before they are listed.
@@ -205,57 +194,6 @@ class MistakesTest(parameterized.TestCase):
       self.assertFalse(place.exists())
     self.assertStartsWith(error, f"error: {wrong}: must be ")
     self.assertLen(error.splitlines(), 1)
-
-
-class WandbTest(parameterized.TestCase):
-
-  @parameterized.parameters("me/project", "", "a" * 200)
-  def test_no_project(self, project):
-    with given(f"--wandb={project}"):
-      with self.assertRaisesRegex(ConfigError, f"^--wandb={project}: must be "):
-        with dashboards.opened(Config(), Path("run")):
-          self.fail()
-
-  def test_nobody_is_logged_in(self):
-    """Says so before there is anything of the run."""
-    with tempfile.TemporaryDirectory() as folder:
-      place = Path(folder) / "run"
-      wandb.teardown()
-      with mock.patch.dict(
-          os.environ, WANDB_MODE="online", WANDB_API_KEY="", NETRC=os.devnull,
-          WANDB_CONFIG_DIR=folder,
-      ):
-        error, _ = main(run, "--wandb=project", f"--workdir={place}")
-      wandb.teardown()
-      self.assertFalse(place.exists())
-    self.assertStartsWith(error, "error: --wandb=project: must be ")
-    self.assertIn("wandb login", error)
-    self.assertLen(error.splitlines(), 1)
-
-  def test_no_connection(self):
-    lost = wandb.errors.CommError("no route\nto the host")
-    with given("--wandb=project"), mock.patch.object(
-        wandb, "init", side_effect=lost
-    ):
-      place = self.enterContext(tempfile.TemporaryDirectory())
-      with dashboards.opened(Config(), Path(place)) as log:
-        with self.assertRaisesRegex(ConfigError, r"^--wandb=.*\(no route\);"):
-          log({"round": 1})
-
-
-  def test_ids(self):
-    """A run that goes on has the same id, one begun anew another."""
-    place = Path(self.enterContext(tempfile.TemporaryDirectory()))
-    ids = []
-    with given("--wandb=project"), mock.patch.object(
-        wandb, "init", side_effect=lambda id, **_: ids.append(id) or mock.Mock()
-    ):
-      for first_round in (1, 3, 1):
-        with dashboards.opened(Config(), place) as log:
-          log({"round": first_round})
-    self.assertEqual(ids[0], ids[1])
-    self.assertNotEqual(ids[0], ids[2])
-    self.assertEqual((place / "wandb_id.txt").read_text().strip(), ids[2])
 
 
 class LanesTest(absltest.TestCase):
@@ -310,11 +248,11 @@ class SweepTest(parameterized.TestCase):
     self.assertEqual(self.code, 0)
     rows = self.table()
     self.assertEqual(
-        [(row["k"], row["seed"], row["workdir"]) for row in rows],
-        [("50.0", "0", "k=50,seed=0"), ("50.0", "1", "k=50,seed=1")],
+        [(row["k"], row["seed"], row["run"]) for row in rows],
+        [("50", "0", "k=50,seed=0"), ("50", "1", "k=50,seed=1")],
     )
     for row in rows:
-      summary = read_run(self.folder / "sweep" / row["workdir"]).summary
+      summary = read_run(self.folder / "sweep" / row["run"]).summary
       for key in ("train_loss", "test_accuracy", "round", "time"):
         self.assertEqual(float(row[key]), summary[key])
     losses = [float(row["train_loss"]) for row in rows]
@@ -338,15 +276,12 @@ class SweepTest(parameterized.TestCase):
     for name in ("metrics.jsonl", "clients.csv", "params.npy"):
       self.assertEqual((alone / name).read_bytes(), (other / name).read_bytes())
     rows = read_run(alone).rows
-    (events,) = (alone / "tensorboard").iterdir()
-    logged = collections.defaultdict(dict)
-    for event in events_of(events):
-      for value in event.summary.value:
-        logged[event.step][value.tag] = value.simple_value
+    logged = scalars_of(alone / "tensorboard")
     for row in rows:
       for key, value in row.items():
         if key != "round" and value is not None:
-          self.assertAlmostEqual(logged[row["round"]][key], value, places=3)
+          point = dict(logged[key])[row["round"]]
+          self.assertAlmostEqual(point, value, places=3)
     self.assertLen(list((alone / "wandb").glob("offline-run-*")), 1)
 
     out = self.folder / "rows.csv"
@@ -444,7 +379,7 @@ class SweepTest(parameterized.TestCase):
       )
     with (place / "results.csv").open(newline="") as file:
       self.assertCountEqual(
-          [(row["seed"], row["workdir"]) for row in csv.DictReader(file)],
+          [(row["seed"], row["run"]) for row in csv.DictReader(file)],
           [("0", "k=50,seed=0"), ("1", "again")],
       )
 
@@ -510,7 +445,7 @@ class SweepTest(parameterized.TestCase):
         plot, self.folder / "sweep", "--group_by=seed", f"--out={out}"
     )
     self.assertEqual(code, 0)
-    self.assertIn("| seed = 0 | 1 |", printed)
+    self.assertIn("| **seed = 0** | 1 |", printed)
     self.assertIn("| seed = 1 | 1 |", printed)
     self.assertTrue(out.exists())
     for arguments, word in (
@@ -634,12 +569,14 @@ class GroupsTest(absltest.TestCase):
         for x in (3.0, 5.0)
     ]
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-    text = drawing.compare(runs, [], folder / "a.png")
+    text = comparison.compare(runs, [], folder / "a.png")
     self.assertEqual(
         text.splitlines()[2],
         "| all | 2 | 0.5 ± 0 | \u2013 | 0.25 ± 0 | 4 ± 1 | 1 ± 0 | 1 ± 0 |",
     )
-    drawing.compare([Run([row], {}, row, {"asked": {}})], [], folder / "b.png")
+    comparison.compare(
+        [Run([row], {}, row, {"asked": {}})], [], folder / "b.png"
+    )
     with_panel, without = (
         image.imread(folder / name).shape[1] for name in ("a.png", "b.png")
     )

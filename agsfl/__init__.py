@@ -15,6 +15,37 @@ them under a name that every command then knows: `register_model`,
 Below are pure functions that you can compose: sparsifiers (`fab_top_k` and
 others), controllers (`sign_interval` and others), and `build_round`, which
 makes a round of them. `types` has the records that pass between them.
+
+## How a round goes
+
+`agsfl/rounds.py` reads from top to bottom in this order:
+
+| file | what it does |
+|---|---|
+| `attendance.py`, `asynchrony.py` | who takes part; whose message arrives next |
+| `training/client.py` | one client: minibatch -> gradient [D] |
+| `for_each_client.py` | the same for all clients |
+| `gradients.py`, `feedback.py` | accumulated = residual + gradient, [N, D] |
+| `delivery.py` | whose message arrives, with which weight |
+| `sparsifiers/plain.py` | J and J_i for k and for the probe k', as in the papers |
+| `sparsifiers/cpu/`, `sparsifiers/accelerator/` | the same choice with less work |
+| `rounds.py` | w <- w - eta b; residuals keep what was not sent |
+| `clocks/` | seconds of the round, bits of a message |
+| `controllers/cost.py` | time of the round, sign of its slope in k |
+| `controllers/descent.py`, `controllers/balancing.py` | the next k and k' |
+
+Around it: `data/` (data sets, and which client has which samples), `config.py`
+(all settings), `parts.py` (the objects that settings name), `layout.py` (which
+device has which samples), `programs.py` (compiled programs on devices),
+`stored.py` and `stores/` (residuals that are not on the device), `hosts.py`
+(several processes), `simulation.py` (a run), `recorder.py` and `records/` (its
+files), `sweeps.py` (runs side by side).
+
+The state is one pytree that contains the random key, and every function is
+pure. k is a traced number: a run compiles its round once, and runs that differ
+only in plain numbers share the program. Every random draw depends only on the
+seed, the round and the client. So a run has the same draws on any number of
+devices.
 """
 
 from agsfl.asynchrony import buffered

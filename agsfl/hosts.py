@@ -1,7 +1,13 @@
 """One run of several processes, each with its own devices.
 
-All processes run the same program on one mesh of all their devices. The first
-process alone writes and prints. A run of one process does none of this.
+All processes run the same program on one mesh of all their devices. Every
+process reads the data set, then has only the samples of its own clients. The
+first process alone writes the records and prints; each process writes its part
+of the checkpoints. A run of one process does none of this.
+
+A run of one process cannot go on from a checkpoint of several processes, and
+several cannot go on from one of a single process. In all tests k and the
+selections were those of one process; the last bits of the weights differ.
 """
 
 import json

@@ -22,17 +22,19 @@ makes a round of them. `types` has the records that pass between them.
 
 | file | what it does |
 |---|---|
-| `attendance.py`, `asynchrony.py` | who takes part; whose message arrives next |
+| `attendance.py` | who takes part |
+| `asynchrony.py` | whose message arrives next |
 | `training/client.py` | one client: minibatch -> gradient [D] |
 | `for_each_client.py` | the same for all clients |
 | `gradients.py`, `feedback.py` | accumulated = residual + gradient, [N, D] |
 | `delivery.py` | whose message arrives, with which weight |
-| `sparsifiers/plain.py` | J and J_i for k and for the probe k', as in the papers |
-| `sparsifiers/cpu/`, `sparsifiers/accelerator/` | the same choice with less work |
+| `sparsifiers/plain.py` | J and J_i for k and k', as in the papers |
+| `sparsifiers/cpu/` | the same choice with less work, as a CPU is fast |
+| `sparsifiers/accelerator/` | the same choice with less work, as a GPU is fast |
 | `rounds.py` | w <- w - eta b; residuals keep what was not sent |
 | `clocks/` | seconds of the round, bits of a message |
 | `controllers/cost.py` | time of the round, sign of its slope in k |
-| `controllers/descent.py`, `controllers/balancing.py` | the next k and k' |
+| `controllers/` | k and k' of the next round |
 
 Around it: `data/` (data sets, and which client has which samples), `config.py`
 (all settings), `parts.py` (the objects that settings name), `layout.py` (which

@@ -29,8 +29,8 @@ makes a round of them. `types` has the records that pass between them.
 | `gradients.py`, `feedback.py` | accumulated = residual + gradient, [N, D] |
 | `delivery.py` | whose message arrives, with which weight |
 | `sparsifiers/plain.py` | J and J_i for k and k', as in the papers |
-| `sparsifiers/cpu/` | the same choice with less work, as a CPU is fast |
-| `sparsifiers/accelerator/` | the same choice with less work, as a GPU is fast |
+| `sparsifiers/cpu/` | the same choice, as a CPU is fast |
+| `sparsifiers/accelerator/` | the same, as a GPU is fast |
 | `rounds.py` | w <- w - eta b; residuals keep what was not sent |
 | `clocks/` | seconds of the round, bits of a message |
 | `controllers/cost.py` | time of the round, sign of its slope in k |

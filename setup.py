@@ -54,7 +54,7 @@ setup(
     ],
     extras_require={
         "docs": ["pdoc>=15"],
-        "dashboards": ["tensorboardX>=2.6", "wandb>=0.31"],
+        "dashboards": ["tensorboardX>=2.6", "trackio>=0.43", "wandb>=0.31"],
         "slurm": ["submitit>=1.5"],
         "tfds": ["tensorflow>=2.20"],
         "test": [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agsfl.config import Config
 from agsfl.files import expanded
-from agsfl.records import read, summary, traffic
+from agsfl.records import read, traffic
 from agsfl.records.moment import OF_ROUNDS, Moment, row_at, value_at
 from agsfl.records.read import Run
 from agsfl.records.tables import whole, write_csv
@@ -37,7 +37,7 @@ class Table(NamedTuple):
 
 
 def read_runs(
-    *folders: str | os.PathLike[str], rows: bool = False
+    *folders: str | Path, rows: bool = False
 ) -> "pandas.DataFrame":
   """All runs of some folders as a data frame of pandas.
 
@@ -94,7 +94,7 @@ def _dtype(values):
   return None
 
 
-def names_of(runs: list[Run], *folders: str | os.PathLike[str]) -> list[str]:
+def names_of(runs: list[Run], *folders: str | Path) -> list[str]:
   """The runs' folders relative to the one that was given.
 
   Args:
@@ -177,9 +177,16 @@ def by_run(
   """
   settings = [*differing(runs), "seed"] if settings is None else settings
   keys = _keys(runs)
-  of_end = sorted(summary.ADDED) if moment is None else []
+  # Wall times and memory, which no row has.
+  of_end = dict.fromkeys(
+      key
+      for run in runs
+      for key in run.summary
+      if moment is None and key not in keys
+  )
   header = [
-      "run", *settings, "finished", *_columns(keys, runs), "bytes", *of_end
+      "run", *settings, "finished", *_columns(keys, runs), "bytes",
+      *_columns(of_end, runs),
   ]
 
   def lines():

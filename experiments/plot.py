@@ -39,8 +39,13 @@ flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
 
-def _warn(averaged, fields):
-  """Says on one line that a mean is over more than seeds."""
+def warn(averaged: list[str], fields: list[str]):
+  """Says on one line of stderr that a mean is over more than seeds.
+
+  Args:
+    averaged: from `groups.averaged_over`.
+    fields: of --group_by.
+  """
   others = [name for name in averaged if name != "seed"]
   if others:
     print(
@@ -59,7 +64,7 @@ def main(argv):
     runs = groups.read_finished(argv[1:])
     at, by = moment.asked(runs), moment.sort_by(runs)
     fields = _GROUP_BY.value or frame.differing(runs)
-    _warn(groups.averaged_over(groups.grouped(runs, fields)), fields)
+    warn(groups.averaged_over(groups.grouped(runs, fields)), fields)
     with out.written(path) as temporary:
       text = comparison.compare(
           runs, fields, temporary, path.suffix[1:], _LEAD_OF.value, at, by

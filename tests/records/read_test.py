@@ -190,6 +190,16 @@ class FindTest(FolderTest):
     self.assertEqual(self.found("b"), ["b/seed2", "b/seed10"])
     self.assertEqual(self.found("seed1"), ["seed1"])
 
+  def test_numbers_in_names_by_their_values(self):
+    """Decimals and exponents too; names of equal numbers have an order."""
+    ordered = [
+        "learning_rate=1e-3", "learning_rate=0.02", "learning_rate=0.1",
+        "learning_rate=0.5,k=1%", "learning_rate=0.5,k=10%",
+        "learning_rate=1e2", "learning_rate=100", "learning_rate=1e3",
+        "seed2", "seed10", "v1.2", "v1.2.3", "v1.2.10",
+    ]
+    self.assertEqual(sorted(ordered[::-1], key=read.natural_order), ordered)
+
   def test_links_count_once(self):
     """Also one that leads in a circle, and one from outside."""
     self.make("a")

@@ -33,6 +33,12 @@ _SITE = "https://github.com/agsfl/agsfl/blob/main"
 # Pages of Markdown files, by the names of their pages.
 _TEXTS = {"README": "README.md", "results": "experiments/paper/README.md"}
 
+# Pages of the files to which the README has links.
+_PAGES = {
+    "experiments/paper/README.md": "results.html",
+    "agsfl/records/README.md": "agsfl/records.html",
+}
+
 # It needs PyTorch.
 _LEFT_OUT = "experiments.benchmark.pytorch"
 
@@ -133,13 +139,13 @@ def _read(path):
     content = path.read_text(encoding="utf-8")
   else:  # an installed package has no clone, but it has the README
     content = str(metadata.metadata("agsfl").get_payload())
-  for name, other in _TEXTS.items():
-    content = content.replace(f"`{other}`", f"[`{other}`]({name}.html)")
+  for file, page in _PAGES.items():
+    content = content.replace(f"]({file})", f"]({page})")
   # Badges are images of the network. Images of a clone go into the page.
   content = re.sub(r"\[!\[([^\]]*)\]\(\w+:[^)]*\)\]", r"[\1]", content)
   place = path.parent.relative_to(_ROOT).as_posix()
   return re.sub(
-      r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|\w+\.html)",
+      r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|[\w/]+\.html)",
       rf"\1{_SITE}/{place}/",
       content,
   )

@@ -179,12 +179,20 @@ def _bar(**kwargs):
 def _side_by_side(group, signals):
   """The outcomes of a group of lanes, by folder."""
   rounds = sum(config.num_rounds for config in group.values())
-  with _bar(total=rounds, unit="round", desc=f"{len(group)} lanes") as bar:
+  lanes = f"{len(group)} lanes"
+  with _bar(total=rounds, unit="round", desc=f"{lanes}, compiling") as bar:
+
+    def on_row(place, row):
+      del place
+      if row["round"]:  # the row of round 0 comes before the round is compiled
+        bar.set_description(lanes, refresh=False)
+        bar.update()
+
     return sweeps.simulate_lanes(
         group,
         checkpoint_every=runner.CHECKPOINT_EVERY.value,
         keep_state=runner.KEEP_STATE.value,
-        on_row=lambda place, row: bar.update(min(row["round"], 1)),
+        on_row=on_row,
         should_stop=lambda: signals.seen,
     )
 

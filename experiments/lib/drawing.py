@@ -158,7 +158,7 @@ def _fairness(run, accuracy, jain):
       times, worst, best, color=line.get_color(), alpha=0.2,
       label="from the worst 10% to the best 10%",
   )
-  accuracy.set(title="test accuracy of each client", ylim=(0, 1.02))
+  accuracy.set(title="test accuracy over the clients", ylim=(0, 1.02))
   accuracy.legend(
       loc="lower center", bbox_to_anchor=(0.5, 1.1), ncols=2, frameon=False
   )

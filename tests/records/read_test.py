@@ -195,7 +195,7 @@ class FindTest(FolderTest):
     ordered = [
         "learning_rate=1e-3", "learning_rate=0.02", "learning_rate=0.1",
         "learning_rate=0.5,k=1%", "learning_rate=0.5,k=10%",
-        "learning_rate=1e2", "learning_rate=100", "learning_rate=1e3",
+        "learning_rate=100", "learning_rate=1e2", "learning_rate=1e3",
         "seed2", "seed10", "v1.2", "v1.2.3", "v1.2.10",
     ]
     self.assertEqual(sorted(ordered[::-1], key=read.natural_order), ordered)

@@ -25,7 +25,8 @@ setup(
         include=["agsfl", "agsfl.*", "experiments", "experiments.*"]
     ),
     # With this line pip's -e puts the clone on the module path. Without it,
-    # `import agsfl` beside a clone would find the clone's folder itself.
+    # `import agsfl` beside a clone would find the clone's folder itself, and
+    # editors and type checkers would not find the package.
     package_dir={"": "."},
     package_data={
         "agsfl": ["py.typed", "*/README.md"],

@@ -28,7 +28,7 @@ def refuse(setting: str, problem: str) -> NoReturn:
   raise ConfigError(f"{printable(setting)}: {printable(problem)}")
 
 
-def require(fits: Any, name: str, value: Any, allowed: str):
+def require(fits: Any, name: str, value: Any, allowed: str) -> None:
   """Refuses the value of a setting if it does not fit.
 
   Args:

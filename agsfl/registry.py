@@ -20,7 +20,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     kind: what the parts are, for messages, such as "method".
   """
 
-  def __init__(self, kind: str, built_in: Mapping[str, Entry]):
+  def __init__(self, kind: str, built_in: Mapping[str, Entry]) -> None:
     """Begins with the package's own parts.
 
     Args:
@@ -31,7 +31,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     self._built_in = dict(built_in)
     self._added: dict[str, Entry] = {}
 
-  def add(self, name: str, entry: Entry):
+  def add(self, name: str, entry: Entry) -> None:
     """Adds a part, or replaces an added part of the same name.
 
     Args:

@@ -66,7 +66,7 @@ def setting(
   return dataclasses.field(default=default, metadata={"setting": said})
 
 
-def said_of(field: dataclasses.Field) -> Setting:
+def said_of(field: dataclasses.Field[Any]) -> Setting:
   """The `Setting` of a field; its choices may be in the field's type."""
   said = field.metadata["setting"]
   members = _members(field)
@@ -76,7 +76,7 @@ def said_of(field: dataclasses.Field) -> Setting:
   return dataclasses.replace(said, choices=tuple(values)) if values else said
 
 
-def kinds_of(field: dataclasses.Field) -> tuple[type, ...]:
+def kinds_of(field: dataclasses.Field[Any]) -> tuple[type, ...]:
   """The types of a field's value without None, such as (float, str) for k."""
   kinds = (
       type(values[0]) if (values := typing.get_args(member)) else member
@@ -86,7 +86,7 @@ def kinds_of(field: dataclasses.Field) -> tuple[type, ...]:
   return tuple(dict.fromkeys(k for k in kinds if k is not type(None)))
 
 
-def is_optional(field: dataclasses.Field) -> bool:
+def is_optional(field: dataclasses.Field[Any]) -> bool:
   """Whether the value may be None."""
   return type(None) in _members(field)
 
@@ -97,7 +97,7 @@ def _members(field):
   return typing.get_args(field.type) if is_union else (field.type,)
 
 
-def check(settings: Any):
+def check(settings: Any) -> None:
   """Checks every field and brings its value to the field's own type.
 
   Args:
@@ -148,7 +148,7 @@ def _typed(name, kind, value):
   return value
 
 
-def require_utf8(name: str, text: str):
+def require_utf8(name: str, text: str) -> None:
   """Refuses text with surrogates, which no file and no output can hold.
 
   Python has them in place of bytes of a path that are not UTF-8.

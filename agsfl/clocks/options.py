@@ -100,7 +100,7 @@ def file_of(source: str | None) -> str | None:
   return source.removeprefix(_FILE)
 
 
-def require_consistent(options: ClockOptions):
+def require_consistent(options: ClockOptions) -> None:
   """Refuses values that are wrong together or that no bound can say.
 
   Args:

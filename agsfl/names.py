@@ -1,9 +1,8 @@
 """The names that settings take, as types, so that editors know them.
 
 A name of the first group that is not in its list is refused by type checkers.
-The second group has the package's own parts and forms. Users register more or
-name files, so the settings take any other text too, and editors only offer
-these names.
+The second group has the package's own names. Users register more or name files,
+so the settings take any other text too, and editors only offer these names.
 """
 
 from typing import Literal
@@ -19,6 +18,8 @@ StoreName = Literal["device", "host", "file"]
 TaskName = Literal["classification", "next_token", "regression"]
 ValueBits = Literal[16, 32]
 
+# Of a figure's x axis: columns of a run's rows, and bytes of all messages.
+AxisName = Literal["round", "time", "seconds", "bytes"]
 AvailabilityName = Literal["phones"]
 ClockName = Literal["constant", "phones"]
 ControllerName = Literal[

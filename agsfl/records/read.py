@@ -17,6 +17,7 @@ import numpy as np
 
 from agsfl.errors import ConfigError, printable, refuse
 from agsfl.files import expanded
+from agsfl.names import AxisName
 from agsfl.records import (
     client_evaluations,
     columns,
@@ -162,7 +163,7 @@ class Run:
     return [name for name in names if name not in COLUMNS - {*OF_TASKS}]
 
   def series(
-      self, key: str, against: str = "time"
+      self, key: str, against: AxisName | str = "time"
   ) -> tuple[np.ndarray, np.ndarray]:
     """A column of the rows against another one.
 

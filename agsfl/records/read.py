@@ -9,7 +9,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ class Run:
     else:
       rows = [row for row in rows if against in row]
       xs = [row[against] for row in rows]
-    points = zip(xs, rows, strict=True)
+    points: Iterable[Any] = zip(xs, rows, strict=True)
     if self.start is not None and (rows or not self.rows):
       points = itertools.chain([(0, self.start)], points)
     x, y = np.array(

@@ -28,7 +28,7 @@ AXES = ("time", "seconds", "total_bytes")
 _EVALUATED = ("train_loss", "test_loss", "test_accuracy", *OF_TASKS)
 _UNITS = {
     "time": ("by_time", 1),
-    "seconds": ("by_seconds", 1),
+    "seconds": ("by_milliseconds", 0.001),  # a round may take less than 1 s
     "total_bytes": ("by_kilobytes", 1000),
 }
 

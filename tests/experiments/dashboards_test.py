@@ -165,7 +165,7 @@ class DashboardsTest(parameterized.TestCase):
 
   def test_tensorboard(self):
     """Evaluations are there against each axis; all numbers against rounds."""
-    rows = [row | {"seconds": row["time"] * 60} for row in self.rows]
+    rows = [row | {"seconds": row["time"] / 60} for row in self.rows]
     with given("--tensorboard"):
       self.send(rows)
     place = self.workdir / "tensorboard"
@@ -174,7 +174,7 @@ class DashboardsTest(parameterized.TestCase):
     self.assertNotIn("slow_because", by_round)
     for folder, x in (
         ("by_time", lambda row: row["time"]),
-        ("by_seconds", lambda row: row["seconds"]),
+        ("by_milliseconds", lambda row: row["seconds"] * 1000),
         ("by_kilobytes", lambda row: self.bytes_until(row["round"]) / 1000),
     ):
       scalars = scalars_of(place / folder)

@@ -6,13 +6,15 @@ import pty
 import re
 import sys
 import termios
+from pathlib import Path
 from unittest import mock
 
 from absl import flags
 from absl.testing import absltest, parameterized
 
 from agsfl.config import Config
-from experiments.lib import runner
+from experiments import sweep
+from experiments.lib import runner, stopping
 from tests.small import given
 
 START = {
@@ -125,6 +127,23 @@ class ProgressTest(parameterized.TestCase):
         "^round 2, time 5.0, k 31, train loss 1.5000, test accuracy 0.5000, "
         r".* round/s, \d\d:\d\d left$",
     )
+
+  def test_lanes(self):
+    """Their bar counts rounds; the evaluation of round 0 is none."""
+    rows = [START, START, round_row(1), round_row(1), round_row(2)]
+
+    def simulate_lanes(group, on_row, **kwargs):
+      for row in rows:
+        on_row(next(iter(group)), row)
+
+    group = {Path("a"): Config(num_rounds=2), Path("b"): Config(num_rounds=2)}
+    with (
+        mock.patch.object(sweep.sweeps, "simulate_lanes", simulate_lanes),
+        mock.patch.object(sweep, "_bar") as bar,
+    ):
+      sweep._side_by_side(group, stopping.Signals())
+    self.assertEqual(bar.call_args.kwargs["total"], 4)
+    self.assertEqual(bar().__enter__().update.mock_calls, 3 * [mock.call()])
 
   def test_quiet(self):
     with mock.patch.object(runner.logging, "info") as info:

@@ -32,7 +32,7 @@ _TRACKIO = flags.DEFINE_string(
 )
 
 
-def _total_bytes(workdir: Path) -> Callable[[dict[str, Any]], float]:
+def _bytes_until(workdir: Path) -> Callable[[dict[str, Any]], float]:
   """A function of each row in turn: the bytes that all have sent until then."""
   total, config = 0.0, None
 
@@ -72,12 +72,12 @@ def opened(
           sinks.append(
               stack.enter_context(tracker(flag.value, config, workdir))
           )
-    total_bytes = _total_bytes(workdir)
+    bytes_until = _bytes_until(workdir)
 
     def row(row):
       if not sinks:
         return
-      row = row | {"total_bytes": total_bytes(row)}
+      row = row | {"bytes": bytes_until(row)}
       numbers = {
           name: value
           for name, value in row.items()

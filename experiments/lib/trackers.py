@@ -21,7 +21,7 @@ from experiments.lib.scripts import first_line
 Sink = Callable[[int, dict[str, float]], None]
 
 # Columns that only grow, so that others can be drawn against them.
-AXES = ("time", "seconds", "total_bytes")
+AXES = ("time", "seconds", "bytes")
 
 # TensorBoard draws against whole numbers only. So these columns are there once
 # more for each axis: the folder, which also begins their names, and the unit.
@@ -29,7 +29,7 @@ _EVALUATED = ("train_loss", "test_loss", "test_accuracy", *OF_TASKS)
 _UNITS = {
     "time": ("by_time", 1),
     "seconds": ("by_milliseconds", 0.001),  # a round may take less than 1 s
-    "total_bytes": ("by_kilobytes", 1000),
+    "bytes": ("by_kilobytes", 1000),
 }
 
 

@@ -115,13 +115,13 @@ class DashboardsTest(parameterized.TestCase):
     self.assertEqual(sorted(logged), [0, 1, 2, 3, 4])
     self.assertEqual(
         logged[0], {
-            time: 0.0, "total_bytes": 0.0, "train_loss": 2.5, "test_loss": 2.5,
+            time: 0.0, "bytes": 0.0, "train_loss": 2.5, "test_loss": 2.5,
             "test_accuracy": 0.125,
         }
     )
     for row in self.rows:
       numbers = logged[row["round"]]
-      self.assertEqual(numbers["total_bytes"], self.bytes_until(row["round"]))
+      self.assertEqual(numbers["bytes"], self.bytes_until(row["round"]))
       self.assertEqual(numbers[time], row["time"])
       self.assertEqual(numbers.get("k"), row.get("k"))
       self.assertNoCommonElements(numbers, ("round", "slow_because", "sign"))
@@ -137,7 +137,7 @@ class DashboardsTest(parameterized.TestCase):
     (session,) = package.sessions
     self.assertCountEqual(
         session.define_metric.mock_calls,
-        [mock.call(x, hidden=True) for x in ("time", "seconds", "total_bytes")],
+        [mock.call(x, hidden=True) for x in ("time", "seconds", "bytes")],
     )
     session.finish.assert_called_once_with()
 

@@ -14,6 +14,7 @@ import agsfl
 COMMANDS = {
     "run": "train once, and keep the records in a folder",
     "sweep": "run every combination of some settings",
+    "tune": "search for good settings",
     "plot": "draw runs in one figure",
     "report": "write one HTML page about runs",
     "export": "write all rows of runs as one CSV file",

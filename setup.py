@@ -58,6 +58,7 @@ setup(
         "dashboards": ["tensorboardX>=2.6", "trackio>=0.43", "wandb>=0.31"],
         "slurm": ["submitit>=1.5"],
         "tfds": ["tensorflow>=2.20"],
+        "tune": ["optuna>=4"],
         "test": [
             "hypothesis>=6.100",
             "ipykernel>=6.29",
@@ -65,6 +66,7 @@ setup(
             "mypy>=1.15",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "optuna>=4",
             "pdoc>=15",
             "pytest>=8",
             "ruff>=0.9",

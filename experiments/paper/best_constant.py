@@ -14,7 +14,7 @@ from absl import flags
 from agsfl.config import Config
 from agsfl.errors import require
 from agsfl.settings import Amount
-from experiments.lib import groups
+from experiments.lib import drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import communication_times, study
 
@@ -169,16 +169,16 @@ def compare(base: Config):
     dim = first.config["num_weights"]
     _draw(loss, list(constants.values()), learned, dim)
     loss.set(
-        title=f"beta = {comm_time}, time {budget}",
+        title=f"training loss at the end\nbeta = {comm_time}, time {budget}",
         xlabel="k (of a rule: median of the second half)",
-        ylabel="training loss at the end",
     )
     for index, (name, by_start) in enumerate(learned.items()):
       for number, runs in enumerate(by_start):
         label = None if number else name
         groups.draw_smooth(ks, runs, "k", label, f"C{index}")
-    ks.set(xlabel=groups.TIME, ylabel="$k_m$", yscale="log")
-    ks.grid(alpha=0.3)
+    title = f"elements per message, $k_m$\nbeta = {comm_time}"
+    study.lay_out(ks, "k", title)
+    drawing.log_axis(ks)
   figure.legend(
       *rows[0, 0].get_legend_handles_labels(), loc="outside right center"
   )

@@ -8,7 +8,7 @@ import dataclasses
 from absl import flags
 
 from agsfl.config import Config
-from experiments.lib import groups
+from experiments.lib import drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -59,15 +59,13 @@ def compare(base: Config):
         groups.final(runs, "test_accuracy"),
         groups.final(runs, "time"),
     ])
-  ks.set(xlabel="round m", ylabel="$k_m$, first seed", yscale="log")
-  loss.set(
-      xlabel=groups.TIME,
-      ylabel="training loss",
-      xscale="log",
-  )
-  for axes in (ks, loss):
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+  title = "elements per message, $k_m$, of the first seed"
+  study.lay_out(ks, "k", title, "round m")
+  drawing.log_axis(ks)
+  study.lay_out(loss, "train_loss", "training loss")
+  # The times differ by the factors of beta; time 0 stays on the axis.
+  loss.set_xscale("symlog", linthresh=10)
+  ks.legend(fontsize=8)
   header = [
       "beta", "mean k, second half", "training loss", "test accuracy", "time",
   ]

@@ -14,7 +14,7 @@ from absl import flags
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.errors import require
-from experiments.lib import groups
+from experiments.lib import drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -76,11 +76,10 @@ def compare(base: Config):
         groups.final(runs, "round"),
         groups.final(runs, "time"),
     ])
-  loss.set(xlabel=groups.TIME, ylabel="training loss")
-  accuracy.set(xlabel=groups.TIME, ylabel="test accuracy")
-  ks.set(xlabel=groups.TIME, ylabel="$k_m$", yscale="log")
-  for axes in (loss, accuracy, ks):
-    axes.grid(alpha=0.3)
+  study.lay_out(loss, "train_loss", "training loss")
+  study.lay_out(accuracy, "test_accuracy", "test accuracy")
+  study.lay_out(ks, "k", "elements per message, $k_m$")
+  drawing.log_axis(ks)
   figure.legend(
       *loss.get_legend_handles_labels(), loc="outside right center"
   )

@@ -66,15 +66,16 @@ def compare(base: Config):
         groups.final(runs, "round"),
         groups.final(runs, "time"),
     ])
-  loss.set(xlabel=groups.TIME, ylabel="training loss")
-  accuracy.set(xlabel=groups.TIME, ylabel="test accuracy")
+  study.lay_out(loss, "train_loss", "training loss")
+  study.lay_out(accuracy, "test_accuracy", "test accuracy")
   fairness.set(
-      xlabel="elements contributed by a client / mean",
+      title="elements of each client that the server used",
+      xlabel="elements of a client / mean over clients",
       ylabel="share of clients (CDF)",
       ylim=(0, 1.02),
   )
-  for axes in (loss, accuracy, fairness):
-    axes.grid(alpha=0.3)
+  fairness.set_xlim(left=0)
+  fairness.grid(alpha=0.3)
   figure.legend(
       *loss.get_legend_handles_labels(), loc="outside right center"
   )

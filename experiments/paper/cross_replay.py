@@ -70,7 +70,7 @@ def compare(base: Config):
   # Relative to the column: losses under different beta cannot be compared.
   ratios = losses / losses.min(axis=0)
   picture = axes.imshow(ratios, cmap="viridis_r")
-  figure.colorbar(picture, label="training loss / the column's least")
+  figure.colorbar(picture, label="training loss / least of its column")
   for (i, j), value in np.ndenumerate(losses):
     color = "w" if picture.norm(ratios[i, j]) > 0.5 else "k"
     axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=color)
@@ -79,6 +79,7 @@ def compare(base: Config):
       yticks=range(len(configs)),
       xticklabels=list(configs),
       yticklabels=list(configs),
+      title="training loss at the end",
       xlabel="beta of the run",
       ylabel="beta at which k was learned",
   )

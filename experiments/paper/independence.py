@@ -193,11 +193,12 @@ def compare(base: Config):
         f"{gap:.1%}",
         f"{greatest_gaps(loss).max():.1%}" if len(runs) > 1 else "",
     ])
-  axes.set(
-      xlabel=f"rounds since the switch to k = {THEN_K.value:g}",
-      ylabel="training loss",
+  study.lay_out(
+      axes,
+      "train_loss",
+      "training loss after the same loss at the switch",
+      f"rounds since the switch to k = {THEN_K.value:g}",
   )
-  axes.grid(alpha=0.3)
   axes.legend(fontsize=8)
   header = [
       "k before", "rounds to the switch", "loss at the switch",

@@ -307,7 +307,7 @@ def _draw_synthetic(axes, signs, accuracy, seeds):
           label=f"{shape}, {name}",
       )
       lines.append(_line(shape, signs, name, values, limit))
-  axes.set_title(f"made-up costs, signs {signs}", fontsize=10)
+  axes.set_title(f"regret with made-up costs, signs {signs}", fontsize=10)
   return sorted(lines, key=lambda line: list(SHAPES).index(line[0]))
 
 
@@ -380,11 +380,13 @@ def compare(base: Config):
     lines += more
     notes.append(note)
   k_words = groups.in_words(base.k or 1000.0)
-  regrets.set_title(f"costs of a run with k = {k_words}", fontsize=10)
+  regrets.set_title(
+      f"regret with the costs of a run with k = {k_words}", fontsize=10
+  )
   for axes in (exact, noisy, regrets):
-    axes.set(xlabel="rounds M", ylabel="regret R(M) / (G B)")
+    axes.set(xlabel="rounds M", ylabel="R(M) / (G B)")
   means.set_title(
-      f"those costs: means over {AVERAGE_OVER.value} rounds and over all",
+      f"costs of this run, means over {AVERAGE_OVER.value} rounds and over all",
       fontsize=10,
   )
   means.set(xlabel="k", ylabel=r"cost $\tau(k)$, rounds of computation")

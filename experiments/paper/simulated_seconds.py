@@ -67,16 +67,13 @@ def compare(base: Config):
       label: study.seeded(config)
       for label, config in settings_of(base).items()
   })
-  figure, panels = plt.subplots(
+  figure, (accuracy, loss, spread) = plt.subplots(
       1, 3, figsize=(15, 4.2), layout="constrained"
   )
-  accuracy, loss, spread = panels
-  lines = []
+  lines, worst = [], "client_test_accuracy_worst10"
   for label, runs in done.items():
     for axes, key in (
-        (accuracy, "test_accuracy"),
-        (loss, "train_loss"),
-        (spread, "client_test_accuracy_worst10"),
+        (accuracy, "test_accuracy"), (loss, "train_loss"), (spread, worst)
     ):
       groups.draw_spread(axes, runs, key, label, against="seconds")
     lines.append([
@@ -84,19 +81,18 @@ def compare(base: Config):
         *(
             groups.final(runs, key)
             for key in (
-                "test_accuracy", "client_test_accuracy_worst10", "train_loss",
-                "round", "seconds",
+                "test_accuracy", worst, "train_loss", "round", "seconds",
             )
         ),
         _megabytes(runs, "all_bytes_up"),
         _megabytes(runs, "all_bytes_down"),
     ])
-  accuracy.set(ylabel="test accuracy")
-  loss.set(ylabel="training loss")
-  spread.set(ylabel="mean accuracy of the worst 10% of clients")
-  for axes in panels:
-    axes.set(xlabel="simulated seconds")
-    axes.grid(alpha=0.3)
+  for axes, key, title in (
+      (accuracy, "test_accuracy", "test accuracy"),
+      (loss, "train_loss", "training loss"),
+      (spread, worst, "mean test accuracy of the worst 10% of clients"),
+  ):
+    study.lay_out(axes, key, title, "simulated seconds")
   accuracy.legend(fontsize=8)
   header = [
       "setting", "test accuracy", "worst 10%", "training loss", "rounds",

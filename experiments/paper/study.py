@@ -21,7 +21,14 @@ from agsfl.records import strict_json
 from agsfl.records.folder import refuse_other
 from agsfl.records.read import Run, read_run
 from agsfl.types import PyTree
-from experiments.lib import drawing, plugins, runner, scripts, stopping
+from experiments.lib import (
+    drawing,
+    groups,
+    plugins,
+    runner,
+    scripts,
+    stopping,
+)
 from experiments.lib import flags as run_flags
 
 flags.adopt_module_key_flags(runner)
@@ -172,6 +179,21 @@ def cached(
       text = strict_json.written({"asked": asked, "made": made})
       temporary.write_text(text, encoding="utf-8")
   return made
+
+
+def lay_out(axes, key: str, title: str, xlabel: str = groups.TIME):
+  """Says above the axes what lines over time show; time begins at 0.
+
+  Args:
+    axes: of Matplotlib, with all lines.
+    key: name of the column that is drawn; see `drawing.scale_y`.
+    title: what the lines show.
+    xlabel: the unit of x.
+  """
+  axes.set(title=title, xlabel=xlabel)
+  axes.set_xlim(left=0)
+  axes.grid(alpha=0.3)
+  drawing.scale_y(axes, key)
 
 
 def finish(figure, text: str):

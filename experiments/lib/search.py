@@ -62,11 +62,14 @@ class Choices(NamedTuple):
 
   def value_of(self, trial: "optuna.Trial") -> Any:
     """The value that a trial has; it gets one at the first call."""
-    text = trial.suggest_categorical(self.name, self.texts)
-    return values.parsed("search", self.name, text)
+    return _parsed(self.name, trial.suggest_categorical(self.name, self.texts))
 
 
 Dimension = Range | Choices
+
+
+def _parsed(name, text):
+  return checked(_FIELDS[name], values.parsed("search", name, text))
 
 
 def _with_unit(number, unit):
@@ -99,7 +102,7 @@ def _dimension_of(text):
   example = f"{name}=0.1..1, {name}=log:0.1..1 or {name}=1,2"
   texts = values.listed("search", name, rest, example)
   for one in texts:
-    checked(_FIELDS[name], values.parsed("search", name, one))
+    _parsed(name, one)
   return Choices(name, tuple(texts))
 
 

@@ -323,8 +323,8 @@ class TuneTest(parameterized.TestCase):
         wanted, why = "failed", "--k=100000.0: must be at most"
       elif line["learning_rate"] == "1e+30":
         wanted, why = "diverged", "round 2: the loss is not finite"
-      self.assertEqual(line["state"], wanted, line)
-      self.assertStartsWith(line["why"], why)
+      self.assertEqual(line["state"], wanted, line["why"])
+      self.assertStartsWith(line["why"].removeprefix("'"), why)
       seen[wanted] += 1
     self.assertLen(seen, 3)
     self.assertEqual(lines_of(place)[0]["state"], "finished")

@@ -117,16 +117,10 @@ class _Progress:
       title = OF_TASKS.get(key, "test accuracy")
       self._evaluated = [f"{title} {_text(row[key])}"]
     self._bar.n = round(done, 1)
-    words = [
-        f"{name} {show(row[key])}"
-        for name, key, show in (
-            ("k", "k", "{:.0f}".format), ("loss", "minibatch_loss", _text)
-        )
-        if key in row
-    ]
-    self._bar.set_postfix_str(
-        ", ".join(words + self._evaluated), refresh=False
-    )
+    words = []
+    if "k" in row:
+      words = [f"k {row['k']:.0f}", f"loss {_text(row['minibatch_loss'])}"]
+    self._bar.set_postfix_str(", ".join(words + self._evaluated), refresh=False)
     self._bar.update(0)
     if self._every and row["round"] % self._every == 0:
       self._bar.clear()

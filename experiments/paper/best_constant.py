@@ -120,8 +120,9 @@ def _draw(axes, constants, learned, dim):
         alpha=0.8,
         label=name,
     )
-  axes.set(xscale="log", yscale="log", xlim=(0.0013 * dim, 1.5 * dim))
-  axes.grid(alpha=0.3, which="both")
+  axes.set(xscale="log", xlim=(0.0013 * dim, 1.5 * dim))
+  drawing.log_axis(axes)
+  axes.grid(alpha=0.3)
 
 
 def compare(base: Config):

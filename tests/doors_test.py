@@ -233,7 +233,7 @@ class HandedOverTest(FolderTest):
     self.assertEqual(runs[0].rows, runs[1].rows)
     self.assertEqual([run.config["num_weights"] for run in runs], [DIM] * 3)
     for run in runs:
-      first, last = run.evaluated
+      first, *_, last = run.evaluated
       self.assertLess(last["train_loss"], first["train_loss"])
 
   def test_a_loss(self):

@@ -64,6 +64,9 @@ class Sheet:
     done = len(self.rows)
     return min(self.end - done, self.period - done % self.period)
 
+  def begin(self, state):
+    assert state == len(self.rows)
+
   def end_if_reached(self, state):
     assert state == len(self.rows)
     if state == self.end:

@@ -42,18 +42,18 @@ def config(**settings):
   })
 
 
-def stop_after(rounds):
-  """Asks a run to stop when it has made that many new rounds."""
-  seen = of_rounds()
-  return {"on_row": seen.append, "should_stop": lambda: len(seen) >= rounds}
-
-
-class of_rounds(list):
+class RoundRows(list):
   """A list of the rows of rounds; that of round 0 is left out."""
 
   def append(self, row):
     if row["round"]:
       super().append(row)
+
+
+def stop_after(rounds):
+  """Asks a run to stop when it has made that many new rounds."""
+  seen = RoundRows()
+  return {"on_row": seen.append, "should_stop": lambda: len(seen) >= rounds}
 
 
 def kill_at(round_index):

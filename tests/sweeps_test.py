@@ -15,7 +15,7 @@ import agsfl
 from agsfl import sweeps
 from agsfl.errors import ConfigError, DivergedError, StoppedError
 from agsfl.records.folder import RunFolder
-from tests.small import config, files_of, rows_of, stop_after
+from tests.small import RoundRows, config, files_of, rows_of, stop_after
 
 # The cheapest to compile; k moves no array's shape.
 PLAIN = {"controller": "fixed", "num_rounds": 8}
@@ -171,13 +171,16 @@ class LanesTest(parameterized.TestCase):
     whole = self.lanes(*changes)
     for number in range(3):
       shutil.rmtree(self.folder / str(number))
-    seen = []
-    on_row = lambda workdir, row: seen.append(row["round"])
+    seen = RoundRows()
+    on_row = lambda workdir, row: seen.append(row)
     with self.assertRaisesRegex(StoppedError, "^round 2: stopped$"):
       self.lanes(*changes, on_row=on_row, should_stop=lambda: len(seen) >= 6)
     seen.clear()
     lanes = self.lanes(*changes, on_row=on_row)
-    self.assertEqual(sorted(seen), [3, 3, 3, *sorted([4, 5, 6, 7, 8] * 2)])
+    self.assertEqual(
+        sorted(row["round"] for row in seen),
+        [3, 3, 3, *sorted([4, 5, 6, 7, 8] * 2)],
+    )
     for lane, one in zip(lanes, whole, strict=True):
       self.assertEqual(lane.rows, one.rows)
       np.testing.assert_array_equal(lane.params, one.params)
@@ -199,7 +202,7 @@ class LanesTest(parameterized.TestCase):
         on_row=lambda workdir, row: seen.append((workdir.name, row["round"])),
     )
     rounds = lambda name: [number for place, number in seen if place == name]
-    self.assertEqual(rounds("0"), [*range(1, 9)])
+    self.assertEqual(rounds("0"), [*range(9)])
     self.assertEqual(rounds("1"), [6, 7, 8])
     self.assertEqual(rounds("2"), [4, 5, 6, 7, 8])
     self.assert_as_alone(lanes[0], changes[0])
@@ -207,7 +210,8 @@ class LanesTest(parameterized.TestCase):
     # The third was evaluated where it had ended.
     self.assertIn("test_loss", lanes[2].rows[2])
     alone = agsfl.simulate(config(**PLAIN, seed=2))
-    self.assertEqual(lanes[2].evaluated[1:], alone.evaluated)
+    start, _, *others = lanes[2].evaluated
+    self.assertEqual([start, *others], alone.evaluated)
 
   def test_killed(self):
     """Lanes go on from what they saved on the way."""

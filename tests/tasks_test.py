@@ -200,7 +200,7 @@ class RunTest(parameterized.TestCase):
         loss=lambda outputs, labels: abs(outputs[:, 0] - labels),
     )
     self.assertNotIn("test_rmse", run.rows[-1])
-    for wrong, shape in ((lambda a, b: a, "16, 1"), (lambda a, b: 0.0, "")):
+    for wrong, shape in ((lambda a, b: a, "250, 1"), (lambda a, b: 0.0, "")):
       with self.assertRaisesRegex(
           ConfigError, rf"^--loss: must give \[B\].* \[{shape}\]"
       ):

@@ -83,6 +83,7 @@ def _draw(by_label, path, kind, moment):
     for label, group in by_label.items():
       draw(axes, group, key, label, against=against)
     axes.set(xlabel=groups.AXES[against], title=title)
+    axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     if key == "k":
       log_axis(axes)

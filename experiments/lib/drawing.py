@@ -176,6 +176,7 @@ def _against_time(run, keys):
     for key in keys:
       axes.plot(*run.series(key), marker=".", label=key.replace("_", " "))
     axes.set(xlabel=groups.TIME)
+    axes.set_xlim(left=0)
     scale_y(axes, keys[0])
 
   return draw

@@ -39,7 +39,7 @@ def balance(
     T / theta(k) - d(k)   rounds.
 
   Let epsilon(k) = k theta'(k) / theta(k), the share of a round's time that
-  grows with k, and M = T / theta(k), the rounds of the whole run: those done
+  grows with k. Let M = T / theta(k), the rounds of the whole run: those done
   and those for which there is time. The best constant k is where
 
     epsilon(k) M = d(k).

@@ -78,9 +78,9 @@ def exp3(
   an arm for every k of a large model, a run of usual length learns nothing.
 
   EXP3 needs rewards in [0, 1]. The reward here is the fall of the one-sample
-  loss per unit of time, divided by the largest such fall of the run
-  so far, this round's included, and cut to [0, 1]. So the first fall has reward
-  1, and a round whose loss rose, or is not finite, has reward 0.
+  loss per unit of time, cut to [0, 1] after a division by the largest such fall
+  of the run so far. This round counts for the largest fall too. So the first
+  fall has reward 1. If the loss rose, or is not finite, the reward is 0.
 
   Args:
     k_min, k_max: elements; arms lie from ceil(k_min) to floor(k_max).
@@ -171,9 +171,9 @@ def bandit(
   the defaults T^(-1/2), their order.
 
   The cost must be bounded. Here it is minus the fall of the one-sample loss
-  per unit of time, divided by the largest absolute value of this
-  fall in the run so far, this round's included. So it lies in [-1, 1]. A round
-  whose losses are not finite costs 0 and does not change x.
+  per unit of time, divided by the largest absolute value of this fall in the
+  run so far. This round counts for the largest value too, so the cost lies in
+  [-1, 1]. A round whose losses are not finite costs 0 and does not change x.
 
   Args:
     k_init: elements; x_1 is the nearest point of P's interval to it.

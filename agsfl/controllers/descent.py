@@ -236,11 +236,11 @@ def sign_interval(
 ) -> KController:
   """Sign descent that begins again on smaller intervals as k settles.
 
-  Every `window` updates there is a review. The range of k over these updates,
-  widened by `growth`, becomes the new interval on two conditions: it is at most
-  sqrt(2) - 1 times as wide as the current one, and this instance has lasted at
-  least as many rounds as the previous one. Rounds without a usable sign count
-  for the step length, but not for the window.
+  Every `window` updates there is a review. It widens the range of k over these
+  updates by `growth`. The result becomes the new interval if it is at most
+  sqrt(2) - 1 times as wide as the current one, and if this instance has lasted
+  at least as many rounds as the previous one. Rounds without a usable sign
+  count for the step length, but not for the window.
 
   The bounds of k' are those of `sign_descent`, with the whole interval's k_min.
 

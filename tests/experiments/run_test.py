@@ -434,7 +434,9 @@ class RunTest(parameterized.TestCase):
         *others, last = run.clients["contributed"]
         more = 10 if changed == ("contributions",) else 1
         clients = {"contributed": [*others, more * last]}
-        drawing.draw(Run(rows, clients, run.summary, run.config, workdir))
+        drawing.draw(Run(
+            rows, clients, run.summary, run.config, workdir, run.start
+        ))
         differ = tuple(
             f
             for f in FIGURES

@@ -51,12 +51,12 @@ def buffered(
 ) -> Attendance:
   """The server takes a step whenever K messages have arrived.
 
-  n clients are at work at any time, or fewer if not so many are available. For
-  each one that arrives another one, or the same, begins with the present
-  weights. A client whose weights are s rounds old counts (1 + s)^(-1/2) times.
-  If they are older than `max_staleness` rounds, it counts 0 times and only
-  begins anew. A step of the server ends when all K clients have its message;
-  messages that arrive before that wait.
+  n clients are at work at any time, or fewer if not so many are available. When
+  a message of a client arrives, this client or another one begins with the
+  present weights. A client whose weights are s rounds old counts (1 + s)^(-1/2)
+  times. If they are older than `max_staleness` rounds, it counts 0 times and
+  only begins anew. A step of the server ends when all K clients have its
+  message; messages that arrive earlier wait.
 
   Args:
     sampling: which clients begin.

@@ -23,7 +23,7 @@ _WHO, _DROPOUT = 4, 5
 
 
 class Wait(Protocol):
-  """How long clients need that begin now."""
+  """How long clients need if they begin now."""
 
   def __call__(
       self, data: ClientData, state: RoundState, behind: jax.Array, /

@@ -1,4 +1,4 @@
-"""How far the weights lag behind, because clients have not sent all yet."""
+"""How far the weights lag behind what clients have computed but not sent."""
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ def lag(
 ) -> jax.Array:
   """About how many rounds a gradient waits at its client until it is sent.
 
-  What waits in a queue, divided by what leaves it in a round, is how many
-  rounds it waits (Little). Here it is energy that waits and leaves, the sum of
+  By Little's law, what waits in a queue, divided by what leaves it in a round,
+  is the number of rounds of a wait. Here energy waits and leaves, the sum of
   squares. If coordinates take turns, and gradients are noise, this is the mean
   wait. If they take turns, and their gradients are all the same, it is two
   thirds of it. With top-k it is less than the mean wait of all coordinates:
-  what is large is sent soon, and what waits long is small.
+  large entries are sent soon, and entries that wait for long are small.
 
   Args:
     weights: [n], what each client counts in the mean, up to a factor; 0 if its

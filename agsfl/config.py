@@ -34,7 +34,7 @@ _TINY = 1 / settings.LARGEST
 class KRange(NamedTuple):
   """The first k and the interval of k, in elements, as rounds have them.
 
-  Rounds have float32, which above 2^24 lacks some whole numbers.
+  Rounds compute in float32, which does not have all whole numbers above 2^24.
 
   Attributes:
     k: of the first round.
@@ -61,7 +61,7 @@ def _as_float32(k, dim):
 
 @dataclasses.dataclass(frozen=True)
 class Config(Partition, SourceOptions, Participation):
-  """One run; also how its samples go to clients, and how its data are read.
+  """The settings of a run, of its data and of its clients.
 
   `python -m experiments.run --helpshort` lists all settings with their help;
   the fields below hold the same texts.
@@ -378,7 +378,7 @@ class Config(Partition, SourceOptions, Participation):
 
   @property
   def _horizon(self) -> set[str]:
-    """Settings of how far the run is to go on which its rounds depend."""
+    """The limits of the run, such as num_rounds, on which its rounds depend."""
     rule, found = CONTROLLERS[self.used_controller], set()
     if rule.uses_horizon or (
         self.schedule_rounds is None and self.used_schedules != {"constant"}
@@ -399,7 +399,7 @@ class Config(Partition, SourceOptions, Participation):
 
   @property
   def sends_plain_gradients(self) -> bool:
-    """Whether clients send gradients, in which their learning rate is not."""
+    """Whether clients send gradients, without their learning rate."""
     return self._has_one_local_step and self.local_optimizer == "sgd"
 
   @property

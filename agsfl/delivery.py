@@ -1,4 +1,4 @@
-"""From the clients' messages to the server's step: size, seconds, who arrives.
+"""Messages from clients to the server: their size, their time, their arrival.
 
 Without a clock in seconds, dropouts and message settings, all messages arrive,
 an index and a value are 32 bits each, and no seconds pass.
@@ -253,7 +253,7 @@ def pass_seconds(
     meeting: Meeting,
     selection: Selection,
 ) -> tuple[tuple[jax.Array, jax.Array], Timing]:
-  """The simulated time after a round, and what a reader wants to know of it.
+  """The simulated time after a round, and its record for readers.
 
   Args:
     delivery, work, meeting, selection: see `volumes_up`.
@@ -293,8 +293,8 @@ def traffic(
 ) -> tuple[jax.Array, jax.Array]:
   """[] f32 each: numbers in the messages of all clients, and to all of them.
 
-  A message that is late has been sent all the same. Whoever computes has had
-  what it needs for that.
+  A late message counts, because it was sent too. Each client that computes has
+  received what it needs for that.
 
   Args:
     delivery, work, meeting, selection: see `volumes_up`.
@@ -311,7 +311,7 @@ def all_sent(
   """A selection in which the server has what clients send of J, and no more.
 
   A sparsifier looks at the k largest entries of each client, to choose J. But
-  some clients send more, and then these elements count too; and some send less.
+  some clients send more elements, which count too, and others send fewer.
 
   Args:
     selection: of sparse messages.

@@ -53,7 +53,7 @@ def count_for(asked: int | None, num_clients: int) -> int:
 def client_mesh(num_devices: int) -> Mesh:
   """The first devices as one mesh axis, for `jax.set_mesh`.
 
-  Those of a process lie side by side. A second axis may follow later, for
+  The devices of a process lie side by side. A second axis may follow later, for
   models that one device cannot hold.
   """
   in_order = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
@@ -193,8 +193,8 @@ def specs_of(init: Any) -> PyTree:
 def without_padding(state: PyTree, specs: PyTree, num_clients: int) -> PyTree:
   """A state as it is saved, which does not depend on the number of devices.
 
-  Of arrays that several processes share, padding stays: no process has them
-  whole, and Orbax cuts them when it reads them.
+  Arrays that several processes share keep their padding, because no process has
+  them whole. Orbax cuts them when it reads them.
 
   Args:
     state: on devices.

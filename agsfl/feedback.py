@@ -1,4 +1,4 @@
-"""ONE client: what it does with the part of its gradient that it did not send.
+"""What ONE client does with the part of its gradient that it did not send.
 
 In the paper a client adds all of it to its next gradient. Where few of many
 clients take part in a round, it waits for long and no longer fits the weights.

@@ -33,9 +33,9 @@ def name_of(part: Any) -> str:
 def fingerprint(part: Any) -> str | None:
   """16 hexadecimal digits made from an object's source code and numbers.
 
-  Of a function they depend on its source, its defaults, the values that it
-  closes over, and the numbers, arrays and functions of its module that it
-  names. Of an object they depend on its class's source and its fields.
+  For a function they depend on its source, its defaults, the values in its
+  closure, and the numbers, arrays and functions of its module that it names.
+  For an object they depend on the source of its class and on its fields.
 
   Args:
     part: a user's object.

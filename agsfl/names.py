@@ -1,4 +1,4 @@
-"""The names that settings take, as types, so that editors know them.
+"""The names that settings accept, as types, so that editors know them.
 
 A name of the first group that is not in its list is refused by type checkers.
 The second group has the package's own names. Users register more or name files,

@@ -1,4 +1,4 @@
-"""The settings of who takes part in a round, and of what the others keep."""
+"""The settings of who takes part in a round, and of the others' residuals."""
 
 import dataclasses
 import math

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def fastest(*, on_cpu: T, on_accelerator: T) -> T:
-  """The one of two ways to compute the same that is faster here."""
+  """Chooses the faster of two ways to compute the same."""
   return on_cpu if keeps_to_caches() else on_accelerator
 
 

@@ -69,7 +69,7 @@ class RoundStep(Protocol):
   def __call__(
       self, data: ClientData, state: RoundState, /
   ) -> tuple[RoundState, RoundInfo]:
-    """Returns the state after the round, and what a reader wants to know."""
+    """Returns the state after the round, and the round's record for readers."""
 
 
 class Draw(Protocol):
@@ -102,8 +102,9 @@ class Close(Protocol):
 class Round(NamedTuple):
   """A simulation as pure functions.
 
-  `step` is the whole round. Its parts are for states that are not on the device
-  as a whole: draw a cohort, play the round with its rows, close it.
+  `step` is the whole round. If the whole state does not fit the device, use its
+  three parts: draw a cohort, play the round with the cohort's rows, and close
+  it.
 
   Attributes:
     init: (root key, N) -> RoundState.
@@ -367,7 +368,7 @@ def build_round(
     return arrivals_of(data.speeds, seen, behind, volume)
 
   def behind_of(state, cohort, number):
-    """[n], what the round's clients needed first."""
+    """[n], numbers that clients must receive before they compute."""
     if cohort is None:
       return jnp.zeros(number, jnp.float32)
     if cohort.flights is not None:

@@ -74,8 +74,8 @@ def availability_of(
 def _phones(uniform):
   """One interval a day, whose length has the published distribution.
 
-  The interval may go over midnight; then it is two. That it is one, at the same
-  hour every day, is assumed: only the shares are published.
+  If the interval goes over midnight, it becomes two. Only the shares are
+  published. One interval at the same hour of every day is an assumption.
   """
   on = _DAY * uniform[:, 0]
   off = on + _DAY * phones.share_on(uniform[:, 1])

@@ -1,4 +1,4 @@
-"""How long a cohort's round takes in seconds, and who makes it so long."""
+"""How long a cohort's round takes in seconds, and which client decides this."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ CAUSES = (
 def arrival(
     speeds: Speeds, seen: jax.Array | float, volume_up: jax.Array | float
 ) -> jax.Array:
-  """When each client's message is at the server, after the round's beginning.
+  """When each client's message is at the server, from the round's beginning.
 
   Args:
     speeds: [n] each.
@@ -96,8 +96,8 @@ def round_seconds(
   """How long a synchronous round takes.
 
   The server waits for the last message, or until the deadline if a message is
-  not there by then. Then it sends its own, and the round ends when the last of
-  those who took part has it, late or not.
+  not there by then. Then it sends its own message. The round ends when all
+  clients that took part have it, also those that were late.
 
   Args:
     arrivals, downloads: [n] seconds.

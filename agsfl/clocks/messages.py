@@ -106,8 +106,8 @@ def rounded(values: jax.Array, value_bits: int) -> jax.Array:
   """What arrives of values that are sent with so many bits.
 
   16 bits are bfloat16. It has float32's range, so neither a large sum of
-  gradients nor a small gradient is lost as a whole, as float16 would lose it
-  above 65,504 and below 6e-8. What it lacks in precision, the residual keeps:
+  gradients nor a small gradient is lost as a whole. float16 would lose numbers
+  above 65,504 and below 6e-8. The residual keeps what rounding takes away:
   float32 holds `values - rounded` without error, so that `rounded + rest` is
   the value bit for bit. For this, values below 2^-102 arrive as 0, and values
   above the largest bfloat16 as that number.

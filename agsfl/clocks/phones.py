@@ -3,9 +3,10 @@
 Source: Zhang et al., "FLHetBench: Benchmarking Device and State Heterogeneity
 in Federated Learning", CVPR 2024: quantiles of the data in its repository.
 
-Assumed beyond them: the inverse of the distribution function is a straight line
-between two quantiles. Below the first and above the last it is constant, so no
-client is faster or slower than these. A share of time begins at 0.
+Between two quantiles the inverse of the distribution function is assumed to be
+a straight line. Below the first and above the last quantile it is assumed to be
+constant, so no client is faster or slower than these. A share of time begins at
+0.
 """
 
 import numpy as np

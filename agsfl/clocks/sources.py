@@ -29,9 +29,9 @@ def speeds_of(
 ) -> Speeds:
   """The speeds of all clients, as NumPy arrays.
 
-  A client's device and link are drawn apart. Its uplink and downlink share one
-  draw, because they are one link. The draws depend only on the seed and the
-  client's number.
+  A client's device and its link are drawn independently. Its uplink and
+  downlink share one draw, because they are one link. The draws depend only on
+  the seed and the client's number.
 
   Args:
     options: `clock` is not None.

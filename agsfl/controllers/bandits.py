@@ -1,7 +1,7 @@
 """Rules that learn k only from the reward of the k that they played.
 
-"Differences from the authors' code" in experiments/paper/README.md lists what
-the rules of that code do otherwise.
+"Differences from the authors' code" in experiments/paper/README.md lists how
+the rules of that code differ.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Descent on k by the slope of the cost, estimated with a smaller k'.
 
-"Differences from the authors' code" in experiments/paper/README.md lists what
-the rules of that code do otherwise.
+"Differences from the authors' code" in experiments/paper/README.md lists how
+the rules of that code differ.
 """
 
 import math

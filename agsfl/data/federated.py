@@ -1,4 +1,4 @@
-"""A data set with its clients: the samples once, and which client has which."""
+"""A data set with its clients: samples, and which client has which."""
 
 import dataclasses
 import hashlib

@@ -157,7 +157,7 @@ class States:
 
 
 def _apart(leaves: list[Any]) -> tuple[list[Any], dict[str, Any]]:
-  """Arrays that this process has whole, and by name those that it shares.
+  """Separates arrays that this process has whole from those that it shares.
 
   Each process writes and reads only its part of the latter.
   """

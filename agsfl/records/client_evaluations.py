@@ -1,7 +1,7 @@
 """Each client's test loss and accuracy over time: client_evaluations.npy.
 
-The file has a record for each evaluation. It grows by one record at a time, so
-an evaluation costs 8 bytes a client, however many came before.
+The file has a record for each evaluation. It grows by one record at a time: an
+evaluation adds 8 bytes for each client.
 """
 
 import io

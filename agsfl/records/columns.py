@@ -118,7 +118,7 @@ def require(fits: Any, name: str, value: Any):
 
 
 def check(row: dict[str, Any]):
-  """Refuses what is no row; a summary is a row too.
+  """Refuses anything that is not a row; a summary is a row too.
 
   Args:
     row: from JSON.

@@ -51,7 +51,7 @@ class Extent(NamedTuple):
     return round_index >= self.num_rounds or self.spent(row) is not None
 
   def spent(self, row: Mapping[str, Any]) -> str | None:
-    """The column of which nothing is left; in float32, as rounds compare it."""
+    """The column whose budget is spent; rounds compare it in float32 too."""
     for column, budget in (
         ("time", self.time_budget), ("seconds", self.seconds_budget)
     ):

@@ -1,4 +1,4 @@
-"""JSON without NaN and infinity, which are no JSON: written and read."""
+"""Writes and reads JSON, which has null in place of NaN and infinity."""
 
 import json
 import math

@@ -1,8 +1,8 @@
 """Which gradient elements are sent.
 
-`methods` has the factories of sparsifiers. `plain` says their choices as the
-papers do. `cpu` and `accelerator` make the same choices with less work; the one
-for this platform is the default.
+`methods` has the factories of sparsifiers. `plain` makes their choices as the
+papers describe them. `cpu` and `accelerator` make the same choices with less
+work. The default is the one for this platform.
 """
 
 from agsfl.sparsifiers import accelerator, cpu, plain

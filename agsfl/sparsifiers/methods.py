@@ -141,7 +141,7 @@ class PeriodState(NamedTuple):
 
 
 def periodic_k() -> Sparsifier:
-  """k random coordinates, the same at all clients, each once per period.
+  """k random coordinates, the same for all clients; each once in a period.
 
   Every round sends exactly k different coordinates, drawn from those that the
   period has left. If fewer than k are left, all of them are sent; the others of

@@ -25,8 +25,8 @@ _BATCH = 250
 class Evaluation(NamedTuple):
   """Losses and accuracy of the global model.
 
-  Means are over samples. With next_token they are over labels, so that a sample
-  counts by their number; in minibatches all samples count alike.
+  Means are over samples. With next_token they are over labels, so a sample with
+  more labels counts more. In minibatches all samples count alike.
 
   Attributes:
     train_loss: L(w) over the training samples of all clients, or over some of

@@ -36,8 +36,8 @@ def lora(
 
   Where a layer computes x W, the new network computes x W + (alpha / rank) x A
   B. W is frozen, and A and B are trained. B begins at 0, so the outputs are at
-  first those of the frozen network. A begins as Gaussian noise of variance
-  1 / inputs, that of Embed of 1 / rank. W + A B is never computed, so all
+  first those of the frozen network. A begins as Gaussian noise of variance 1 /
+  inputs; in Embed the variance is 1 / rank. W + A B is never computed, so all
   clients share one W.
 
   These layers of Flax Linen get adapters: Dense, DenseGeneral (also inside of

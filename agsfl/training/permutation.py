@@ -1,4 +1,4 @@
-"""A random order of 0, 1, ..., C - 1, of which each place is computed alone.
+"""A random order of 0, 1, ..., C - 1; each place can be computed by itself.
 
 So a minibatch of an epoch needs no array of all the client's samples, and
 clients of all sizes run the same program.

@@ -46,8 +46,9 @@ def samples_of(
   are -1, "no label". So each character but the first is a label once, and
   there is no padding.
 
-  The last fifth of a document's windows is for testing, at least one if there
-  are two. The cut goes by place: no character is a label in both.
+  The last fifth of a document's windows is for testing, at least one window if
+  there are two. Training ends where testing begins: no character is a label in
+  both.
 
   Tokens are the different characters of all documents, sorted.
 

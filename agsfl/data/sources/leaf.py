@@ -51,10 +51,10 @@ def read(
 ) -> Samples:
   """The folder's samples, with its users as clients.
 
-  Rows of F numbers are square images if F is a square, as FEMNIST's 784, and
-  else features [C, F], as Synthetic's 60. Pixels stay as in LEAF: in FEMNIST
-  ink is 0 and paper 1. They are stored as bytes where all are multiples of
-  1 / 255, as FEMNIST's are.
+  If F is a square, as 784 in FEMNIST, rows of F numbers are square images.
+  Otherwise they are features [C, F], as the 60 of Synthetic. Pixels stay as in
+  LEAF: in FEMNIST ink is 0 and paper 1. They are stored as bytes where all are
+  multiples of 1 / 255, as FEMNIST's are.
 
   Texts, as Shakespeare's of 80 characters, are tokens [C, T] i8 of LEAF's
   alphabet, with the next character as label: the task next_token. A character

@@ -45,7 +45,7 @@ def rows_of(texts: list[str]) -> np.ndarray | None:
 def replace_unknown(places: np.ndarray) -> int:
   """Puts the last letter, "}", in place of characters that are unknown.
 
-  LEAF does the same with its labels: their place -1 is the last one to Python.
+  LEAF does the same with its labels: the place -1 is the last one in Python.
 
   Args:
     places: i8, changed in place.

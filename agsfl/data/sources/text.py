@@ -1,4 +1,4 @@
-"""Texts in files, by file or by the lines that name a client."""
+"""Texts in files; a client is a file, or a section below its name."""
 
 import re
 from collections.abc import Iterable

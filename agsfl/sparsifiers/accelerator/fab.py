@@ -2,9 +2,9 @@
 
 With U(q) = |union_i J_i^q|, kappa is the largest depth q with U(q) <= k. It is
 found in a `Window`, a short sorted stretch of every client. The stretch of the
-uplink shows kappa if it begins at the largest entries. Otherwise the sample of
-every 32nd coordinate, by itself, guesses where kappa lies. Windows count
-exactly, so a wrong guess costs time but never changes the result.
+uplink shows kappa if it begins at the largest entries. Otherwise a sample of
+every 32nd coordinate gives a guess of kappa. Windows count exactly, so a wrong
+guess costs time but never changes the result.
 """
 
 from typing import NamedTuple

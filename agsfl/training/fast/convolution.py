@@ -1,8 +1,9 @@
 """Convolutions, and the gradients that autodiff derives from them.
 
 XLA's CPU backend has a fast kernel for one order of dimensions. Outside of
-loops it brings all convolutions to this order. Inside loops it does not, and
-then takes ten times as long and more. So here each gets this order by hand.
+loops it brings all convolutions to this order. Inside loops it does not, and a
+convolution then takes ten times as long or more. So here each convolution is
+brought to this order.
 
 Where every client has its own operands, vmap makes a grouped convolution with a
 group for each client. Accelerators have no fast kernel for many groups. So

@@ -21,8 +21,8 @@ def has_groups(params: Params) -> bool:
 def has_small_windows(lhs: jax.Array, rhs: jax.Array, params: Params) -> bool:
   """Whether the window has no more places than the result.
 
-  So it is in a forward pass. In the gradient of a kernel, the window is an
-  image and the result a kernel.
+  This holds in a forward pass. In the gradient of a kernel, the window is an
+  image and the result is a kernel.
 
   Args:
     lhs: [B, ..., I].

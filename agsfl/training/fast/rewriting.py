@@ -15,7 +15,7 @@ def rewritten(function: Callable[..., Any], rules: Rules) -> Callable[..., Any]:
   """The same function with some of its operations exchanged.
 
   Loops, branches and functions compiled by `jax.jit` inside it are rewritten
-  too. The result is not to be differentiated if a rule has no derivative: take
+  too. If a rule has no derivative, the result cannot be differentiated: take
   the gradient first, and rewrite it.
 
   Args:

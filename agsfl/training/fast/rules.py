@@ -18,8 +18,8 @@ _RULES: Rules = {
 def faster(function: Callable[..., Any]) -> Callable[..., Any]:
   """The same function, with its operations in fast forms.
 
-  The values are those of the plain operations but for the order of sums. The
-  function is to be differentiated before, not after.
+  The values are those of the plain operations, except for the order of sums.
+  Differentiate the function before this call, not after it.
 
   Args:
     function: of pytrees of arrays, such as a gradient or the losses of a

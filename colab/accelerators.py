@@ -25,7 +25,7 @@ import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
   # Keeps the jax that is here, which fits this machine's GPU or TPU.
-  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # !pip list --format=freeze | grep -i ^jax > /tmp/jax.txt
   # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
@@ -37,10 +37,11 @@ if importlib.util.find_spec("agsfl") is None:
 import os
 import statistics
 import time
+from typing import Any
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", max(2, os.cpu_count()))
+jax.config.update("jax_num_cpu_devices", max(2, os.cpu_count() or 1))
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -67,7 +68,7 @@ print(f"{DEVICES} x {jax.devices()[0].device_kind} ({PLATFORM}), "
 # time of a run. They change its numbers only by the order of sums.
 
 # %%
-BASE = {
+BASE: dict[str, Any] = {
     "model": "mlp",
     "partition": "dirichlet",
     "num_clients": 32,
@@ -77,7 +78,7 @@ BASE = {
     "num_rounds": ROUNDS,
     "eval_every": ROUNDS,
 }
-SETTINGS = (
+SETTINGS: tuple[dict[str, Any], ...] = (
     {"num_devices": 1, "rounds_per_call": 1},
     {"num_devices": 1, "rounds_per_call": 10},
     {"num_devices": DEVICES, "rounds_per_call": 10},
@@ -169,10 +170,12 @@ for rate in RATES:
       x, y.min(axis=1), y.max(axis=1), color=line.get_color(), alpha=0.2
   )
 axes.set(
-    title=f"{len(CONFIGS)} runs in one program: mean and range of "
+    title=f"Loss of {len(CONFIGS)} runs in one program: mean and range of "
     f"{len(SEEDS)} seeds",
     xlabel="normalised time (rounds of computation)",
     ylabel="loss of the clients' minibatches",
+    xlim=0,
+    ylim=0,
 )
 axes.grid(alpha=0.3)
 axes.legend()

@@ -25,7 +25,7 @@ import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
   # Keeps the jax that is here, which fits this machine's GPU or TPU.
-  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # !pip list --format=freeze | grep -i ^jax > /tmp/jax.txt
   # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
@@ -62,11 +62,13 @@ config = agsfl.Config(
 # ## The run
 #
 # The first round compiles the program, which takes most of the time here.
+# `on_row` gets each row when its round is done. Round 0 is the evaluation of
+# the first weights, so its row has no k.
 
 
 # %%
 def show(row):
-  if "test_accuracy" in row:
+  if "test_accuracy" in row and "k" in row:
     print("{round:5d} {time:8.1f} {k:8.0f} {train_loss:11.4f} "
           "{test_loss:10.4f} {test_accuracy:9.3f}".format(**row))
 
@@ -81,22 +83,20 @@ run = agsfl.simulate(config, on_row=show)
 # stopped, the same call goes on.
 
 # %%
-rounds = [row["round"] for row in run.rows]
-evaluated = [row for row in run.rows if "test_loss" in row]
-times = [row["time"] for row in evaluated]
-
 figure, (loss, elements) = plt.subplots(
     1, 2, figsize=(11, 4), layout="constrained"
 )
 for key in ("train_loss", "test_loss"):
-  values = [row[key] for row in evaluated]
+  times, values = run.series(key)
   loss.plot(times, values, marker=".", label=key.replace("_", " "))
 loss.set(
-    title="Loss against time",
+    title="Loss over all training and all test samples",
     xlabel="normalised time (rounds of computation)",
     ylabel="cross entropy",
+    xlim=0,
+    ylim=0,
 )
-ks = np.array([row["k"] for row in run.rows])
+rounds, ks = run.series("k", "round")
 around = [np.log(ks[max(0, m - 10) : m + 11]) for m in range(len(ks))]
 means = np.exp([np.mean(logs) for logs in around])
 (line,) = elements.plot(rounds, ks, lw=0.8, alpha=0.5, label="$k_m$")
@@ -108,8 +108,9 @@ elements.plot(
     label="geometric mean of 21 rounds",
 )
 elements.set(
-    title=f"k, of D = {len(run.params):,}",
+    title=f"Learned k, at most D = {len(run.params):,}",
     xlabel="round m",
+    xlim=0,
     ylabel="elements per message",
     yscale="log",
 )

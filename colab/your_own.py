@@ -24,7 +24,7 @@ import importlib.util
 
 if importlib.util.find_spec("agsfl") is None:
   # Keeps the jax that is here, which fits this machine's GPU or TPU.
-  # !pip freeze | grep -i ^jax > /tmp/jax.txt
+  # !pip list --format=freeze | grep -i ^jax > /tmp/jax.txt
   # %pip install -q -c /tmp/jax.txt git+https://github.com/agsfl/agsfl
   print("agsfl is installed")
 
@@ -191,13 +191,16 @@ for label, run in of_sparsifier.items():
   _, least = run.series("least", "round")
   elements.fill_between(rounds, least, most, alpha=0.5, label=label)
 loss.set(
-    title="Training loss, $\\beta$ = 10",
+    title="Training loss of both methods, $\\beta$ = 10",
     xlabel="normalised time (rounds of computation)",
     ylabel="cross entropy",
+    xlim=0,
+    ylim=0,
 )
 elements.set(
-    title="What the server used of a client: least to most",
+    title="Elements that the server used of a client: least to most",
     xlabel="round m",
+    xlim=0,
     ylabel="elements",
     yscale="log",
     ylim=(10, 20_000),
@@ -286,13 +289,16 @@ for label, run in of_controller.items():
   against_time(loss, run, "train_loss", label)
   elements.plot(*run.series("k", "round"), label=label)
 loss.set(
-    title="Training loss, $\\beta$ = 10",
+    title="Training loss of both controllers, $\\beta$ = 10",
     xlabel="normalised time (rounds of computation)",
     ylabel="cross entropy",
+    xlim=0,
+    ylim=0,
 )
 elements.set(
     title="k of both controllers",
     xlabel="round m",
+    xlim=0,
     ylabel="elements per message, $k_m$",
     yscale="log",
 )

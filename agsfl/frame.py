@@ -154,7 +154,7 @@ def by_round(runs: list[Run], names: list[str]) -> Table:
       start = [] if run.start is None else [(run.start, 0.0)]
       sent = traffic.both_ways(run).tolist()
       for row, total in (*start, *zip(run.rows, sent, strict=True)):
-        yield [name, *used, *(row.get(key) for key in keys), total]
+        yield [name, *used, *(row.get(key) for key in keys), whole(total)]
 
   return Table(["run", *settings, *_columns(keys, runs), "bytes"], lines())
 
@@ -200,7 +200,7 @@ def by_run(
               row.get(key) if key in OF_ROUNDS else value_at(run, key, moment)
               for key in keys
           ),
-          value_at(run, "bytes", moment),
+          whole(value_at(run, "bytes", moment)),
           *(run.summary.get(key) for key in of_end),
       ]
 

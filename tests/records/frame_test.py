@@ -112,7 +112,8 @@ class TablesTest(parameterized.TestCase):
   @parameterized.parameters(
       ("seed", "int64"), ("k", "float64"), ("finished", "bool"),
       ("learning_rate", "float64"), ("num_rounds", "int64"),
-      ("k_up", "int64"), ("bytes", "int64"), ("test_loss", "float64"), ("comm_time", "int64"),
+      ("k_up", "int64"), ("bytes", "int64"), ("test_loss", "float64"),
+      ("comm_time", "int64"),
       # Whole numbers stay whole where some are missing.
       ("least_contributed", "Int64"),
   )

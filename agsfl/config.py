@@ -87,25 +87,25 @@ class Config(Partition, SourceOptions, Participation):
   )
   controller: ControllerName | str | None = setting(
       None,
-      "How k moves from round to round. Default: sign_interval, or fixed where "
+      "How k moves from round to round. Default: sign_interval, or fixed if "
       "the method has no k.",
       choices=CONTROLLERS,
   )
   k: Amount | None = setting(
       None,
-      "Elements per message, or a share of D such as 1%; where k is learned, "
-      "its first value. Default: 1000, brought into the interval of k. Above "
-      "2^24 = 16,777,216 it is rounded to float32.",
+      "Elements per message, or a share of D such as 1%. If k is learned, "
+      "this is its first value. Default: 1000, brought into the interval of "
+      "k. Above 2^24 = 16,777,216 it is rounded to float32.",
       least=1,
   )
   k_min: Amount | None = setting(
       None,
-      "Least k where it is learned, in elements or per cent. Default: 0.2%.",
+      "Least k if it is learned, in elements or per cent. Default: 0.2%.",
       least=2,
   )
   k_max: Amount | None = setting(
       None,
-      "Largest k where it is learned, in elements or per cent. Default: 100%.",
+      "Largest k if it is learned, in elements or per cent. Default: 100%.",
       least=2,
   )
   stuck_rounds: int | None = setting(
@@ -147,8 +147,9 @@ class Config(Partition, SourceOptions, Participation):
   )
   local_steps: int | None = setting(
       None,
-      "tau: steps of each client per round. Default: 1; with fedavg "
-      "ceil(D / 2k), so that its traffic is that of k sparse elements.",
+      "tau: steps of each client per round. Default: 1. With fedavg it is "
+      "ceil(D / 2k), which makes its traffic equal to that of k sparse "
+      "elements.",
       least=1,
       most=2**20,
   )
@@ -196,15 +197,15 @@ class Config(Partition, SourceOptions, Participation):
   )
   warmup_rounds: int = setting(
       0,
-      "First rounds in which both learning rates grow in equal steps: round m "
-      "has m / warmup_rounds of them.",
+      "Number of rounds at the beginning in which both learning rates grow in "
+      "equal steps: round m has the share m / warmup_rounds of them.",
       least=0,
       most=2**31 - 2,
   )
   schedule_rounds: int | None = setting(
       None,
-      "Rounds, with warm-up, after which cosine and linear are 0; step shares "
-      "its drops out over them. Default: num_rounds.",
+      "Rounds, including the warm-up, after which cosine and linear are 0. "
+      "The drops of step are spread over these rounds. Default: num_rounds.",
       least=1,
       most=2**31 - 2,
   )
@@ -232,8 +233,8 @@ class Config(Partition, SourceOptions, Participation):
   )
   eval_train_samples: int | None = setting(
       None,
-      "Training samples, at equal distances in the data set, over which an "
-      "evaluation takes the training loss. Default: all.",
+      "Number of training samples, at equal distances in the data set, over "
+      "which an evaluation computes the training loss. Default: all.",
       least=1,
   )
   init_from: str | None = setting(
@@ -244,7 +245,8 @@ class Config(Partition, SourceOptions, Participation):
   lora_rank: int | None = setting(
       None,
       "Train only low-rank adapters of this rank beside the frozen weights of "
-      "lora_from; D is then their number. Default: all weights are trained.",
+      "lora_from. D is then the number of weights of the adapters. Default: "
+      "all weights are trained.",
       least=1,
   )
   lora_from: str | None = setting(
@@ -254,8 +256,8 @@ class Config(Partition, SourceOptions, Participation):
   )
   rounds_per_call: int | None = setting(
       None,
-      "Rounds that one call runs as one program. Default: what was measured "
-      "best on the platform.",
+      "Rounds that one call runs as one program. Default: the number that was "
+      "fastest on the platform.",
       least=1,
   )
   num_devices: int | None = setting(

@@ -138,8 +138,8 @@ def in_pieces(memory: float) -> ForEachClient:
   """`jax.vmap` over as many clients at once as fit into a memory.
 
   A client is taken to need all arrays that its function makes, also those that
-  XLA never writes to memory. So a piece is rather too small than too large,
-  which costs little.
+  XLA never writes to memory. So a piece may be smaller than possible, but not
+  too large. A small piece costs little.
 
   Args:
     memory: in bytes, for what the function makes.
@@ -183,7 +183,7 @@ def over_devices(for_each_client: ForEachClient) -> ForEachClient:
   The mesh is that of `jax.set_mesh`. Without a mesh, or on one device, nothing
   is split. Pass arrays that all clients share as arguments with the axis None:
   the function must not close over them. If such an argument has `specs`, they
-  say which of its arrays are split over the devices all the same.
+  say which of its arrays are split over the devices nevertheless.
 
   Args:
     for_each_client: how a device runs its clients.

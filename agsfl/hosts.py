@@ -6,8 +6,9 @@ first process alone writes the records and prints; each process writes its part
 of the checkpoints. A run of one process does none of this.
 
 A run of one process cannot go on from a checkpoint of several processes, and
-several cannot go on from one of a single process. In all tests k and the
-selections were those of one process; the last bits of the weights differ.
+several cannot go on from one of a single process. In all tests, k and the
+selections were equal to those of one process. The last bits of the weights
+differ.
 """
 
 import json

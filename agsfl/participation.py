@@ -26,8 +26,8 @@ class Participation(ClockOptions):
   )
   sampling: SamplingName = setting(
       "uniform",
-      "How the clients of a round are drawn; by_size: large clients more "
-      "often, then all count alike in the mean.",
+      "How the clients of a round are drawn. by_size draws large clients more "
+      "often; then all count alike in the mean.",
   )
   dropout: float = setting(
       0.0,
@@ -56,25 +56,25 @@ class Participation(ClockOptions):
   )
   buffer_size: int | None = setting(
       None,
-      "Asynchronous rounds: the server takes a step whenever so many messages "
-      "have arrived (FedBuff); clients_per_round are at work at any time. "
-      "Controllers see what a synchronous round would take. Default: "
+      "Asynchronous rounds: the server takes a step whenever this number of "
+      "messages has arrived (FedBuff). clients_per_round clients are at work "
+      "at any time. Controllers see the time of a synchronous round. Default: "
       "synchronous rounds.",
       least=1,
   )
   max_staleness: int = setting(
       50,
-      "Of asynchronous rounds: a gradient at weights that are older than so "
-      "many rounds is not used. The device and each checkpoint have the "
-      "weights of so many rounds.",
+      "In asynchronous rounds a gradient is not used if its weights are older "
+      "than this number of rounds. The device and each checkpoint store the "
+      "weights of as many rounds.",
       least=0,
       most=10_000,
   )
   store: StoreName | None = setting(
       None,
-      "Where the residuals of all clients are, if only some take part in a "
-      "round: on the device, in the host's memory, or in a file. Default: "
-      "device up to 4 GB, host up to 8 GB, then file.",
+      "Where the residuals of all clients are, if only some clients take part "
+      "in a round: on the device, in the host's memory, or in a file. "
+      "Default: device up to 4 GB, host up to 8 GB, then file.",
   )
 
   def __post_init__(self) -> None:

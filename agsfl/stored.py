@@ -1,4 +1,4 @@
-"""Rounds of a run whose clients' rows are not on the device: the host drives.
+"""Rounds of a run whose clients' rows are not on the device.
 
 The state on the device has no rows of clients. Each round gets those of its
 cohort from a store, and its results go back there.

@@ -31,40 +31,40 @@ class ClockOptions:
   )
   seconds_per_sample: float = setting(
       0.172,
-      "Seconds of a gradient of one sample; of constant and phones, the median "
-      "over clients.",
+      "Seconds of a gradient of one sample; for constant and phones the "
+      "median over clients.",
       least=0,
   )
   up_mbit: float = setting(
       40.0,
-      "Uplink in 10^6 bits a second; of constant and phones, the median over "
+      "Uplink in 10^6 bits a second; for constant and phones the median over "
       "clients.",
       least=LEAST_MBIT,
       most=MOST_MBIT,
   )
   down_mbit: float = setting(
       40.0,
-      "Downlink in 10^6 bits a second; of constant and phones, the median over "
-      "clients.",
+      "Downlink in 10^6 bits a second; for constant and phones the median "
+      "over clients.",
       least=LEAST_MBIT,
       most=MOST_MBIT,
   )
   latency: float = setting(
       0.0,
-      "Seconds until the first byte of a message arrives, of constant and "
+      "Seconds until the first byte of a message arrives; for constant and "
       "phones.",
       least=0,
   )
   speed_spread: float = setting(
       0.0,
-      "Of constant: how far devices and links differ, the deviation of the "
-      "logarithm of their speeds.",
+      "How far devices and links differ with constant: the standard deviation "
+      "of the logarithm of their speeds.",
       least=0,
       most=3,
   )
   deadline: float | None = setting(
       None,
-      "Seconds after which the server waits for no further client of a round. "
+      "Seconds of a round after which the server waits for no more clients. "
       "Default: it waits for all.",
       least=_TINY,
   )
@@ -101,7 +101,7 @@ def file_of(source: str | None) -> str | None:
 
 
 def require_consistent(options: ClockOptions) -> None:
-  """Refuses values that are wrong together or that no bound can say.
+  """Refuses values that contradict each other, or that no bound can exclude.
 
   Args:
     options: with every field checked by itself.

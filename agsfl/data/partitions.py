@@ -200,20 +200,20 @@ class Partition:
   )
   num_clients: int | None = setting(
       None,
-      "N. Default: 10; where one_class has more classes, one for each; with "
-      "natural, every client of the data.",
+      "N. Default: 10. If one_class has more classes, one client for each "
+      "class. With natural, every client of the data.",
       least=1,
       most=2**20,
   )
   min_samples: int = setting(
       1,
-      "Training samples of each client at least; natural leaves out smaller "
-      "clients and their test samples. With 0 a client may have none, and "
-      "takes no part.",
+      "Least number of training samples of a client. natural leaves out "
+      "smaller clients and their test samples. With 0 a client may have no "
+      "samples; then it takes no part.",
       least=0,
   )
   shards_per_client: int = setting(
-      2, "Shards of each client, of shards.", least=1
+      2, "Shards of each client, with shards.", least=1
   )
   dirichlet_alpha: float = setting(
       0.5,
@@ -222,7 +222,7 @@ class Partition:
       most=1e6,
   )
   power: float = setting(
-      1.0, "How fast sizes fall, of quantity_power_law.", least=0, most=10
+      1.0, "How fast sizes fall, with quantity_power_law.", least=0, most=10
   )
   seed: int = setting(
       0, "Seed of every random draw.", least=0, most=2**32 - 1

@@ -1,7 +1,7 @@
 """The methods, as (init, select, split): which gradient elements are sent.
 
-"Differences from the authors' code" in experiments/paper/README.md lists what
-that code does otherwise.
+"Differences from the authors' code" in experiments/paper/README.md lists how
+that code differs.
 """
 
 from collections.abc import Callable

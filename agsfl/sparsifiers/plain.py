@@ -1,4 +1,4 @@
-"""The methods as the papers say them: all clients at once, in ranks.
+"""The methods as the papers describe them: all clients at once, in ranks.
 
 An entry's rank is its place among the entries of its client: 1 for the largest
 magnitude; of equal magnitudes the lower index comes first. So J_i are the

@@ -16,7 +16,7 @@ from agsfl.types import PyTree
 class Draw(Protocol):
   """Who takes part in a round; called once for each round, in their order.
 
-  It is called before the round before it has been computed.
+  The call comes before the previous round has been computed.
   """
 
   def __call__(self, round_index: int, /) -> np.ndarray:

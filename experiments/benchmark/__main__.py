@@ -58,9 +58,10 @@ _SUITE = flags.DEFINE_enum(
     "suite",
     None,
     ["accelerator"],
-    "In place of --cases: everything in one go, the most important first. An "
-    "error, such as too little memory, ends one case only. Default of "
-    "--num_clients: 156, on CPU 10; of --ks: 100, 1000, 10000 and 100000.",
+    "Replaces --cases: runs all cases, the most important ones first. An "
+    "error, such as too little memory, ends one case only. The default of "
+    "--num_clients is 156, on CPU 10. That of --ks is 100, 1000, 10000 and "
+    "100000.",
 )
 _MINUTES = flags.DEFINE_float(
     "minutes", 5.0, "Of --suite: after them no new case begins.", 0.0

@@ -18,8 +18,8 @@ class SourceOptions:
 
   task: TaskName | None = setting(
       None,
-      "What is learned. Default: next_token where labels are the features, "
-      "moved by one token; otherwise classification.",
+      "What is learned. Default: next_token if the labels are the features "
+      "moved by one token, otherwise classification.",
   )
   image_size: int | None = setting(
       None,

@@ -1,4 +1,4 @@
-"""Writes one HTML page about runs: settings, results, curves, bytes, clients.
+"""Writes one HTML page about runs: results, curves, settings, bytes, clients.
 
     python -m experiments.report WORKDIR... [--out=report.html]
 
@@ -11,81 +11,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.lib import out, plugins, scripts
-from experiments.lib.groups import in_words
-from experiments.report import figures, tables
-from experiments.report import runs as report_runs
-from experiments.report import svg as report_svg
-from experiments.report.markup import STYLE, escape
-from experiments.report.runs import Shown
+from experiments.lib import moment, out, plugins, scripts
+from experiments.report import page, runs
 
+flags.adopt_module_key_flags(moment)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
-
-
-def _title(groups):
-  runs = [run for group in groups for run in group.runs]
-  if len(runs) == 1:
-    config = runs[0].config
-    name = lambda key: in_words(config.get(key))
-    how = f" with {name('controller')}" if runs[0].has_k else ""
-    return f"{name('method')}{how} on {name('dataset')}"
-  if len(groups) == 1:
-    return f"{len(runs)} runs: {groups[0].label}"
-  if len(groups) == len(runs):
-    return f"{len(runs)} runs"
-  return f"{len(runs)} runs of {len(groups)} settings"
-
-
-def page(where: str, runs: list[Shown]) -> str:
-  """The page about some runs, as one HTML document.
-
-  Args:
-    where, runs: from `report_runs.read_all`.
-  """
-  groups = report_runs.group(runs)
-  title = escape(_title(groups))
-  unfinished = sum(not one.run.finished for one in runs)
-  lead = f"Folder {escape(where)}."
-  if unfinished:
-    lead += (
-        " This run is unfinished; the page shows its rounds so far."
-        if len(runs) == 1
-        else f" {tables.count(unfinished, 'run')} of {len(runs)} unfinished."
-    )
-  first, *others = (
-      f"<section><h2>{name}</h2>\n{show(groups)}</section>\n"
-      for name, show in (
-          ("Settings", tables.settings),
-          ("Results", tables.results),
-          ("Curves", figures.curves),
-          ("Fairness", figures.fairness),
-          ("Bytes", tables.sent),
-          ("Clients", tables.clients),
-      )
-  )
-  if len(runs) == 1:
-    first = f'<div class="beside">\n{first}{others.pop(0)}</div>\n'
-  body = first + "".join(others)
-  return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>agsfl: {title}</title>
-<style>{STYLE}{report_svg.STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p class="soft">{lead}</p>
-{body}</main>
-</body>
-</html>
-"""
 
 
 def write(place: Path, text: str):
@@ -102,9 +33,12 @@ def main(argv):
   scripts.start(argv[:1])
   with scripts.one_line_errors():
     plugins.load()
-    where, runs = report_runs.read_all(argv[1:])
+    where, shown = runs.read_all(argv[1:])
     path = out.path("report.html")
-    write(path, page(where, runs))
+    every = [one.run for one in shown]
+    at, sort_by = moment.asked(every), moment.sort_by(every)
+    best_by = moment.best_by(every, sort_by)
+    write(path, page.page(where, shown, at, sort_by, best_by))
     print(f"report: {path}")
 
 

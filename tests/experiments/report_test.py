@@ -3,9 +3,11 @@
 Folders are made by hand; nothing is trained.
 """
 
+import csv
 import dataclasses
 import html.parser
 import importlib.util
+import io
 import json
 import math
 import shutil
@@ -20,17 +22,17 @@ from absl.testing import absltest, parameterized
 
 from agsfl.config import Config
 from agsfl.errors import ConfigError
+from agsfl.records import traffic
 from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import write_json
-from agsfl.records.read import read_run
+from agsfl.records.moment import Moment
 from agsfl.records.strict_json import finite
 from agsfl.records.tables import write_clients
 from agsfl.sparsifiers import METHODS
 from experiments.lib import groups
 from experiments.report import __main__ as report
-from experiments.report import runs as report_runs
-from experiments.report import svg as report_svg
-from experiments.report import tables as report_tables
+from experiments.report import charts, page, runs
+from tests import small
 from tests.experiments import run_test
 
 NUM_WEIGHTS = 40
@@ -85,8 +87,8 @@ def write_run(
     count = len(names)
     write_clients(workdir / "clients.csv", {
         "client": names, "samples": samples, "test_samples": [2] * count,
-        "test_loss": [0.5, math.nan, 0.25][:count],
-        "test_accuracy": [0.5, math.nan, 1.0][:count],
+        "test_loss": ([0.5, math.nan, 0.25] * count)[:count],
+        "test_accuracy": ([0.5, math.nan, 1.0] * count)[:count],
         "contributed": contributed,
     })
     more = {"median_round_seconds": 0.0625, **dict(summary)}
@@ -98,52 +100,48 @@ def write_run(
 
 
 class Page(html.parser.HTMLParser):
-  """Tables by what they show, text, and every attribute."""
+  """The elements of a page, its headings, and the text of its scripts."""
 
   def __init__(self, text):
     super().__init__()
-    self.tables, self.attributes, self.tags = {}, [], []
-    self.headings, self.text = [], ""
-    self._cells = None
+    self.tags, self.attributes, self.texts = [], [], {}
     self._open = []
-    self._row = None
     self.feed(text)
     self.close()
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
     self.attributes += [(tag, *pair) for pair in attrs]
-    given = dict(attrs)
-    if tag not in ("meta", "path", "circle"):
+    if tag not in ("meta", "input"):
       self._open.append(tag)
-    if given.get("role") == "region":
-      self._cells = self.tables.setdefault(given["aria-label"], [])
-    if tag == "tr":
-      self._cells.append([])
-    if tag in ("th", "td"):
-      self._cells[-1].append("")
-    if tag == "data":
-      self._cells[-1][-1] = float(given["value"])
-    if tag in ("h1", "h2", "h3"):
-      self.headings.append("")
 
   def handle_endtag(self, tag):
-    if self._open and tag not in ("path", "circle"):
-      opened = self._open.pop()
-      assert opened == tag, (opened, tag)
+    opened = self._open.pop()
+    assert opened == tag, (opened, tag)
 
   def handle_data(self, text):
-    self.text += text
-    inside = [tag for tag in self._open if tag in ("th", "td", "h1", "h2")]
-    if inside and inside[-1] in ("h1", "h2"):
-      self.headings[-1] += text
-    elif inside and isinstance(self._cells[-1][-1], str):
-      self._cells[-1][-1] += text
+    if self._open:
+      self.texts.setdefault(self._open[-1], []).append(text)
 
-  def column(self, table, title):
-    """A column by the heads of its rows."""
-    header, *lines = self.tables[table]
-    return {line[0]: line[header.index(title)] for line in lines}
+  @property
+  def report(self):
+    """The data of the page."""
+    return json.loads(self.texts["script"][0])
+
+
+def value_of(cell):
+  return cell[0] if isinstance(cell, list) else cell
+
+
+def pairs(table):
+  """The values of a table of names and values, by names."""
+  return {value_of(name): value_of(cell) for name, cell in table["rows"]}
+
+
+def column(table, title):
+  """The values of a column by the heads of the rows."""
+  index = [one["title"] for one in table["columns"]].index(title)
+  return {row[0]: value_of(row[index]) for row in table["rows"]}
 
 
 class FolderTest(parameterized.TestCase):
@@ -152,24 +150,23 @@ class FolderTest(parameterized.TestCase):
     super().setUp()
     self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
 
+  def shown(self, *folders):
+    """The data of the page about some folders, with tables by their titles."""
+    _, found = runs.read_all(folders or [self.folder])
+    made = page.data(found)
+    made["tables"] = {table["title"]: table for table in made["tables"]}
+    return made
+
   def page(self, *folders):
     """The page of some folders; well formed."""
-    found = report_runs.read_all(folders or [self.folder])
-    return Page(report.page(*found))
-
-  def assert_refused(self, *words, folder=None):
-    with self.assertRaises(ConfigError) as caught:
-      self.page(folder or self.folder)
-    self.assertLen(str(caught.exception).splitlines(), 1)
-    for word in (str(folder or self.folder), *words):
-      self.assertIn(word, str(caught.exception))
+    return Page(page.page(*runs.read_all(folders or [self.folder])))
 
 
 class OneRunTest(FolderTest):
 
   def test_results_are_the_records(self):
     rows = write_run(self.folder / "a")
-    results = dict(self.page().tables["results"])
+    results = pairs(self.shown()["tables"]["Results"])
     self.assertEqual(results["state"], "finished")
     for title, want in (
         ("training loss", rows[-1]["train_loss"]),
@@ -178,10 +175,25 @@ class OneRunTest(FolderTest):
         ("rounds", 4),
         ("normalised time", 5.0),
         ("mean k, second half", (30.5 + 5.5) / 2),
-        ("Jain's index", 36 / 42),
-        ("wall s per round", 0.0625),
+        ("Jain's index of contributions", 36 / 42),
+        ("wall time per round (s)", 0.0625),
     ):
       self.assertEqual(results[title], want, title)
+
+  def test_results_at_a_point(self):
+    """Rounds 2 and 4 end at 2.5 and 5; the losses between them are linear."""
+    write_run(self.folder)
+    _, found = runs.read_all([self.folder])
+    made = page.data(found, Moment("time", 4.0))
+    results = pairs(made["tables"][0])
+    for title, want in (
+        ("training loss", 1.5 + (4 - 2.5) / 2.5 * (0.875 - 1.5)),
+        ("rounds", 3), ("k", 30.5), ("sent up (bytes)", 3 * 8 * 60),
+    ):
+      self.assertAlmostEqual(results[title], want, msg=title)
+    self.assertNotIn("wall time per round (s)", results)
+    self.assertEqual(made["when"], "at normalised time 4")
+    self.assertEqual(made["moment"], {"against": "time", "value": 4.0})
 
   def test_fairness(self):
     """Two more charts, and rows of the table, of the last evaluation.
@@ -193,8 +205,8 @@ class OneRunTest(FolderTest):
         name: value * 2 / i for name, value in numbers.items() if i % 2 == 0
     }
     write_run(self.folder, row=spread)
-    page = self.page()
-    results = dict(page.tables["results"])
+    made = self.shown()
+    results = pairs(made["tables"]["Results"])
     for title, want in (
         ("test accuracy, worst 10% of clients", 0.0),
         ("test accuracy, best 10% of clients", 0.5),
@@ -203,15 +215,13 @@ class OneRunTest(FolderTest):
         ("test accuracy, Jain's index", 0.375),
     ):
       self.assertEqual(results[title], want, title)
-    self.assertContainsSubset(
-        (
-            "Test accuracy of clients. mean; band: worst 10% to best 10% of "
-            "clients: from 0.5 at 2.5 to 0.25 at 5.",
-            "Jain's index of the clients' accuracies. Jain's index of the "
-            "clients' accuracies: from 0.75 at 2.5 to 0.375 at 5.",
-        ),
-        self.charts(page),
+    accuracies, index = (
+        chart["lines"][0]["points"]["time"]
+        for chart in made["charts"]
+        if "of clients, each" in chart["title"] or "Jain's" in chart["title"]
     )
+    self.assertEqual(accuracies, [[2.5, 5], [0.5, 0.25], [0, 0], [1, 0.5]])
+    self.assertEqual(index, [[2.5, 5], [0.75, 0.375]])
 
   def test_fairness_of_settings(self):
     """A line each, of the worst tenth; a run of version 0.1 has none."""
@@ -222,17 +232,24 @@ class OneRunTest(FolderTest):
           if i % 2 == 0 else {},
       )
     write_run(self.folder / "old", method="send_all")
-    page = self.page()
+    made = self.shown()
     self.assertEqual(
-        page.column(
-            "results by setting", "test accuracy, worst 10% of clients"
+        column(
+            made["tables"]["Results by setting"],
+            "test accuracy, worst 10% of clients",
         ),
-        {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": "\u2013"},
+        {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": None},
     )
-    self.assertIn(
-        "Test accuracy of the worst 10% of clients. fab_top_k: from 0.25 at "
-        "2.5 to 0.25 at 5; fub_top_k: from 0.125 at 2.5 to 0.125 at 5.",
-        self.charts(page),
+    (chart,) = (x for x in made["charts"] if "worst 10%" in x["title"])
+    self.assertEqual(
+        {
+            made["lines"][line["style"]]["name"]: line["points"]["time"]
+            for line in chart["lines"]
+        },
+        {
+            "fab_top_k": [[2.5, 5], [0.25, 0.25]],
+            "fub_top_k": [[2.5, 5], [0.125, 0.125]],
+        },
     )
 
   @parameterized.parameters(
@@ -245,20 +262,20 @@ class OneRunTest(FolderTest):
   )
   def test_bytes_by_hand(self, method, each, up, down):
     write_run(self.folder, method=method, min_samples=0, samples=(4, 0, 3))
-    page = self.page()
-    sizes = dict(page.tables["bytes"])
-    self.assertEqual(sizes["clients"], 2)
-    self.assertEqual(sizes["bytes per element"], each)
-    self.assertEqual(sizes["elements up, a client"], 65)
-    self.assertEqual(sizes["elements down, a client"], 66)
-    self.assertEqual(sizes["up, all clients"], up)
-    self.assertEqual(sizes["down, all clients"], down)
+    made = self.shown()["tables"]
+    sizes = pairs(made["Bytes"])
     # D = 40 values of 4 bytes, up and down, 4 rounds, 2 clients.
     whole = 4 * 40 * 2 * 4 * 2
-    self.assertEqual(sizes["of sending all D"], (up + down) / whole)
-    results = dict(page.tables["results"])
-    self.assertEqual(results["sent up"], up)
-    self.assertEqual(results["sent down"], down)
+    for title, want in (
+        ("clients", 2), ("bytes per element", each),
+        ("elements up, a client", 65), ("elements down, a client", 66),
+        ("up, all clients (bytes)", up), ("down, all clients (bytes)", down),
+        ("of sending all D", (up + down) / whole),
+    ):
+      self.assertEqual(sizes[title], want, title)
+    results = pairs(made["Results"])
+    self.assertEqual(results["sent up (bytes)"], up)
+    self.assertEqual(results["sent down (bytes)"], down)
 
   def test_a_method_of_the_user(self):
     """The page shows its name, the bytes of its rows, and its own metrics."""
@@ -269,129 +286,159 @@ class OneRunTest(FolderTest):
             "bytes_up": 5 * up, "bytes_down": down, "norm": i / 2
         },
     )
-    page = self.page()
-    self.assertIn("mine with my_rule on mnist_5k", page.headings)
-    sizes = dict(page.tables["bytes"])
-    self.assertEqual(sizes["up, all clients"], 3 * 5 * 65)
-    self.assertEqual(sizes["down, all clients"], 3 * 66)
+    made = self.shown()
+    self.assertEqual(made["title"], "mine with my_rule on mnist_5k")
+    sizes = pairs(made["tables"]["Bytes"])
+    self.assertEqual(sizes["up, all clients (bytes)"], 3 * 5 * 65)
+    self.assertEqual(sizes["down, all clients (bytes)"], 3 * 66)
     self.assertEqual(sizes["bytes per element"], (5 * 65 + 66) / (65 + 66))
-    self.assertIn(
-        "norm against time. norm: from 0.5 at 1.25 to 2 at 5.",
-        self.charts(page),
+    (chart,) = (x for x in made["charts"] if x["title"] == "Norm")
+    self.assertEqual(
+        chart["lines"][0]["points"]["time"],
+        [[1.25, 2.5, 3.75, 5], [0.5, 1, 1.5, 2]],
     )
-
-  def test_bytes_until_each_round(self):
-    write_run(self.folder)
-    (_, (run,)) = report_runs.read_all([self.folder])
-    self.assertEqual(run.sent("up"), [240, 720, 1440, 1560])
-    x, y = run.series("train_loss", "bytes")
-    self.assertEqual(x.tolist(), [1440, 3144])
-    self.assertEqual(y.tolist(), [1.5, 0.875])
 
   def test_clients(self):
     write_run(self.folder)
-    header, *lines = self.page().tables[f"clients of {self.folder}"]
-    self.assertEqual(header, [
+    table = self.shown()["tables"]["3 clients"]
+    self.assertEqual([one["title"] for one in table["columns"]], [
         "client", "samples", "test samples", "test loss", "test accuracy",
-        "contributed",
+        "elements contributed",
     ])
-    self.assertEqual(lines, [
-        ["ann", "4", "2", "0.5000", "0.5000", "1"],
-        ["bob", "7", "2", "\u2013", "\u2013", "2"],
-        ["cy", "3", "2", "0.2500", "1.0000", "3"],
+    self.assertEqual(table["rows"], [
+        ["ann", 4, 2, 0.5, 0.5, 1],
+        ["bob", 7, 2, None, None, 2],
+        ["cy", 3, 2, 0.25, 1.0, 3],
     ])
 
   def test_settings(self):
     """Main and changed ones first, each of config.json once."""
     write_run(self.folder, comm_time=12.5, power=3.0)
-    page = self.page()
-    first = dict(page.tables["main settings"])
-    others = dict(page.tables["other settings"])
-    self.assertEqual(first["comm_time"], "12.5")
-    self.assertEqual(first["power"], "3")
-    self.assertEqual(first["controller"], "sign_interval")
-    self.assertNotIn("batch_size", first)
-    self.assertEqual(others["batch_size"], "32")
-    self.assertEqual(others["time_budget"], "none")
-    self.assertEqual(others["versions.jax"], "0.0")
-    config = json.loads((self.folder / "config.json").read_text())
-    self.assertEmpty(set(first) & set(others))
-    self.assertEqual(
-        {*first, *others} - {"versions.jax"}, {*config} - {"asked", "versions"}
+    made = self.shown()["tables"]
+    main, rest = (
+        {name: cell[1] if isinstance(cell, list) else cell
+         for name, cell in table["rows"]}
+        for table in made.values() if table["section"] == "Settings"
     )
-
-  def charts(self, page):
-    """The text of each chart for screen readers."""
-    return [
-        value for tag, name, value in page.attributes
-        if (tag, name) == ("svg", "aria-label")
-    ]
+    self.assertEqual(main["comm_time"], "12.5")
+    self.assertEqual(main["power"], "3")
+    self.assertEqual(main["controller"], "sign_interval")
+    self.assertNotIn("batch_size", main)
+    self.assertEqual(rest["batch_size"], "32")
+    self.assertEqual(rest["time_budget"], "none")
+    self.assertEqual(rest["versions.jax"], "0.0")
+    config = json.loads((self.folder / "config.json").read_text())
+    self.assertEmpty(set(main) & set(rest))
+    self.assertEqual(
+        {*main, *rest} - {"versions.jax"}, {*config} - {"asked", "versions"}
+    )
 
   def test_charts(self):
-    """There are six, each with a text for screen readers."""
+    """Each has its lines on every axis, and a text for screen readers.
+
+    Until round 2 all 3 clients sent (10 + 20) elements of 8 bytes, twice.
+    """
     write_run(self.folder)
-    page = self.page()
-    charts = self.charts(page)
-    self.assertLen(charts, 6)
-    self.assertIn(
-        "Loss against time. training loss: from 1.5 at 2.5 to 0.875 at 5; test "
-        "loss: from 1.625 at 2.5 to 1 at 5.",
-        charts,
-    )
-    self.assertIn("k against rounds. k: from 10.5 at 1 to 5.5 at 4; probe k': "
-                  "from 9 at 1 to 4 at 4.", charts)
+    made = self.shown()
     self.assertEqual(
-        [head for head in page.headings if head],
-        ["fab_top_k with sign_interval on mnist_5k", "Settings", "Results",
-         "Curves", "Fairness", "Bytes", "Clients"],
+        [chart["title"] for chart in made["charts"]],
+        ["Loss", "Test accuracy", "Elements per message k",
+         "Share of clients that contributed this much or less"],
     )
+    names = [line["name"] for line in made["lines"]]
+    self.assertEqual(names, ["training", "test", "k", "probe k'", "clients"])
+    loss, _, k, contributed = made["charts"]
+    self.assertEqual([line["style"] for line in loss["lines"]], [0, 1])
+    self.assertEqual(loss["lines"][1]["points"], {
+        "time": [[2.5, 5], [1.625, 1]], "round": [[2, 4], [1.625, 1]],
+        "bytes": [[2 * 3 * 8 * 30, 3 * 8 * 131], [1.625, 1]],
+    })
+    self.assertEqual(
+        loss["spec"]["description"],
+        "Loss. training: from 1.5 to 0.875; test: from 1.625 to 1.",
+    )
+    self.assertEqual(
+        k["lines"][1]["points"]["round"], [[1, 2, 3, 4], [9, 19, 29, 4]]
+    )
+    self.assertEqual(
+        contributed["lines"][0]["points"]["own"],
+        [[1, 1, 2, 3], [0, 0.333333, 0.666667, 1]],
+    )
+
+  def test_seconds_are_an_axis(self):
+    """Only of runs with a clock."""
+    write_run(self.folder / "a", row=lambda i, up, down: {
+        "seconds": 7.0 * i, "late": 0, "slowest": None,
+        "slow_because": "upload",
+    })
+    write_run(self.folder / "b", method="fub_top_k")
+    made = self.shown()
+    self.assertIn("seconds", made["axes"])
+    first, second = made["charts"][0]["lines"]
+    self.assertEqual(first["points"]["seconds"][0], [14, 28])
+    self.assertNotIn("seconds", second["points"])
+
+  def test_scales(self):
+    """Logarithmic over a factor of 12; accuracies from 0 to 1 unless close."""
+    # The test loss is 1/8 above the training loss.
+    for losses, log, domain in (
+        ((2.0, 12.0, 3.0, 1.0), True, [0, 1]),  # accuracies 1/13 and 1/2
+        ((2.0, 11.5, 3.0, 1.0), False, [0, 1]),
+        ((2.0, 1.5, 3.0, 1.0), False, None),  # 0.4 and 0.5
+    ):
+      with self.subTest(losses=losses):
+        write_run(self.folder, losses=losses)
+        loss, accuracy = self.shown()["charts"][:2]
+        self.assertEqual(loss["log"], log)
+        scale = accuracy["spec"]["layer"][0]["encoding"]["y"]["scale"]
+        self.assertEqual(scale.get("domain"), domain)
 
   def test_without_k(self):
     write_run(self.folder, method="send_all")
-    page = self.page()
-    self.assertEqual(
-        dict(page.tables["results"])["mean k, second half"], "\u2013"
+    made = self.shown()
+    self.assertNotIn("mean k, second half", pairs(made["tables"]["Results"]))
+    self.assertNotIn(
+        "Elements per message k", [chart["title"] for chart in made["charts"]]
     )
-    self.assertNotIn("k against rounds", page.text)
 
   def test_losses_that_overflow(self):
     write_run(self.folder, losses=(2.0, math.inf, 3.0, 1.0))
-    self.page()
-    self.assertEqual(
-        read_run(self.folder).series("train_loss")[0].tolist(), [5.0]
-    )
+    loss = self.shown()["charts"][0]
+    self.assertEqual(loss["lines"][0]["points"]["time"], [[5], [1]])
 
-  def test_nothing_from_outside(self):
-    write_run(self.folder)
-    page = self.page()
-    self.assertContainsSubset(("meta", "svg", "style"), page.tags)
-    self.assertNoCommonElements(
-        page.tags,
-        ("script", "link", "img", "iframe", "object", "embed", "image", "use"),
-    )
-    names = {name for _, name, _ in page.attributes}
-    self.assertNoCommonElements(names, ("src", "href", "srcset", "xlink:href"))
-    self.assertFalse([name for name in names if name.startswith("on")])
-    text = report.page(*report_runs.read_all([self.folder]))
-    for word in ("http:", "https:", "url(", "@import", "//"):
-      self.assertNotIn(word, text)
-
-  def test_text_of_files_is_text(self):
-    evil = '<script>alert("1")</script>'
+  def test_structure(self):
+    """One file: nothing is loaded, and no name of a file becomes markup."""
+    evil = '</script><script>alert("1")</script>'
     write_run(
         self.folder / "<b>&amp;",
         names=(evil, "a&b\x1b[31m\u202e", "'\"> onload=x"),
         config={"dataset": evil, "versions": {evil: evil}, "seed": evil},
+        row=lambda i, up, down: {evil: 1.0, "<!--": 2.0},
     )
     write_run(self.folder / "other", config={"dataset": "<i>"}, finished=False)
-    for page in (self.page(self.folder / "<b>&amp;"), self.page()):
-      self.assertNotIn("script", page.tags)
-      self.assertNoCommonElements(("b", "i"), page.tags)
-      self.assertNotIn("onload", [name for _, name, _ in page.attributes])
-      self.assertIn("<b>&amp;", page.text)
-      (table,) = (t for n, t in page.tables.items() if "clients of" in n)
+    for made in (self.page(self.folder / "<b>&amp;"), self.page()):
+      # The data, and the program, whose hash the page's policy names.
+      self.assertEqual(made.tags.count("script"), 2)
+      self.assertNoCommonElements(
+          made.tags,
+          ("b", "i", "link", "img", "iframe", "object", "embed", "base"),
+      )
+      names = {name for _, name, _ in made.attributes}
+      self.assertNoCommonElements(names, ("src", "href", "srcset"))
+      self.assertFalse([name for name in names if name.startswith("on")])
+      policy = dict(
+          (tag, value) for tag, name, value in made.attributes
+          if name == "content" and "default-src" in value
+      )["meta"]
+      self.assertStartsWith(policy, "default-src 'none'; script-src 'sha256-")
+      self.assertNotIn("unsafe-eval", policy)
+      words = "".join(made.texts["p"] + made.texts["summary"])
+      self.assertIn("<b>&amp;", words)
+      (table,) = (
+          x for x in made.report["tables"] if x["section"] == "Clients"
+      )
       self.assertEqual(
-          [line[0] for line in table[1:]],
+          [row[0] for row in table["rows"]],
           [evil, "a&b\ufffd[31m\ufffd", "'\"> onload=x"],
       )
 
@@ -402,54 +449,59 @@ class UnfinishedTest(FolderTest):
     rows = write_run(
         self.folder, (3, 4, 5), (3, 4, 5), (3.0, 2.0, 1.0), finished=False
     )
-    page = self.page()
-    results = dict(page.tables["results"])
+    made = self.shown()
+    results = pairs(made["tables"]["Results"])
     self.assertEqual(
         results["state"],
         "unfinished: 3 of at most 300 rounds, last evaluated at 2",
     )
     self.assertEqual(results["training loss"], rows[1]["train_loss"])
     self.assertEqual(results["rounds"], 3)
-    self.assertEqual(results["sent up"], 3 * 8 * 12)
-    self.assertEqual(results["Jain's index"], "\u2013")
-    self.assertIn("No run is finished", page.text)
-    self.assertIn("not known until the run is finished", page.text)
-    self.assertIn("circle", page.tags)
+    self.assertEqual(results["sent up (bytes)"], 3 * 8 * 12)
+    self.assertIsNone(results["Jain's index of contributions"])
+    self.assertEqual(
+        [line["stopped"] for line in made["charts"][0]["lines"]], [True] * 2
+    )
+    words = "".join(self.page().texts["p"])
+    self.assertIn("No run is finished", words)
+    self.assertIn("not known until its end", words)
 
   @parameterized.parameters(0, 1)
   def test_before_its_first_evaluation(self, rounds):
     write_run(
         self.folder, *([9] * rounds for _ in range(3)), finished=False
     )
-    results = dict(self.page().tables["results"])
+    results = pairs(self.shown()["tables"]["Results"])
     self.assertEqual(
         results["state"],
         "unfinished: 1 of at most 300 rounds, not evaluated yet"
         if rounds
         else "unfinished: no round of at most 300 is done",
     )
-    self.assertEqual(results["training loss"], "\u2013")
+    self.assertIsNone(results["training loss"])
+    self.page()
 
   def test_a_torn_last_line_is_no_row(self):
     write_run(self.folder, finished=False)
     with (self.folder / "metrics.jsonl").open("a") as file:
       file.write('{"round": 5, "ti')
-    self.assertEqual(dict(self.page().tables["results"])["rounds"], 4)
+    self.assertEqual(pairs(self.shown()["tables"]["Results"])["rounds"], 4)
 
   def test_stands_alone(self):
     """It is not averaged with the finished runs of its setting."""
     for seed in range(3):
       write_run(self.folder / f"seed{seed}", seed=seed, finished=seed < 2)
-    page = self.page()
+    made = self.shown()
+    table = made["tables"]["Results by setting"]
+    unfinished = "fab_top_k, sign_interval, seed=2, unfinished"
     self.assertEqual(
-        page.column("results by setting", "runs"),
-        {
-            "fab_top_k, sign_interval": "2",
-            "fab_top_k, sign_interval, seed=2, unfinishedunfinished: 4 of at "
-            "most 300 rounds, last evaluated at 4": "1",
-        },
+        column(table, "runs"), {"fab_top_k, sign_interval": 2, unfinished: 1}
     )
-    self.assertIn("1 run of 3 unfinished", page.text)
+    self.assertEqual(
+        column(table, "state")[unfinished],
+        "unfinished: 4 of at most 300 rounds, last evaluated at 4",
+    )
+    self.assertEqual(made["unfinished"], 1)
 
 
 class SeveralRunsTest(FolderTest):
@@ -464,44 +516,64 @@ class SeveralRunsTest(FolderTest):
 
   def test_seeds_are_one_line(self):
     self.write_study()
-    page = self.page()
-    column = lambda title: page.column("results by setting", title)
-    self.assertEqual(column("runs"), {"fab_top_k": "2", "periodic_k": "1"})
+    made = self.shown()
+    table = made["tables"]["Results by setting"]
     self.assertEqual(
-        column("training loss"),
+        column(table, "runs"), {"fab_top_k": 2, "periodic_k": 1}
+    )
+    self.assertEqual(
+        column(table, "training loss"),
         {"fab_top_k": (0.875 + 3.0) / 2, "periodic_k": 0.875},
     )
     # 3 clients: 8 bytes of 65 and of 14 elements; 4 of 65.
     self.assertEqual(
-        column("sent up"), {"fab_top_k": 12 * (65 + 14), "periodic_k": 780}
+        column(table, "sent up"),
+        {"fab_top_k": 12 * (65 + 14), "periodic_k": 780},
     )
-    self.assertIn("1.9375 ± 1.1", page.text)
-    self.assertIn("948 ± 612 B", page.text)
+    (row,) = (row for row in table["rows"] if row[0] == "fab_top_k")
+    self.assertIn([1.9375, "1.9375 ± 1.1", 1.0625], row)
+    self.assertIn([948, "0.948 ± 0.61", 612], row)
+    differ = made["tables"]["Settings that differ"]
     self.assertEqual(
-        page.column("settings that differ", "seed"),
-        {"fab_top_k": "2, 10", "periodic_k": "0"},
+        column(differ, "seed"), {"fab_top_k": "2, 10", "periodic_k": 0}
     )
     self.assertEqual(
-        page.column("settings that differ", "k"),
-        {"fab_top_k": "1000", "periodic_k": "7"},
+        column(differ, "k"), {"fab_top_k": 1000, "periodic_k": 7}
     )
-    self.assertIn("3 runs of 2 settings", page.headings)
-    common = dict(page.tables["settings that are common"])
-    self.assertEqual(common["comm_time"], "10")
+    self.assertEqual(made["title"], "3 runs of 2 settings")
+    common = pairs(made["tables"]["Settings that are common"])
+    self.assertEqual(common["comm_time"], 10)
     self.assertNoCommonElements(common, ("seed", "k", "method"))
 
   def test_each_run(self):
+    """Each once, even if its folder is given twice."""
     self.write_study()
-    losses = self.page().column("results of each run", "training loss")
+    made = self.shown(self.folder / "fab" / "seed2", self.folder)
+    losses = column(made["tables"]["Results of each run"], "training loss")
     self.assertEqual(losses, {
         "deep/er/x": 0.875, "fab/seed2": 0.875, "fab/seed10": 3.0,
     })
-    self.assertEqual(list(losses), ["fab/seed2", "fab/seed10", "deep/er/x"])
 
-  def test_each_once(self):
+  def test_best_and_order(self):
+    """Accuracy decides, or the column that the user names; it orders rows."""
     self.write_study()
-    page = self.page(self.folder / "fab" / "seed2", self.folder)
-    self.assertLen(page.tables["results of each run"], 1 + 3)
+    _, found = runs.read_all([self.folder])
+    for key, title, want, top in (
+        (None, "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
+        ("train_loss", "training loss", ["periodic_k", "fab_top_k"],
+         "periodic_k"),
+        ("bytes", "sent up and down", ["periodic_k", "fab_top_k"],
+         "periodic_k"),
+        ("round", "rounds", ["fab_top_k", "periodic_k"], "fab_top_k"),
+        ("k", "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
+    ):
+      with self.subTest(key=key):
+        best_by = key if key != "k" else None
+        made = page.data(found, None, key, best_by or "test_accuracy")
+        table = made["tables"][0]
+        self.assertEqual([row[0] for row in table["rows"]], want)
+        self.assertEqual(table["by"], title)
+        self.assertEqual([table["rows"][i][0] for i in table["best"]], [top])
 
   def test_band_covers_what_all_have_seen(self):
     """y = t on 1, 2, 4 and y = 3 t on 2, 5: both known on 2..4."""
@@ -523,9 +595,9 @@ class SeveralRunsTest(FolderTest):
       for method in ("fab_top_k", "fub_top_k"):
         write_run(self.folder / f"{method}{k}", k=k, method=method)
     write_run(self.folder / "again", k=10.0)
-    _, runs = report_runs.read_all([self.folder])
+    _, found = runs.read_all([self.folder])
     self.assertEqual(
-        [(group.label, len(group.runs)) for group in report_runs.group(runs)],
+        [(group.label, len(group.runs)) for group in runs.group(found)],
         [
             ("fab_top_k, k=9.5", 1), ("fab_top_k, k=10", 2),
             ("fub_top_k, k=9.5", 1), ("fub_top_k, k=10", 1),
@@ -533,15 +605,31 @@ class SeveralRunsTest(FolderTest):
     )
 
   def test_a_wide_sweep(self):
-    """One legend for all charts; every line is drawn."""
-    count = 40
-    for i in range(count):
+    """Every line is in every chart, and has a style of its own."""
+    for i in range(33):
       write_run(self.folder / f"k{i}", k=float(i + 1))
-    page = self.page()
-    self.assertIn("some lines look alike", page.text)
-    self.assertLen(page.tables["results by setting"], 1 + count)
-    titles = page.tags.count("title") - 1
-    self.assertEqual(titles, 7 * count)
+    made = self.shown()
+    self.assertLen(made["tables"]["Results by setting"]["rows"], 33)
+    for chart in made["charts"]:
+      styles = [line["style"] for line in chart["lines"]]
+      self.assertEqual(styles, [*range(33)])
+    looks = [(i % 8, *line["dash"]) for i, line in enumerate(made["lines"])]
+    self.assertLen({*looks[:32]}, 32)
+    self.assertEqual(looks[32], looks[0])
+    words = "".join(self.page().texts["p"])
+    self.assertIn("some lines look alike", " ".join(words.split()))
+
+  def test_long_lines_are_thin(self):
+    """The extremes stay, and the data of a page are small."""
+    y = np.sin(np.arange(50_000.0))
+    low = y - 1
+    y[777], y[31_000], low[40_123] = 9, -9, -20
+    x, thinned, edge = charts.thin(600, np.arange(50_000.0), y, low)
+    self.assertLess(len(x), 700)
+    self.assertEqual((thinned.max(), thinned.min()), (9, -9))
+    self.assertEqual(edge.min(), -20)
+    self.assertEqual((x[0], x[-1]), (0, 49_999))
+    self.assertTrue(np.all(np.diff(x) > 0))
 
 
 class DamageTest(FolderTest):
@@ -553,9 +641,13 @@ class DamageTest(FolderTest):
     write_run(self.folder / "b", finished=False)
     path = self.folder / "b" / "metrics.jsonl"
     path.write_text(path.read_text().replace('"round": 2', '"round": 7'))
-    self.assert_refused(
+    with self.assertRaises(ConfigError) as caught:
+      self.shown()
+    (line,) = str(caught.exception).splitlines()
+    for word in (
         str(self.folder / "b"), "metrics.jsonl, line 2", "round is 7"
-    )
+    ):
+      self.assertIn(word, line)
 
 
 class ScriptTest(FolderTest):
@@ -564,15 +656,38 @@ class ScriptTest(FolderTest):
     return run_test.run_python("-m", "experiments.report", *map(str, arguments))
 
   def test_out(self):
+    """A process and this one write the same page, in place of the old one."""
     write_run(self.folder / "runs" / "a")
     out = self.folder / "page.html"
     out.write_text("old")
     result = self.start(self.folder / "runs", f"--out={out}")
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertEqual(result.stdout, f"report: {out}\n")
-    found = report_runs.read_all([self.folder / "runs" / "a"])
-    self.assertEqual(out.read_text(encoding="utf-8"), report.page(*found))
+    found = runs.read_all([self.folder / "runs" / "a"])
+    want = page.page(*found, None, None, "test_accuracy")
+    self.assertEqual(out.read_text(encoding="utf-8"), want)
     self.assertEqual({*self.folder.iterdir()}, {out, self.folder / "runs"})
+
+  def test_at_a_point(self):
+    """The flags of the comparison reach the page."""
+    for name, losses in (("a", (3, 2.0, 1.5, 1)), ("b", (3, 2.5, 2, 0.5))):
+      write_run(self.folder / name, losses=losses, k=losses[1])
+    out = self.folder / "page.html"
+    code, _ = small.main(
+        report, self.folder, f"--out={out}", "--at_rounds=3",
+        "--sort_by=test_loss",
+    )
+    self.assertEqual(code, 0)
+    made = Page(out.read_text(encoding="utf-8"))
+    self.assertIn("Results at round 3", made.texts["h2"])
+    table = made.report["tables"][0]
+    # Half way from 2 to 1, and from 2.5 to 0.5.
+    self.assertEqual(
+        column(table, "training loss"),
+        {"k=2": 1.5, "k=2.5": 1.5},
+    )
+    self.assertEqual((table["best"], table["by"]), ([0, 1], "test loss"))
+    self.assertEqual(made.report["axis"], "round")
 
   def test_write_is_whole_or_not_at_all(self):
     (self.folder / "file").touch()
@@ -590,11 +705,12 @@ class ScriptTest(FolderTest):
         ([], "no folder"),
         ([self.folder / "b"], str(self.folder / "b")),
         ([self.folder / "a", f"--out={self.folder}"], "--out="),
+        ([self.folder / "a", "--sort_by=x"], "--sort_by=x: must be one of"),
+        ([self.folder / "a", "--at_time=x"], "--at_time=x: must be"),
     ):
-      result = self.start(*arguments)
-      self.assertEqual(result.returncode, 1, arguments)
-      self.assertEqual(result.stdout, "")
-      (line,) = result.stderr.splitlines()
+      error, printed = small.main(report, *arguments)
+      self.assertEqual(printed, "")
+      (line,) = str(error).splitlines()
       self.assertStartsWith(line, "error: ")
       self.assertIn(word, line)
     self.assertEqual(sorted(self.folder.rglob("*")), before)
@@ -611,71 +727,40 @@ class CountsTest(parameterized.TestCase):
         jax.random.key(0), accumulated, jnp.full(2, 0.5), jnp.int32(2),
         sparsifier.init(2, 6),
     )
-    each = report_runs.element_bytes(method)
+    each = traffic.element_bytes(method)
     self.assertEqual(4 * selection.volume_up, each * selection.k_up)
     self.assertEqual(4 * selection.volume_down, each * selection.k_down)
 
-  @parameterized.parameters(
-      (640, "640 B"), (1_234_567, "1.235 MB"), (2e9, "2 GB"), (0, "0 B")
-  )
-  def test_size_in_words(self, size, want):
-    self.assertEqual(report_tables.size_in_words(size), want)
-
-
-class ChartTest(parameterized.TestCase):
-
-  def test_steps(self):
+  def test_shares(self):
     """Of 1, 3, 3, 7: a quarter at 1, three at 3, all at 7."""
-    x, y = report_svg.steps(np.array([3, 1, 7, 3]))
-    self.assertEqual(x.tolist(), [1, 1, 3, 3, 3, 3, 7, 7])
-    self.assertEqual(y.tolist(), [0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1])
-
-  def test_thin_keeps_the_extremes(self):
-    y = np.sin(np.arange(50_000.0))
-    y[777], y[31_000] = 9, -9
-    x, thinned = report_svg.thin(np.arange(50_000.0), y)
-    self.assertLess(len(x), 700)
-    self.assertEqual((thinned.max(), thinned.min()), (9, -9))
-    self.assertEqual((x[0], x[-1]), (0, 49_999))
-    self.assertTrue(np.all(np.diff(x) > 0))
-
-  @parameterized.parameters(
-      (0.0, 0.0, False), (5.0, 5.0, True), (1e-9, 2e-9, False),
-      (0.8999, 0.9001, False), (-3.0, 4e12, False), (1.0, 1e9, True),
-      (2.0, 90.0, True), (950.0, 1050.0, True), (0.0, 3.0, True),
-  )
-  def test_axes_have_ticks_inside(self, low, high, log):
-    axis = report_svg._Axis(np.array([low, high]), 0, 100, log=log)
-    places = [float(axis.at(tick)) for tick in axis.ticks]
-    self.assertBetween(len(places), 2, 11)
-    texts = {report_svg.number(tick) for tick in axis.ticks}
-    self.assertLen(texts, len(places))
-    for place in (*places, *axis.at(np.array([low, high]))):
-      self.assertBetween(place, -0.1, 100.1)
-
-  def test_many_looks(self):
-    looks = {report_svg.look(style) for style in range(32)}
-    self.assertLen(looks, 32)
+    x, y = charts.shares(np.array([3, 1, 7, 3]))
+    self.assertEqual(x.tolist(), [1, 1, 3, 7])
+    self.assertEqual(y.tolist(), [0, 0.25, 0.75, 1])
 
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None
 )
 
-# Texts of a chart that lie over each other or outside of their figure.
-BAD_TEXTS = """() =>
-[...document.querySelectorAll("svg.chart")].flatMap(svg => {
-  const box = svg.closest("figure").getBoundingClientRect();
-  const texts = [...svg.querySelectorAll("text")].map(
-    text => [text.textContent, text.getBoundingClientRect()]);
-  return texts.flatMap(([name, a], i) => [
-    ...(a.left < box.left || a.right > box.right ? [name] : []),
-    ...texts.slice(0, i).filter(([, b]) =>
-      a.left < b.right && b.left < a.right &&
-      a.top + 2 < b.bottom && b.top + 2 < a.bottom
-    ).map(([other]) => name + " over " + other),
-  ]);
-})"""
+# Where a point of a line is in the window.
+PLACE = """([chart, style, index]) => {
+  const {view} = drawn.get(String(chart));
+  const row = view.data("points").filter(row => row.line === style).at(index);
+  const box = document.querySelector(`[data-chart="${chart}"] svg.marks`)
+    .getBoundingClientRect();
+  const [left, top] = view.origin();
+  return [box.left + left + view.scale("x")(row.x),
+          box.top + top + view.scale("y")(row.y)];
+}"""
+# How many lines each chart draws.
+MARKS = """() => boxes.map(
+  box => box.querySelectorAll(".mark-line path").length)"""
+# The ends of the axes of the first chart.
+DOMAIN = """() => ["x", "y"].map(
+  name => drawn.get("0").view.scale(name).domain())"""
+COLUMN = """([table, index]) => [...document.querySelectorAll(
+  `[data-table="${table}"] tbody tr`)].map(row =>
+  row.children[index].textContent)"""
 
 
 @unittest.skipUnless(
@@ -683,46 +768,219 @@ BAD_TEXTS = """() =>
     "takes Chromium and Playwright",
 )
 class BrowserTest(FolderTest):
+  """The page as a reader uses it; one browser for all."""
 
-  def test_fits_and_asks_for_nothing(self):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
     from playwright import sync_api
 
+    playwright = cls.enterClassContext(sync_api.sync_playwright())
+    cls.browser = playwright.chromium.launch(
+        executable_path=CHROMIUM, args=["--no-sandbox"]
+    )
+    cls.addClassCleanup(cls.browser.close)
+
+  def write_page(self, folder, *how):
+    """The page of a folder, written beside it."""
+    out = self.folder / "page.html"
+    report.write(out, page.page(*runs.read_all([folder]), *how))
+    return out.as_uri()
+
+  def open(self, address, width=1200, scheme="light"):
+    """The page in a window; it may neither ask for anything nor complain."""
+    shown = self.browser.new_page(
+        viewport={"width": width, "height": 844}, color_scheme=scheme
+    )
+    self.addCleanup(shown.close)
+    asked, words = [], []
+    shown.on("request", lambda request: asked.append(request.url))
+    shown.on("console", lambda message: words.append(message.text))
+    shown.on("pageerror", lambda error: words.append(str(error)))
+    self.addCleanup(lambda: self.assertEqual(words, []))
+    self.addCleanup(lambda: self.assertEqual({*asked}, {address}))
+    shown.goto(address)
+    self.soon(shown, "drawn.size === boxes.length", True)
+    return shown
+
+  def soon(self, shown, script, want, argument=None):
+    """The script gives this value within 5 seconds."""
+    for _ in range(100):
+      found = shown.evaluate(script, argument)
+      if found == want:
+        return
+      shown.wait_for_timeout(50)
+    self.assertEqual(found, want)
+
+  def test_charts(self):
+    """Hover, hide, zoom, and the switches of both axes."""
+    for seed in (0, 1):
+      for k in (5.0, 7.0):
+        write_run(
+            self.folder / "runs" / f"{k}{seed}", k=k, seed=seed,
+            losses=(2.0 * k, 1.5, 1.25, k - 4.75 + seed),
+        )
+    shown = self.open(self.write_page(self.folder / "runs"))
+    marks = lambda want: self.soon(shown, MARKS, [want] * 5)
+    chart = shown.locator("[data-chart='0']")
+    first, second = shown.locator("#legend button").all()
+
+    def point_at(index):
+      chart.scroll_into_view_if_needed()
+      shown.mouse.move(*shown.evaluate(PLACE, [0, 1, index]))
+
+    # The last point of the mean over the seeds of k=7, and their range.
+    marks(2)
+    point_at(-1)
+    tip = shown.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    words = tip.text_content()
+    for word in ("k=7", "computation)5", "Training loss2.75", "2.25 to 3.25"):
+      self.assertIn(word, words)
+
+    # Without Ctrl the wheel scrolls the page; with it the chart is zoomed.
+    before = shown.evaluate(DOMAIN)
+    shown.mouse.wheel(0, -40)
+    shown.wait_for_timeout(100)
+    self.assertEqual(shown.evaluate(DOMAIN), before)
+    point_at(0)
+    shown.keyboard.down("Control")
+    shown.mouse.wheel(0, -200)
+    shown.keyboard.up("Control")
+    self.soon(shown, f"({DOMAIN})()[0][1] < {before[0][1]}", True)
+    zoomed = shown.evaluate(DOMAIN)
+    self.assertNotEqual(zoomed[1], before[1])
+
+    # A click in the legend hides the line in all charts, and keeps the zoom.
+    pressed = lambda: [x.get_attribute("aria-pressed") for x in (first, second)]
+    first.click()
+    marks(1)
+    self.assertEqual(shown.evaluate(DOMAIN), zoomed)
+    self.assertEqual(pressed(), ["false", "true"])
+    # The only line is asked for once more: all are shown.
+    second.click(modifiers=["Shift"])
+    marks(2)
+    second.dblclick()
+    marks(1)
+    self.assertEqual(pressed(), ["false", "true"])
+    shown.locator("#all").press("Enter")
+    marks(2)
+
+    # A drag moves the chart. A double click brings back the whole of it.
+    point_at(0)
+    shown.mouse.down()
+    shown.mouse.move(*np.add(shown.evaluate(PLACE, [0, 1, 0]), 30).tolist())
+    shown.mouse.up()
+    self.soon(shown, f"({DOMAIN})()[0][0] < {zoomed[0][0]}", True)
+    chart.locator("svg.marks").dblclick(position={"x": 200, "y": 100})
+    self.soon(shown, DOMAIN, before)
+
+    # The switches of x, and of y.
+    titles = chart.locator(".role-axis-title text")
+    self.assertEqual(titles.all_text_contents(), [
+        "normalised time (rounds of computation)", "training loss"
+    ])
+    shown.locator("#axis").select_option("bytes")
+    titles.filter(has_text="bytes sent up and down, all clients").wait_for()
+    log = shown.locator("[data-log='0']")
+    for logarithmic in (False, True):
+      log.set_checked(logarithmic)
+      kind = "log" if logarithmic else "linear"
+      self.soon(shown, "drawn.get('0').view.scale('y').type", kind)
+
+  def test_tables(self):
+    """Sorted by number; the file has all digits, and no formula."""
+    for i, loss in enumerate((10.0, 9.5, 0.25)):
+      write_run(
+          self.folder / "runs" / f"run{i}", losses=(2.0, 1.5, 1.0, loss),
+          k=float(i + 1), names=("=1+1", 'a "b", c', "d"),
+      )
+    write_run(
+        self.folder / "runs" / "new", (), (), (), k=9.0, finished=False
+    )
+    shown = self.open(self.write_page(
+        self.folder / "runs", None, None, "test_loss"
+    ))
+    losses = lambda: shown.evaluate(COLUMN, [0, 3])
+    self.assertEqual(losses(), ["10.0000", "9.5000", "0.2500", "\u2013"])
+    head = shown.locator("[data-table='0'] thead th").nth(3)
+    for order, want in (
+        ("ascending", ["0.2500", "9.5000", "10.0000", "\u2013"]),
+        ("descending", ["10.0000", "9.5000", "0.2500", "\u2013"]),
+    ):
+      head.locator("button").press("Enter")
+      self.assertEqual(losses(), want)
+      self.assertEqual(head.get_attribute("aria-sort"), order)
+    best = shown.locator(".best th").text_content()
+    self.assertIn("k=3 \u2605 best test loss", best)
+    # The first column stays where it is.
+    first = shown.locator("[data-table='0'] tbody th").first
+    left = first.bounding_box()["x"]
+    shown.evaluate("document.querySelector('.scroll').scrollLeft = 200")
+    self.assertEqual(first.bounding_box()["x"], left)
+
+    # The clients of the first run.
+    shown.locator("summary", has_text="run0: 3 clients").click()
+    box = shown.locator("[data-table]").filter(has_text="=1+1")
+    with shown.expect_download() as download:
+      box.get_by_role("button", name="CSV").click()
+    text = Path(download.value.path()).read_text(encoding="utf-8")
+    self.assertEqual([*csv.reader(io.StringIO(text))], [
+        ["client", "samples", "test samples", "test loss", "test accuracy",
+         "elements contributed"],
+        ["'=1+1", "4", "2", "0.5", "0.5", "1"],
+        ['a "b", c', "7", "2", "", "", "2"],
+        ["d", "3", "2", "0.25", "1", "3"],
+    ])
+
+  def test_many_clients(self):
+    """The first 2,000 rows are shown, and the file has all."""
+    many = 2_100
+    write_run(
+        self.folder / "runs", names=[f"c{i}" for i in range(many)],
+        samples=[1] * many, contributed=[1] * many,
+    )
+    shown = self.open(self.write_page(self.folder / "runs"))
+    shown.locator("summary", has_text="2,100 clients").click()
+    box = shown.locator("[data-table]").filter(has_text="c1999")
+    self.assertIn("The first 2,000 of 2,100 rows", box.text_content())
+    self.assertEqual(box.locator("tbody tr").count(), 2_000)
+    lines = shown.evaluate("csvOf(report.tables.at(-1)).split('\\r\\n').length")
+    self.assertEqual(lines, 1 + many + 1)
+
+  def test_fits_and_asks_for_nothing(self):
+    """At any width, light or dark, with long names that are markup."""
     name = "<img src=x onerror=alert(1)>" + "long" * 40
     write_run(self.folder / "runs" / "a", names=(name, "b", "c"))
     write_run(self.folder / "runs" / name[:90], method="fub_top_k")
     write_run(self.folder / "runs" / "c", method="fedavg", finished=False)
-    out = self.folder / "page.html"
-    found = report_runs.read_all([self.folder / "runs"])
-    report.write(out, report.page(*found))
-    colors = set()
-    with sync_api.sync_playwright() as playwright:
-      browser = playwright.chromium.launch(
-          executable_path=CHROMIUM, args=["--no-sandbox"]
+    address = self.write_page(self.folder / "runs", Moment("round", 3.0))
+    colours = set()
+    for width, scheme in (
+        (390, "light"), (390, "dark"), (1200, "light"), (1200, "dark")
+    ):
+      shown = self.open(address, width, scheme)
+      shown.evaluate(
+          "document.querySelectorAll('details').forEach(d => d.open = true)"
       )
-      for width in (320, 390, 1280):
-        for scheme in ("light", "dark"):
-          page = browser.new_page(
-              viewport={"width": width, "height": 844}, color_scheme=scheme
-          )
-          asked, words = [], []
-          page.on("request", lambda request, to=asked: to.append(request.url))
-          page.on("console", lambda message, to=words: to.append(message.text))
-          page.goto(out.as_uri())
-          page.evaluate(
-              "document.querySelectorAll('details').forEach(d => d.open = true)"
-          )
-          self.assertEqual(asked, [out.as_uri()])
-          self.assertEqual(words, [])
-          wide = page.evaluate("document.documentElement.scrollWidth")
-          self.assertLessEqual(wide, width)
-          self.assertEqual(page.evaluate(BAD_TEXTS), [])
-          colors.add(page.evaluate(
-              "getComputedStyle(document.querySelector('.mark')).stroke + "
-              "getComputedStyle(document.body).backgroundColor"
-          ))
-          page.close()
-      browser.close()
-    self.assertLen(colors, 2)
+      wide = shown.evaluate("document.documentElement.scrollWidth")
+      self.assertLessEqual(wide, width)
+      # The point of the comparison, and where the unfinished run is.
+      chart = shown.locator("[data-chart='0']")
+      self.assertEqual(chart.locator(".role-mark.mark-rule line").count(), 1)
+      stopped = chart.locator(".mark-symbol path[fill=transparent]")
+      self.assertEqual(stopped.count(), 1)
+      colours.add(shown.evaluate(
+          "document.querySelector('.mark-line path').getAttribute('stroke') + "
+          "getComputedStyle(document.body).backgroundColor"
+      ))
+    self.assertLen(colours, 2)
+    # The charts follow the system at once.
+    shown.emulate_media(color_scheme="light")
+    self.soon(
+        shown, "document.querySelector('.mark-line path').getAttribute("
+        "'stroke') === color('--c0')", True,
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import html
+import importlib
 import inspect
 import re
 import sys
@@ -61,6 +62,8 @@ class DocsTest(absltest.TestCase):
       if field.name in inspect.get_annotations(Config):
         text = html.escape(said_of(field).help.split(".")[0], quote=False)
         self.assertIn(text, pages["agsfl/config.html"])
+    for link in ("agsfl/records.html", "results.html"):
+      self.assertIn(f'<a href="{link}">', pages["index.html"])
     self.assertIn("slow_because", pages["agsfl/records.html"])
     self.assertIn('src="data:image/png', pages["index.html"])
 
@@ -72,6 +75,8 @@ class DocsTest(absltest.TestCase):
         if parts[-1] != "__main__"
     }
     names = docs.module_names()
+    for name in names:  # all in one process, without a flag of two modules
+      importlib.import_module(name)
     self.assertCountEqual(names, modules - {"experiments.benchmark.pytorch"})
     self.assertEqual(names[0], "agsfl")
 

@@ -74,7 +74,10 @@ class DocumentationTest(absltest.TestCase):
         else f"{path.name}/" if path.is_dir() else path.name
         for path in self.workdir.iterdir()
     }
-    self.assertEqual(files - {"log.txt"}, entries)
+    elsewhere = {  # of sweeps and dashboards
+        "log.txt", "tensorboard/", "wandb/", "wandb_id.txt", "trackio_id.txt",
+    }
+    self.assertEqual(files - elsewhere, entries)
     (line,) = re.findall(r"(?m)^\| `figures/\*\.png` .*", PAGE)
     for figure in (self.workdir / "figures").iterdir():
       self.assertIn(f"`{figure.stem}`", line)

@@ -49,6 +49,7 @@ from experiments.lib import (
 from experiments.lib import flags as run_flags
 from experiments.lib.trials import Outcome, Trial, Trials
 
+flags.adopt_module_key_flags(launchers)
 flags.adopt_module_key_flags(runner)
 for _name in moment.AXES:
   flags.declare_key_flag(_name)
@@ -85,13 +86,6 @@ _TUNE_SEED = flags.DEFINE_integer(
     0,
     "Seed of the search. One process tries the same settings again.",
     lower_bound=0,
-)
-_JOBS = flags.DEFINE_integer(
-    "jobs",
-    1,
-    "How many processes run trials. They share the cores. On a GPU leave it at "
-    "1.",
-    lower_bound=1,
 )
 
 _SHOWN = 10  # trials of the table
@@ -220,7 +214,10 @@ def run_trial(
       def on_row(row):
         follower.row(row)
         log(row)
-        bar.set_postfix(trial=trial.number, round=row["round"])
+        bar.set_postfix(
+            trial=trial.number, round=row["round"], refresh=False
+        )
+        bar.update(0)
 
       run = simulation.simulate(
           config,
@@ -357,7 +354,7 @@ def work_elsewhere(
       sys.executable, "-P", "-m", "experiments.tune", *given,
       f"--workdir={folder}",
   ]
-  jobs = min(_JOBS.value, _TRIALS.value - len(_ended(all_trials)))
+  jobs = min(launchers.JOBS.value, _TRIALS.value - len(_ended(all_trials)))
   commands = {
       folder / "jobs" / str(number): command for number in range(1, jobs + 1)
   }
@@ -449,7 +446,10 @@ def finish(study: Study, all_trials: Trials):
     ConfigError: no trial has finished; or the file cannot be written.
   """
   ranked = _ranked(all_trials)
-  if not ranked:  # all of them run in other processes
+  elsewhere = len(all_trials.all()) - len(ranked)
+  if elsewhere and not runner.QUIET.value:
+    print(f"trials that other processes still run: {elsewhere}")
+  if not ranked:
     return
   write_trials(study, ranked, study.folder / "trials.csv")
   best = ranked[0]
@@ -542,7 +542,7 @@ def tune(folder: Path, signals: stopping.Signals) -> dict[str, str]:
       folder, direction, study.space, _TUNE_SEED.value, _PRUNER.value
   ) as all_trials:
     try:
-      if _JOBS.value == 1:
+      if launchers.JOBS.value == 1:
         work(study, all_trials, signals)
       elif len(_ended(all_trials)) < _TRIALS.value:
         failed = work_elsewhere(folder, all_trials, signals)

@@ -111,7 +111,6 @@ class Trials:
     with _locked(self._file):
       begun = self.all()
       states = optuna.trial.TrialState
-      # A new trial is WAITING only between two statements of Optuna's.
       for trial in begun:
         if trial.state == states.RUNNING and self._claimed(trial.number):
           # Optuna has no public way to go on with a trial, but for this one.
@@ -132,7 +131,8 @@ class Trials:
 
   def _sampler(self, number):
     seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
-    # It assumes that trials which run elsewhere are bad; so processes spread.
+    # constant_liar: it counts trials that run elsewhere as bad ones, so that
+    # processes do not try nearly the same settings at once.
     return load_optuna().samplers.TPESampler(seed=int(seed), constant_liar=True)
 
   def _claimed(self, number):

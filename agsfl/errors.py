@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from agsfl.words import whole
+
 
 class ConfigError(ValueError):
   """A setting that cannot be used; the text names it and what is allowed."""
@@ -41,7 +43,7 @@ def require(fits: Any, name: str, value: Any, allowed: str) -> None:
     ConfigError: the value does not fit.
   """
   if not fits:
-    refuse(f"--{name}={value}", f"must be {allowed}")
+    refuse(f"--{name}={whole(value)}", f"must be {allowed}")
 
 
 @contextlib.contextmanager

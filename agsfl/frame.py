@@ -12,7 +12,8 @@ from agsfl.files import expanded
 from agsfl.records import read, traffic
 from agsfl.records.moment import OF_ROUNDS, Moment, row_at, value_at
 from agsfl.records.read import Run
-from agsfl.records.tables import whole, write_csv
+from agsfl.records.tables import write_csv
+from agsfl.words import whole
 
 if TYPE_CHECKING:
   import pandas

@@ -330,7 +330,7 @@ class HandedOverTest(FolderTest):
       ({"sparsifier": agsfl.fab_top_k}, "--sparsifier=function: must be an "),
       ({"controller": 7}, "--controller=int: must be an agsfl.KController"),
       ({"model": Linear}, "--model=.*: must be an agsfl.Model, or an object"),
-      ({"loss": 3.0}, "--loss=3.0: must be a function"),
+      ({"loss": 3.0}, "--loss=3: must be a function"),
       ({"metrics": {"a b": norm}}, "--metrics=a b: must be a name for each"),
       ({"metrics": {"norm": 3}}, "--metrics=norm: must be a name for each"),
       ({"metrics": {"k": norm}}, "--metrics=k: must be another name"),

@@ -185,7 +185,7 @@ class SharedTest(parameterized.TestCase):
 
   def test_each_k_is_checked(self):
     agsfl.simulate(self.TINY)
-    with self.assertRaisesRegex(ConfigError, "--k=1000000.0: must be at most"):
+    with self.assertRaisesRegex(ConfigError, "--k=1000000: must be at most"):
       agsfl.simulate(dataclasses.replace(self.TINY, k=1e6))
 
   def test_a_record_that_changed_is_read_again(self):

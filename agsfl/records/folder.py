@@ -19,6 +19,7 @@ from agsfl import files, hosts
 from agsfl.errors import refuse, require
 from agsfl.records import client_evaluations, read, strict_json, tables
 from agsfl.settings import require_utf8
+from agsfl.words import whole
 
 # Files of a run. Without a config.json they belong to another program.
 _FILES = (
@@ -104,7 +105,7 @@ def refuse_other(on_disk: dict[str, Any], asked: dict[str, Any], setting: str):
   """
   asked = json.loads(json.dumps(asked))
   other = [
-      f"{name}={on_disk.get(name)}, asked for {asked.get(name)}"
+      f"{name}={whole(on_disk.get(name))}, asked for {whole(asked.get(name))}"
       for name in sorted(on_disk.keys() | asked.keys())
       if on_disk.get(name) != asked.get(name)
   ]
@@ -239,8 +240,9 @@ class RunFolder:
     )
     before = rows[-2] if len(rows) > 1 else {"time": 0.0, "seconds": 0.0}
     if column := self._extent.spent(before):
+      budget = getattr(self._extent, f"{column}_budget")
       refuse(
-          f"--{column}_budget={getattr(self._extent, f'{column}_budget')}",
+          f"--{column}_budget={whole(budget)}",
           f"must be more than {before[column]:g}, because the run in "
           f"{self.workdir} began its last round at this time; or use another "
           "--workdir",

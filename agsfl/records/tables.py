@@ -31,16 +31,6 @@ def as_cell(value: Any) -> Any:
   return value
 
 
-def whole(value: Any) -> Any:
-  """A float that is a whole number as int; anything else as it is.
-
-  >>> whole(300.0), whole(0.5), whole("1%"), whole(None)
-  (300, 0.5, '1%', None)
-  """
-  is_whole = isinstance(value, float) and value.is_integer()
-  return int(value) if is_whole else value
-
-
 def write_csv(path: Path, lines: Iterable[Iterable[Any]]):
   """Writes a CSV file without formulas; see `as_cell`.
 

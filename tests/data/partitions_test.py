@@ -572,7 +572,7 @@ class RefusedTest(parameterized.TestCase):
       (dict(num_clients=2**20 + 1), "--num_clients=1048577", "1,048,576"),
       (dict(min_samples=-1), "--min_samples=-1", "at least 0"),
       (dict(shards_per_client=0), "--shards_per_client=0", "at least 1"),
-      (dict(dirichlet_alpha=0.0), "--dirichlet_alpha=0.0", "0.001"),
+      (dict(dirichlet_alpha=0.0), "--dirichlet_alpha=0", "0.001"),
       (dict(dirichlet_alpha=float("nan")), "--dirichlet_alpha=nan", "finite"),
       (dict(power=-0.1), "--power=-0.1", "at least 0"),
       (dict(seed=-1), "--seed=-1", "at least 0"),

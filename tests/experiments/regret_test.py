@@ -285,7 +285,7 @@ class ScriptsTest(absltest.TestCase):
       self.assertEqual([path.stat().st_mtime_ns for path in paths], before)
     with self.subTest("other settings are refused"):
       flags.FLAGS.then_k = 90.0
-      wrong = "then_k=400.0, asked for 90.0"
+      wrong = "then_k=400, asked for 90"
       with self.assertRaisesRegex(ConfigError, wrong):
         independence.compare(self.base)
     with self.subTest("residuals may be emptied"):

@@ -301,7 +301,7 @@ class SweepTest(parameterized.TestCase):
     self.assertLen(failed, 6)
     for line in failed:
       why = (
-          "--k=20000.0: must be" if "k=20000" in line else "a smaller --learn"
+          "--k=20000: must be" if "k=20000" in line else "a smaller --learn"
       )
       self.assertStartsWith(line, "failed: k=")
       self.assertIn(why, line)

@@ -105,7 +105,7 @@ class SpaceTest(parameterized.TestCase):
       ("k=a..b", "--search=k=a..b: must have numbers"),
       ("learning_rate=log:3", "--search=learning_rate=log:3: must be a value"),
       ("k=1,1", "--search=k=1,1: must name each value once"),
-      ("learning_rate=log:0..1", "--learning_rate=0.0: must be"),
+      ("learning_rate=log:0..1", "--learning_rate=0: must be"),
       ("seed=log:0..1", "--search=seed=log:0..1: must have the smaller"),
       ("method=fab_top_k,x", "--method=x: must be"),
   )
@@ -320,7 +320,7 @@ class TuneTest(parameterized.TestCase):
     for line in lines_of(place):
       wanted, why = "finished", ""
       if line["k"] == "100000.0":
-        wanted, why = "failed", "--k=100000.0: must be at most"
+        wanted, why = "failed", "--k=100000: must be at most"
       elif line["learning_rate"] == "1e+30":
         wanted, why = "diverged", "round 2: the loss is not finite"
       self.assertEqual(line["state"], wanted, line["why"])

@@ -197,7 +197,7 @@ class FolderTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ((2, None), "--num_rounds=2: must be at least 3, because the run in"),
-      ((3, 5.0), "--time_budget=5.0: must be more than 5, because the run in"),
+      ((3, 5.0), "--time_budget=5: must be more than 5, because the run in"),
   )
   def test_less_than_is_done(self, extent, problem):
     """At 2.5 units a round, the third round begins at 5."""

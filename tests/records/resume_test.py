@@ -195,7 +195,7 @@ class StoppedTest(FolderTest):
     self.refused(
         {**PLAIN, "k": 30.0, "seed": 3},
         f"--workdir={self.folder / 'run'}: ",
-        "(k=None, asked for 30.0; seed=0, asked for 3)",
+        "(k=None, asked for 30; seed=0, asked for 3)",
     )
 
   @parameterized.parameters(True, False)

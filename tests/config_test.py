@@ -224,13 +224,13 @@ class KRangeTest(parameterized.TestCase):
     self.assertEqual(k_range(dim, **given), want)
 
   @parameterized.parameters(
-      ({"k": 501}, "k", "501.0", "500"),
-      ({"k": 501, "controller": "fixed"}, "k", "501.0", "500"),
-      ({"k": 500, "k_min": 501}, "k_min", "501.0", "500"),
-      ({"k": 50, "k_max": 501}, "k_max", "501.0", "500"),
-      ({"k_min": 40, "k_max": 30}, "k_max", "30.0", "40 (k_min)"),
-      ({"k": 50, "k_min": 51}, "k", "50.0", "51 (k_min)"),
-      ({"k": 50, "k_max": 49}, "k", "50.0", "49 (k_max)"),
+      ({"k": 501}, "k", "501", "500"),
+      ({"k": 501, "controller": "fixed"}, "k", "501", "500"),
+      ({"k": 500, "k_min": 501}, "k_min", "501", "500"),
+      ({"k": 50, "k_max": 501}, "k_max", "501", "500"),
+      ({"k_min": 40, "k_max": 30}, "k_max", "30", "40 (k_min)"),
+      ({"k": 50, "k_min": 51}, "k", "50", "51 (k_min)"),
+      ({"k": 50, "k_max": 49}, "k", "50", "49 (k_max)"),
       ({"k": 1.5}, "k", "1.5", "2 (k_min)"),
       ({"k": "0.1%", "k_min": "1%"}, "k", "0.1%", "5 (k_min)"),
   )

@@ -1,6 +1,6 @@
 """Runs every combination of some settings, one folder each.
 
-    python -m experiments.sweep --sweep=k=100,1% --sweep=seed=0..4 --jobs=2
+    python -m experiments.sweep --sweep=seed=0..4 --sweep=k=100,1% --jobs=2
 
 The same command goes on: it reads finished runs and continues stopped ones. A
 run that fails does not stop the others; it is named at the end. Ctrl-C and
@@ -44,12 +44,7 @@ _SWEEP = flags.DEFINE_multi_string(
     "setting unset. Put a value that has commas in single quotes. With several "
     "of these flags every combination is run.",
 )
-_JOBS = flags.DEFINE_integer(
-    "jobs",
-    1,
-    "How many runs go at once. They share the cores. On a GPU leave it at 1.",
-    lower_bound=1,
-)
+flags.adopt_module_key_flags(launchers)
 _LANES = flags.DEFINE_integer(
     "lanes",
     1,
@@ -422,7 +417,7 @@ def main(argv):
     if _LAUNCHER.value == "slurm":
       launch = launchers.slurm(folder, _SLURM.value, signals)
     else:
-      launch = launchers.local(_JOBS.value, signals)
+      launch = launchers.local(launchers.JOBS.value, signals)
     failed = sweep(base, folder, launch, signals)
   if failed:
     scripts.fail([f"failed: {name}: {why}" for name, why in failed.items()])

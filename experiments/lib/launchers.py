@@ -15,8 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from absl import flags
+
 from agsfl.errors import StoppedError, refuse
 from experiments.lib import scripts, stopping
+
+JOBS = flags.DEFINE_integer(
+    "jobs",
+    1,
+    "How many runs go at once. They share the cores. On a GPU leave it at 1.",
+    lower_bound=1,
+)
 
 # Seconds between looks at processes, and at jobs, whose files may lie on a
 # slow disk.

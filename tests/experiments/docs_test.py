@@ -75,7 +75,9 @@ class DocsTest(absltest.TestCase):
         if parts[-1] != "__main__"
     }
     names = docs.module_names()
-    for name in names:  # all in one process, without a flag of two modules
+    # All in one process, so no flag is of two modules. But one command has a
+    # flag that all commands of its process would need.
+    for name in set(names) - {"experiments.prepare_femnist"}:
       importlib.import_module(name)
     self.assertCountEqual(names, modules - {"experiments.benchmark.pytorch"})
     self.assertEqual(names[0], "agsfl")
@@ -90,6 +92,14 @@ class DocsTest(absltest.TestCase):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
           sections = SECTION.findall(ast.get_docstring(node) or "")
           self.assertContainsSubset(sections, SECTIONS, str(path))
+
+  def test_percent_signs(self):
+    """--help shows them as they are; absl would fill in what looks like %s."""
+    for path in SOURCES:
+      text = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+      if "%" in text:
+        with self.assertRaises((TypeError, ValueError), msg=str(path)):
+          text % (("",) * text.count("%"))
 
   def test_errors(self):
     """pdoc is missing; the folder is a file: one line."""

@@ -138,6 +138,34 @@ class WholeTest(FolderTest):
     self.assertEqual(run.metrics, ["norm"])
     self.assertEqual(run.rows[0]["bytes_up"], 1600)
 
+  def test_round_0(self):
+    """The start of every line, at 0 of every axis; no round counts it.
+
+    Clients with samples send 8 bytes for each element.
+    """
+    place = copy_of_run(self.folder / "run")
+    path = place / "metrics.jsonl"
+    path.write_bytes(start() + path.read_bytes())
+    evaluations = np.load(place / "client_evaluations.npy")
+    first = evaluations[:1].copy()
+    first["round"] = 0
+    np.save(
+        place / "client_evaluations.npy", np.concatenate([first, evaluations])
+    )
+    run = read.read_run(place)
+    self.assertEqual(run.start, START)
+    self.assertEqual([row["round"] for row in run.rows], [1, 2, 3, 4])
+    self.assertEqual([row["round"] for row in run.evaluated], [0, 2, 4])
+    self.assertEqual(run.client_evaluations["round"].tolist(), [0, 2, 4])
+    senders = sum(count > 0 for count in run.clients["samples"])
+    sent = np.cumsum([row["k_up"] + row["k_down"] for row in run.rows])
+    x, y = run.series("train_loss", "bytes")
+    self.assertEqual(x.tolist(), [0, *(8 * senders * sent[[1, 3]])])
+    self.assertEqual(y[0], 2.0)
+    self.assertEqual(run.series("train_loss", "round")[0].tolist(), [0, 2, 4])
+    self.assertEqual(run.series("k", "round")[0].tolist(), [1, 2, 3, 4])
+    self.assertEmpty(run.series("train_loss", "seconds")[0])
+
   def test_params_in_memory(self):
     run = read.Run([], {}, {}, {}, params=np.float32([1, 2]))
     self.assertEqual(run.params.tolist(), [1, 2])
@@ -253,6 +281,18 @@ class FindTest(FolderTest):
                           str(place), word)
 
 
+START = {
+    "round": 0, "time": 0.0, "train_loss": 2.0, "test_loss": 2.5,
+    "test_accuracy": 0.125,
+}
+
+
+def start(without="", **more):
+  """A line of round 0."""
+  row = {name: x for name, x in (START | more).items() if name != without}
+  return json.dumps(row).encode() + b"\n"
+
+
 # File, damage to its content, a word of the message.
 DAMAGE = (
     ("config.json", lambda x: b"", "not JSON"),
@@ -273,6 +313,12 @@ DAMAGE = (
      "line 3 is damaged: k is 1e-320"),
     ("metrics.jsonl", lambda x: x[: x.index(b"\n") + 1] + x,
      "line 2 is damaged: round is 1"),
+    ("metrics.jsonl", lambda x: x + start(), "line 5 is damaged: round is 0"),
+    ("metrics.jsonl", lambda x: start() + start() + x, "line 2", "round is 0"),
+    ("metrics.jsonl", lambda x: start("test_loss") + x, "test_loss is None"),
+    ("metrics.jsonl", lambda x: start(time=None) + x, "line 1", "time is None"),
+    ("metrics.jsonl", lambda x: start(k=2.0) + x, "all or none of k_up"),
+    ("metrics.jsonl", lambda x: start(norm="x") + x, "norm is 'x'"),
     ("metrics.jsonl", lambda x: x[:-1], "not whole"),
     ("metrics.jsonl", lambda x: b"[" * 10**5 + b"\n", "line 1 is damaged"),
     ("metrics.jsonl", lambda x: b"\n" + x, "line 1 is damaged"),

@@ -25,7 +25,7 @@ from agsfl.errors import ConfigError
 from agsfl.records.moment import Moment
 from agsfl.records.read import Run, find_runs, read_run
 from experiments import run, tune
-from experiments.lib import launchers, search, trials
+from experiments.lib import followed, launchers, search, trials
 from tests.small import Killed, files_of, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,19 +149,19 @@ class TrialsTest(absltest.TestCase):
     """
     space = search.dimensions_of(["k=1..100"])
     config = Config(num_rounds=40)
-    study = tune.Study(config, space, "test_accuracy", None, self.folder)
+    study = followed.Study(config, space, "test_accuracy", None, self.folder)
     slopes = [0.01, 0.02, 0.01, 0.02, 0.01, 0.015, 0.004]
     stopped = []
     with trials.opened(self.folder, "maximize", space, 0, "median") as all_of:
       for slope in slopes:
         trial = all_of.next(len(slopes))
-        follower = tune.Follower(study, trial, config, self.folder)
+        follower = followed.Follower(study, trial, config, self.folder)
         at = lambda x, slope=slope: {
             "round": x, "time": float(x), "test_loss": 1.0,
             "test_accuracy": slope * x,
         }
         begun = Run([], {}, {}, {}, start=at(0))
-        with mock.patch.object(tune, "read_run", return_value=begun):
+        with mock.patch.object(followed, "read_run", return_value=begun):
           for x in range(0, 41, 7):
             follower.row(at(x))
             if follower.pruned:
@@ -229,7 +229,7 @@ class TuneTest(parameterized.TestCase):
 
   def test_stops_change_nothing(self):
     """Law: however it was stopped, a study has the same trials and values."""
-    follow = tune.Follower.row
+    follow = followed.Follower.row
 
     def stopping_at(number, end):
       def row(self, row):
@@ -237,7 +237,7 @@ class TuneTest(parameterized.TestCase):
         if self._trial.number == number and row["round"] == 2:
           end()
 
-      return mock.patch.object(tune.Follower, "row", row)
+      return mock.patch.object(followed.Follower, "row", row)
 
     def kill():
       raise Killed
@@ -389,7 +389,7 @@ class StudyTest(absltest.TestCase):
   def test_a_budget_that_changes_the_rounds(self):
     """The run does not end there by a setting, if its rules depend on it."""
     at = Moment("round", 50.0)
-    study = lambda **settings: tune.Study(
+    study = lambda **settings: followed.Study(
         Config(num_rounds=100, **settings), [], "test_loss", at, Path("x")
     )
     self.assertEqual(study().config_of({}).num_rounds, 50)

@@ -58,8 +58,8 @@ class Signals:
   as JAX's at garbage collection. So the handler of the first signal raises
   none.
 
-  After the first Ctrl-C or SIGTERM both have the handlers again that they had
-  before, which end a command at once. SIGHUP does not do this: a terminal that
+  After the first Ctrl-C or SIGTERM, both signals have their earlier handlers
+  again, which end a command at once. SIGHUP does not do this: a terminal that
   closes sends it twice, once from the shell and once from the kernel.
 
   A command enters one `Signals` and passes it to all that it calls.

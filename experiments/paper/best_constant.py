@@ -1,4 +1,4 @@
-"""What learning k is worth: each rule from several k, beside constant k.
+"""What learning k is worth: rules that begin with several k, and constant k.
 
 For each beta all runs have the same normalised time. The best of the constants
 is known only after all of them have run, so a rule that ends close to it from

@@ -1,8 +1,8 @@
-"""The k learned at one beta, played under the others: a matrix of losses.
+"""The k that was learned with one beta, used with the others: losses.
 
-All runs under one beta get the time that learning under it took. If a sequence
-of k ends earlier, its last k is used from then on. A replay measures no losses,
-so its rounds are shorter by 1 / batch_size.
+All runs with one beta have the time budget that learning with this beta took.
+If a sequence of k ends earlier, its last k is used from then on. A replay
+measures no losses, so its rounds are shorter by 1 / batch_size.
 
 Source: Han, Wang, Leung, ICDCS 2020, the exchange of k sequences.
 """

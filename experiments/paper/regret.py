@@ -8,15 +8,15 @@ exact sign and H sqrt(2 M) with an estimated sign. There are three parts:
    and the exact sign in each round. The figure shows the worst of several
    minimisers.
 2. The same with signs that are right with probability --sign_accuracy = p in
-   each round independently, so H = 1 / (2 p - 1). The figure shows the mean over
-   --noise_seeds.
+   each round independently, so H = 1 / (2 p - 1). The figure shows the mean
+   over --noise_seeds.
 3. Costs of a real run, see `recorded_costs`. They need not meet any assumption.
    They are averaged over --average_over rounds and linear between grid points.
-   The rules play them again and again. They see the cost at k and at their probe
-   k', as in a real round, and not the exact sign. G is the greatest slope of the
-   averages. The regret is relative to the k that is best over all rounds played.
-   The averages are not all convex and have different minimisers. So the theorem
-   does not apply, and the bound is drawn only for comparison.
+   The rules play them again and again. They see the cost at k and at their
+   probe k', as in a real round, and not the exact sign. G is the greatest slope
+   of the averages. The regret is relative to the k that is best over all rounds
+   played. The averages are not all convex and have different minimisers. So the
+   theorem does not apply, and the bound is drawn only for comparison.
 
 The paper gives no bound for moving intervals (Alg. 3); they are drawn too.
 

@@ -110,7 +110,7 @@ def build(folder: Path, names: list[str]):
     ]
   for page in pages.values():
     for found in page.classes:
-      _explain_settings(found)
+      _explain_fields(found)
   front = pages["README"]
   front.submodules = [pages[name] for name in _FIRST if name in pages]
 
@@ -126,8 +126,11 @@ def build(folder: Path, names: list[str]):
     (folder / "search.js").write_text(search, encoding="utf-8")
 
 
-def _explain_settings(found):
-  """Gives the settings among a class's fields their help."""
+def _explain_fields(found):
+  """Gives settings their help. Python's words on named tuples say nothing."""
+  if hasattr(found.obj, "_fields"):
+    for name in ("__init__", *found.obj._fields):
+      found.members[name].docstring = ""
   for field in getattr(found.obj, "__dataclass_fields__", {}).values():
     if "setting" in field.metadata and field.name in found.members:
       found.members[field.name].docstring = said_of(field).help

@@ -36,19 +36,19 @@ def balance(
   are T / theta(k) rounds, and the weights are where they would be without any
   lag after
 
-    T / theta(k) - d(k)   rounds.
+      T / theta(k) - d(k)   rounds.
 
   Let epsilon(k) = k theta'(k) / theta(k), the share of a round's time that
   grows with k. Let M = T / theta(k), the rounds of the whole run: those done
   and those for which there is time. The best constant k is where
 
-    epsilon(k) M = d(k).
+      epsilon(k) M = d(k).
 
   Both sides can be measured in one round: d is `Observation.lag`, and epsilon
   is 1 - theta(0) / theta(k), as time is a constant plus a multiple of k. The
   rule:
 
-    k <- P(k sqrt(d / (epsilon M))),   P onto [k_min, k_max].
+      k <- P(k sqrt(d / (epsilon M))),   P onto [k_min, k_max].
 
   For small epsilon it is a step of Newton's method on the logarithms. It has no
   constant to choose, takes no samples and tries no second k. It does not depend
@@ -57,7 +57,7 @@ def balance(
 
   What is proved, for d = C / k and theta(k) = c + g k: the condition is
 
-    g T (k / theta(k))^2 = C,
+      g T (k / theta(k))^2 = C,
 
   whose left side rises with k from 0 to T / g. So there is one best k if
   T > g C; if not, it is k_max. The rule is then k <- sqrt(C / (g T)) theta(k).

@@ -72,7 +72,7 @@ def exp3(
   An arm is an integer k. The next arm is drawn with `probabilities`. The played
   arm i, with reward x in [0, 1], gets log w_i += gamma (x / p_i) / K, where
 
-    gamma = min(1, sqrt(K ln K / ((e - 1) T))).
+      gamma = min(1, sqrt(K ln K / ((e - 1) T))).
 
   If K ln K >= (e - 1) T, gamma is 1 and all arms stay equally likely. So with
   an arm for every k of a large model, a run of usual length learns nothing.
@@ -163,7 +163,7 @@ def bandit(
   K is scaled to [-1, 1]: k = (k_min + k_max) / 2 + x B / 2. A round plays
   y = x + delta u with u drawn from {-1, 1}, and its cost c gives
 
-    x <- P(x - eta (c / delta) u),   P onto [-(1 - delta), 1 - delta],
+      x <- P(x - eta (c / delta) u),   P onto [-(1 - delta), 1 - delta],
 
   so y stays in [-1, 1]. In one dimension (c / delta) u is the estimate of the
   cost's slope in x, and `step` is eta, the step on that estimate. Flaxman,

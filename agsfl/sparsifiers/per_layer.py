@@ -94,7 +94,7 @@ def shares(
 
   With c_l the weights before layer l, and one u in [0, 1) for all layers,
 
-    k_l = floor(k c_(l+1) / D + u) - floor(k c_l / D + u).
+      k_l = floor(k c_(l+1) / D + u) - floor(k c_l / D + u).
 
   The k_l sum to floor(k + u) - floor(u) = k. On average floor(x + u) is x, so
   on average k_l is k D_l / D. As k D_l / D <= D_l, we have 0 <= k_l <= D_l.

@@ -69,10 +69,10 @@ def build_schedule(
   In the W rounds of warm-up, round m has the factor m / W. A later round has,
   with t = m - W - 1 and T = H - W:
 
-    constant: 1.
-    cosine: (1 + cos(pi t / T)) / 2.
-    linear: 1 - t / T.
-    step: drop_factor to the power floor(t (drops + 1) / T), at most `drops`.
+  - constant: 1.
+  - cosine: (1 + cos(pi t / T)) / 2.
+  - linear: 1 - t / T.
+  - step: drop_factor to the power floor(t (drops + 1) / T), at most `drops`.
 
   So round W + 1 has the factor 1. Cosine and linear are above 0 up to round H,
   and 0 in all rounds after it.

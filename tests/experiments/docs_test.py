@@ -29,6 +29,8 @@ SOURCES = sorted(
 # The sections of a docstring that pdoc shows as lists or paragraphs.
 SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
 SECTION = re.compile(r"(?m)^([A-Z][A-Z a-z]+):\n(?:\n*[ \t]+\S)")
+# Markdown shows lines as code only from four spaces on.
+TOO_NEAR = re.compile(r"(?m)^\S.*\n\n {1,3}\S.*")
 
 
 class DocsTest(absltest.TestCase):
@@ -56,6 +58,7 @@ class DocsTest(absltest.TestCase):
     })
     for name, page in pages.items():
       self.assertNotRegex(page, r'(src|<link[^>]* href)="?(?!data:)\w', name)
+      self.assertNotIn("Alias for field number", page)
     # `__all__` of agsfl has no modules, but its page lists them.
     self.assertIn('href="agsfl/config.html"', pages["agsfl.html"])
     for field in dataclasses.fields(Config):
@@ -90,8 +93,9 @@ class DocsTest(absltest.TestCase):
     for path in SOURCES:
       for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-          sections = SECTION.findall(ast.get_docstring(node) or "")
-          self.assertContainsSubset(sections, SECTIONS, str(path))
+          text = ast.get_docstring(node) or ""
+          self.assertContainsSubset(SECTION.findall(text), SECTIONS, str(path))
+          self.assertNotRegex(text, TOO_NEAR, str(path))
 
   def test_percent_signs(self):
     """--help shows them as they are; absl would fill in what looks like %s."""

@@ -1,9 +1,10 @@
-"""The charts of a report: Vega-Lite specifications, and the points of lines.
+"""The charts of a report: their specification, and the points of their lines.
 
-A specification has no data. The page puts the points of one x axis into it, so
-that all charts can change their axis together.
+All charts have one specification, which has no data. The page puts the points
+of one x axis into it, so that all charts change their axis together.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import altair as alt
@@ -11,14 +12,7 @@ import numpy as np
 
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
-from experiments.lib.groups import (
-    AXES,
-    band,
-    metrics,
-    over_seeds,
-    spans_decades,
-    title_of,
-)
+from experiments.lib import groups as lib
 from experiments.report.runs import Group, has_k
 
 COLOURS, _DASHES = 8, ((1, 0), (7, 3), (2, 2.5), (9, 3, 2, 3))
@@ -50,6 +44,87 @@ class Line(NamedTuple):
   stopped: bool = False
 
 
+def look(style: int) -> list[float]:
+  """The dashes of a line; the page has `COLOURS` colours, used in turn."""
+  return list(_DASHES[(style + style // COLOURS) % len(_DASHES)])
+
+
+@functools.cache
+def specification(styles: int) -> dict[str, Any]:
+  """What all charts have in common, without data; the page sets the titles.
+
+  Args:
+    styles: how many kinds of lines there are, numbered from 0.
+  """
+  numbers = list(range(styles))
+  x, y, low = (
+      channel(f"{name}:Q", axis=alt.Axis(tickCount=6, labelOverlap=True))
+      for channel, name in ((alt.X, "x"), (alt.Y, "y"), (alt.Y, "low"))
+  )
+  zoom = alt.selection_interval(name="zoom", bind="scales")
+  hover = alt.selection_point(
+      name="hover", on="pointerover", clear="pointerout", nearest=True,
+      fields=["line", "x"],
+  )
+  base = alt.Chart().encode(
+      x=x, color=alt.Color("line:N", legend=None).scale(domain=numbers)
+  )
+  dash = alt.StrokeDash("line:N", legend=None).scale(
+      domain=numbers, range=list(map(look, numbers))
+  )
+  layers = (
+      base.mark_area(clip=True, opacity=0.18)
+      .encode(y=low, y2="high:Q")
+      .transform_filter("isValid(datum.low)"),
+      base.mark_line(clip=True, strokeWidth=1.8)
+      .encode(y=y, strokeDash=dash)
+      .properties(name="lines")
+      .add_params(zoom),
+      base.mark_point(clip=True, size=45, strokeWidth=1.8)
+      .encode(y=y)
+      .transform_filter("datum.open"),
+      base.mark_point(clip=True, size=45, filled=True, opacity=1)
+      .encode(y=y)
+      .transform_filter("datum.dot"),
+      alt.Chart(alt.NamedData("moment"))
+      .mark_rule(clip=True, strokeDash=[4, 4])
+      .encode(x=x),
+      # Only the point that is nearest to the pointer is seen.
+      base.mark_point(clip=True, size=55, filled=True, tooltip=True)
+      .encode(
+          y=y,
+          opacity=alt.condition(hover, alt.value(1), alt.value(0), empty=False),
+      )
+      .properties(name="near")
+      .add_params(hover),
+  )
+  return (
+      alt.layer(*layers, data=alt.NamedData("points"))
+      .transform_filter("indexof(hidden, datum.line) < 0")
+      .add_params(alt.param(name="hidden", value=[]))
+      .properties(width="container", height=230)
+      .to_dict()
+  )
+
+
+def axes(runs: list[Run]) -> dict[str, str]:
+  """The titles of the x axes that any of the runs has."""
+  has = lambda axis: any(len(run.series("round", axis)[0]) for run in runs)
+  return {
+      axis: title
+      for axis, title in lib.AXES.items()
+      if axis != "seconds" or has(axis)
+  }
+
+
+def log_x(runs: list[Run]) -> dict[str, bool]:
+  """By axis, whether runs end so far apart that it is logarithmic."""
+  ends = lambda axis: [
+      x[-1] for run in runs if len(x := run.series("round", axis)[0])
+  ]
+  return {axis: lib.spans_decades(ends(axis)) for axis in axes(runs)}
+
+
 def thin(most: int, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarray, ...]:
   """Some points of a long line, with the extremes of each stretch.
 
@@ -69,29 +144,82 @@ def thin(most: int, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarray, ...]:
   return (x, *ys)
 
 
-def look(style: int) -> list[float]:
-  """The dashes of a line; the page has `COLOURS` colours, used in turn."""
-  return list(_DASHES[(style + style // COLOURS) % len(_DASHES)])
+def shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The share of values at or below x, as a line of steps.
+
+  >>> shares(np.array([3, 1, 7, 3]))
+  (array([1, 1, 3, 7]), array([0.  , 0.25, 0.75, 1.  ]))
+  """
+  x, counts = np.unique(values, return_counts=True)
+  return np.append(x[:1], x), np.append(0, np.cumsum(counts) / len(values))
 
 
-def axes(runs: list[Run]) -> dict[str, str]:
-  """The titles of the x axes that any of the runs has."""
-  return {
-      axis: title
-      for axis, title in AXES.items()
-      if axis != "seconds" or any(len(r.series("round", axis)[0]) for r in runs)
+def _rounded(values):
+  """Numbers of six digits; whole ones without a point."""
+  numbers = (float(f"{value:.6g}") for value in values)
+  return [int(x) if x.is_integer() else x for x in numbers]
+
+
+def chart(
+    section: str,
+    title: str,
+    y_title: str,
+    lines: list[Line],
+    *,
+    share: bool = False,
+    x_title: str | None = None,
+    **text: str,
+) -> dict[str, Any]:
+  """A chart as data for the page.
+
+  Args:
+    section: "Curves" or "Fairness".
+    title, y_title: the heading, and what y is.
+    lines: none for a chart to which no run has come yet.
+    share: whether y is a share from 0 to 1, never on a logarithmic axis.
+    x_title: of a chart of steps, whose x is no axis of the page.
+    **text: `note`, a sentence below; `empty`, which stands in place of a chart
+      without lines; `band`, what the edges of a band are.
+  """
+  made: dict[str, Any] = {
+      "section": section, "title": title[:1].upper() + title[1:],
+      "x_title": x_title, "y_title": y_title, "note": "", "band": "over seeds",
+      "empty": "No run has come this far yet.", "can_log": False, **text,
+  }
+  most = min(max(_POINTS // max(len(lines), 1), _LEAST), _MOST)
+  made["lines"] = [
+      {
+          "label": line.label, "stopped": line.stopped,
+          "points": {
+              axis: [_rounded(values) for values in thin(most, *points)]
+              for axis, points in line.points.items()
+          },
+      }
+      for line in lines
+  ]
+  if not lines:
+    return made
+  values = np.concatenate([
+      y for line in lines for _, *ys in line.points.values() for y in ys
+  ])
+  low, high = float(values.min()), float(values.max())
+  # A share goes from 0 to 1, unless all values are close to each other.
+  whole = share and (high - low >= _CLOSE or low == high)
+  ends = [
+      f"{line.label}: from {y[0]:.4g} to {y[-1]:.4g}"
+      for line in lines
+      for _, y, *_ in [next(iter(line.points.values()))]
+  ]
+  return made | {
+      "y_scale": {"domain": [0, 1]} if whole
+      else {"zero": not share and low < high / 2},
+      "can_log": not share and low > 0,
+      "log": not share and lib.spans_decades(values),
+      "words": f"{made['title']}. {'; '.join(ends)}.",
   }
 
 
-def log_x(runs: list[Run]) -> dict[str, bool]:
-  """By axis, whether runs end so far apart that it is logarithmic."""
-  ends = lambda axis: [
-      x[-1] for run in runs if len(x := run.series("round", axis)[0])
-  ]
-  return {axis: spans_decades(ends(axis)) for axis in axes(runs)}
-
-
-def _lines(group, key, label, edges=()):
+def _lines(group, label, key, edges=()):
   """A group's line with its band; or a line per run if they share no x.
 
   A single run may have two other columns as the edges of its band.
@@ -106,7 +234,7 @@ def _lines(group, key, label, edges=()):
   count = len(by_axis["round"])
   bands = {}
   if count == len(group.runs) > 1:
-    bands = {axis: band(lines) for axis, lines in by_axis.items() if lines}
+    bands = {axis: lib.band(lines) for axis, lines in by_axis.items() if lines}
   if bands and None not in bands.values():
     return [Line(label, bands)]
   return [
@@ -119,166 +247,7 @@ def _lines(group, key, label, edges=()):
   ]
 
 
-def _spec(
-    y_title, y_scale, styles, *, y_format, x_title, steps, bands
-):
-  """A chart of lines; the page replaces the title and the scale of x."""
-  x = alt.X(
-      "x:Q", title=x_title, scale=alt.Scale(nice=False, zero=True),
-      axis=alt.Axis(tickCount=6, labelOverlap=True),
-  )
-  y = alt.Y(
-      "y:Q", title=y_title, scale=y_scale,
-      axis=alt.Axis(tickCount=6, labelOverlap=True, format=y_format),
-  )
-  colour = alt.Color(
-      "line:N", scale=alt.Scale(domain=styles), legend=None
-  )
-  dash = alt.StrokeDash(
-      "line:N", legend=None,
-      scale=alt.Scale(domain=styles, range=[look(style) for style in styles]),
-  )
-  base = alt.Chart().encode(x=x, color=colour)
-  zoom = alt.selection_interval(name="zoom", bind="scales")
-  hover = alt.selection_point(
-      name="hover", on="pointerover", clear="pointerout", nearest=True,
-      fields=["line", "x"],
-  )
-  interpolate = "step-after" if steps else "linear"
-  layers = [
-      base.mark_line(clip=True, interpolate=interpolate, strokeWidth=1.8)
-      .encode(y=y, strokeDash=dash)
-      .properties(name="lines")
-      .add_params(zoom),
-      base.mark_point(clip=True, size=45, strokeWidth=1.8)
-      .encode(y=y)
-      .transform_filter("datum.open"),
-      base.mark_point(clip=True, size=45, filled=True, opacity=1)
-      .encode(y=y)
-      .transform_filter("datum.dot"),
-      alt.Chart(alt.NamedData("moment"))
-      .mark_rule(clip=True, strokeDash=[4, 4])
-      .encode(x=x),
-      base.mark_point(clip=True, size=55, filled=True, tooltip=True)
-      .encode(
-          y=y,
-          opacity=alt.condition(hover, alt.value(1), alt.value(0), empty=False),
-      )
-      .properties(name="near")
-      .add_params(hover),
-  ]
-  if bands:
-    edges = base.mark_area(clip=True, opacity=0.18).encode(
-        y=alt.Y("low:Q", title=y_title, scale=y_scale), y2="high:Q"
-    )
-    layers.insert(0, edges)
-  return (
-      alt.layer(*layers, data=alt.NamedData("points"))
-      .transform_filter("indexof(hidden, datum.line) < 0")
-      .add_params(alt.param(name="hidden", value=[]))
-      .properties(width="container", height=230)
-      .to_dict()
-  )
-
-
-def _scale(values, *, share):
-  """The scale of y: from 0, unless all values are close to each other."""
-  low, high = min(values), max(values)
-  if share and (high - low >= _CLOSE or low == high):
-    return alt.Scale(domain=[0, 1])
-  return alt.Scale(zero=not share and low < high / 2)
-
-
-def _rounded(values):
-  """Numbers of six digits; whole ones without a point."""
-  numbers = (float(f"{value:.6g}") for value in values)
-  return [int(x) if x.is_integer() else x for x in numbers]
-
-
-class Charts:
-  """The charts of a page, and the lines of their common legend.
-
-  Attributes:
-    labels: of the lines, in order.
-    charts: of the page, as data for it.
-  """
-
-  def __init__(self, labels: list[str]):
-    """No charts yet; these labels come first in the legend."""
-    self.labels = list(labels)
-    self.charts: list[dict[str, Any]] = []
-
-  def add(
-      self,
-      section: str,
-      title: str,
-      y_title: str,
-      lines: list[Line],
-      *,
-      share: bool = False,
-      x_title: str | None = None,
-      note: str = "",
-      empty: str = "No run has come this far yet.",
-      band: str = "over seeds",
-  ):
-    """Adds a chart.
-
-    Args:
-      section: "Curves" or "Fairness".
-      title, y_title: the heading, and what y is.
-      lines: none for a chart to which no run has come yet.
-      share: whether y is a share from 0 to 1, never on a logarithmic axis.
-      x_title: of a chart of steps, whose x is not one of `AXES`.
-      note: a sentence below.
-      empty: what stands in place of a chart without lines.
-      band: what the edges of a band are.
-    """
-    chart = {
-        "section": section, "title": title[:1].upper() + title[1:],
-        "note": note, "steps": x_title is not None, "empty": empty,
-        "lines": [], "can_log": False, "band": band,
-    }
-    self.charts.append(chart)
-    if not lines:
-      return
-    self.labels += dict.fromkeys(
-        line.label for line in lines if line.label not in self.labels
-    )
-    most = min(max(_POINTS // len(lines), _LEAST), _MOST)
-    every = [p for line in lines for p in line.points.values()]
-    ends = [(min(y), max(y)) for _, *ys in every for y in ys]
-    values = np.array(ends, float).ravel().tolist()
-    styles = sorted({self.labels.index(line.label) for line in lines})
-    spec = _spec(
-        y_title, _scale(values, share=share), styles, x_title=x_title or "x",
-        y_format="~s" if y_title == "k" else "", steps=x_title is not None,
-        bands=any(len(points) > 2 for points in every),
-    )
-    words = [
-        f"{line.label}: from {y[0]:.4g} to {y[-1]:.4g}"
-        for line in lines
-        for _, y, *_ in [next(iter(line.points.values()))]
-    ]
-    spec["description"] = f"{chart['title']}. {'; '.join(words)}."
-    chart |= {
-        "spec": spec,
-        "can_log": not share and min(values) > 0,
-        "log": not share and spans_decades(values),
-        "lines": [
-            {
-                "style": self.labels.index(line.label),
-                "stopped": line.stopped,
-                "points": {
-                    axis: [_rounded(v) for v in thin(most, *points)]
-                    for axis, points in line.points.items()
-                },
-            }
-            for line in lines
-        ],
-    }
-
-
-def charts(groups: list[Group]) -> Charts:
+def charts(groups: list[Group]) -> list[dict[str, Any]]:
   """The charts of losses, accuracy, metrics, k, and fairness.
 
   Args:
@@ -286,116 +255,104 @@ def charts(groups: list[Group]) -> Charts:
       numbers of a kind are lines of one chart.
   """
   several = len(groups) > 1
-  made = Charts([group.label for group in groups] if several else [])
   runs = [run for group in groups for run in group.runs]
 
-  def lines(*keys):
-    label = lambda group, key: group.label if several else _OF_ONE.get(
+  def lines(*keys, edges=()):
+    of_one = lambda key: _OF_ONE.get(
         key, "test" if key.startswith("test_") else key
     )
     return [
         line
         for group in groups
         for key in keys
-        for line in _lines(group, key, label(group, key))
+        if key != "k" or has_k(group.runs[0])
+        for line in _lines(
+            group, group.label if several else of_one(key), key, edges
+        )
     ]
 
-  add = lambda *words, **how: made.add("Curves", *words, **how)
-  if several:
-    add("Training loss", "training loss", lines("train_loss"))
-    add("Test loss", "test loss", lines("test_loss"))
-  else:
-    add("Loss", "loss", lines("train_loss", "test_loss"))
+  curve = functools.partial(chart, "Curves")
+  made = [
+      curve("Training loss", "training loss", lines("train_loss")),
+      curve("Test loss", "test loss", lines("test_loss")),
+  ] if several else [
+      curve("Loss", "loss", lines("train_loss", "test_loss"))
+  ]
   # Labels that are real numbers have no accuracy.
   accuracy = lines("test_accuracy")
   if accuracy or not any(run.evaluated for run in runs):
-    add("Test accuracy", "share classified correctly", accuracy, share=True)
-  for name in metrics(runs):
-    add(title_of(name), title_of(name), lines(name))
-  _add_k(groups, add, lines)
-  _add_accuracies(groups, made, lines)
-  _add_contributions(groups, made)
-  return made
+    y_title = "share classified correctly"
+    made.append(curve("Test accuracy", y_title, accuracy, share=True))
+  for name in lib.metrics(runs):
+    made.append(curve(lib.title_of(name), lib.title_of(name), lines(name)))
+
+  # Of a single setting also the probe, if that ever differs.
+  without = [run.config["method"] for run in runs if not has_k(run)]
+  note = f"Without k: {', '.join(dict.fromkeys(without))}." if without else ""
+  probes = not several and any(
+      row["k"] != row["k_probe"] for run in runs for row in run.rows
+  )
+  if len(without) < len(runs):
+    drawn = lines("k", "k_probe") if probes else lines("k")
+    made.append(curve("Elements per message k", "k", drawn, note=note))
+  return [*made, *_accuracies(lines, len(runs) == 1), _contributions(groups)]
 
 
-def _add_k(groups, add, lines):
-  """k; for a single setting also its probe, if that ever differs."""
-  without = [group for group in groups if not has_k(group.runs[0])]
-  if len(without) == len(groups):
-    return
-  methods = dict.fromkeys(group.runs[0].config["method"] for group in without)
-  note = f"Without k: {', '.join(methods)}." if without else ""
-  drawn = lines("k")
-  if len(groups) == 1 and any(
-      row["k"] != row["k_probe"] for run in groups[0].runs for row in run.rows
-  ):
-    drawn += lines("k_probe")
-  left_out = {group.label for group in without}
-  drawn = [line for line in drawn if line.label not in left_out]
-  add("Elements per message k", "k", drawn, note=note)
-
-
-def _add_accuracies(groups, made, lines):
+def _accuracies(lines, alone):
   """The clients' accuracies, and how equal they are."""
   mean, _, worst, best, jain = SPREAD
-  accuracies = lines(worst)
-  title, how = "Test accuracy of the worst 10% of clients", {}
-  if len(groups) == 1 and len(groups[0].runs) == 1:
-    accuracies = _lines(groups[0], mean, _OF_ONE[mean], (worst, best))
+  if alone:
+    drawn = lines(mean, edges=(worst, best))
     title = "Test accuracy of clients, each on its own samples"
     how = {
         "note": "Line: mean. Band: from the worst 10% to the best 10%.",
-        "band": "worst and best 10%",
+        "band": "worst to best 10%",
     }
-  if accuracies:
-    add = lambda *words, **how: made.add("Fairness", *words, share=True, **how)
-    add(title, "share classified correctly", accuracies, **how)
-    add("Jain's index of the clients' accuracies", "Jain's index", lines(jain))
+  else:
+    drawn, how = lines(worst), {}
+    title = "Test accuracy of the worst 10% of clients"
+  if not drawn:
+    return []
+  index = "Jain's index of the clients' accuracies"
+  of_clients = functools.partial(chart, "Fairness", share=True)
+  return [
+      of_clients(title, "share classified correctly", drawn, **how),
+      of_clients(index, "Jain's index", lines(jain)),
+  ]
 
 
-def _add_contributions(groups, made):
+def _contributions(groups):
   """The share of clients by what they contributed."""
   one = len(groups) == 1 and len(groups[0].runs) == 1
-  lines, silence = [], []
+  lines = []
+  notes = [
+      "Elements of each client's messages that the server used, over the whole "
+      "run."
+      if one
+      else "Elements of each client's messages that the server used, divided "
+      "by the mean of the run. The clients of all seeds are taken together."
+  ]
   for group in groups:
     if not group.finished:
       continue
     of_runs = [run.contributed for run in group.runs]
+    silent = [np.mean(counts == 0) for counts in of_runs]
     if not one:
       of_runs = [counts / max(counts.mean(), 1) for counts in of_runs]
     label = group.label if len(groups) > 1 else _OF_ONE[SPREAD[0]]
     lines.append(Line(label, {"own": shares(np.concatenate(of_runs))}))
-    silent = [np.mean(counts == 0) for counts in of_runs]
     if max(silent):
       whose = "" if one else f"{group.label}: "
       alike = max(silent) == min(silent)
-      share = over_seeds(silent[:1] if alike else silent, ".1%", ".1%")
-      silence.append(f"{whose}{share} of the clients contributed nothing.")
-  counted = (
-      "Elements of each client's messages that the server used, over the whole "
-      "run"
-  )
-  note = f"{counted}." if one else (
-      f"{counted}, divided by the run's mean. The clients of all seeds are "
-      "taken together."
-  )
-  made.add(
+      share = lib.over_seeds(silent[:1] if alike else silent, ".1%", ".1%")
+      notes.append(f"{whose}{share} of the clients contributed nothing.")
+  return chart(
       "Fairness",
       "Share of clients that contributed this much or less",
       "share of clients",
       lines,
       share=True,
       x_title="elements contributed by a client" + ("" if one else " / mean"),
-      note=" ".join([note, *silence]) if lines else "",
+      note=" ".join(notes) if lines else "",
       empty="No run is finished; what clients contributed is not known.",
   )
-
-
-def shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The share of values at or below x, as a line of steps.
-
-  >>> shares(np.array([3, 1, 7, 3]))
-  (array([1, 1, 3, 7]), array([0.  , 0.25, 0.75, 1.  ]))
-  """
-  x, counts = np.unique(values, return_counts=True)
-  return np.append(x[:1], x), np.append(0, np.cumsum(counts) / len(values))

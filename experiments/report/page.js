@@ -49,7 +49,7 @@ function csvOf({columns, rows}) {
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const heads = columns.flatMap(({title, file_unit}, i) => {
-    const name = file_unit ? `${title} (${file_unit})` : title;
+    const name = nameOf(title, file_unit);
     return spreads[i] ? [name, `${name}, half range`] : [name];
   });
   const lines = rows.map((row) => row.flatMap((cell, i) =>
@@ -79,17 +79,27 @@ function rowOf(table, row) {
   return element("tr", {className: best ? "best" : ""}, ...cells);
 }
 
+const nameOf = (title, unit) => (unit ? `${title} (${unit})` : title);
+
+/** A table of a single row as pairs of names and values. */
+function pairsOf(table) {
+  const rows = table.columns.map(({title, unit}, i) =>
+    [nameOf(title, unit), table.rows[0][i]]);
+  return {...table, rows, columns: [{title: "name"}, {title: "value"}]};
+}
+
 function fillTable(box) {
-  const table = report.tables[box.dataset.table];
+  const whole = report.tables[box.dataset.table];
+  const inPairs = whole.rows.length === 1;
+  const table = inPairs ? pairsOf(whole) : whole;
   const body = element("tbody");
   const show = (rows) => body.replaceChildren(
     ...rows.slice(0, MOST_ROWS).map((row) => rowOf(table, row)));
   const heads = table.columns.map((column, index) => {
     const {title, unit} = column;
-    column.numbers = !table.pairs && table.rows.every((row) =>
+    column.numbers = !inPairs && table.rows.every((row) =>
       ["number", "object"].includes(typeof valueOf(row[index])));
-    const button = element(
-      "button", {type: "button"}, unit ? `${title} (${unit})` : title);
+    const button = element("button", {type: "button"}, nameOf(title, unit));
     const head = element("th", {scope: "col", ariaSort: "none"}, button);
     if (column.numbers) head.className = "number";
     button.onclick = () => {
@@ -104,7 +114,7 @@ function fillTable(box) {
   const save = element("button", {type: "button"}, "CSV");
   save.ariaLabel = `Save the table as CSV: ${table.title}`;
   const name = table.title.replace(/[^\w]+/g, "-").slice(0, 60);
-  save.onclick = () => download(`${name}.csv`, csvOf(table));
+  save.onclick = () => download(`${name}.csv`, csvOf(whole));
   const top = element("div", {className: "head"}, save);
   if (!table.closed && table.title !== table.section) {
     top.prepend(element("h3", {}, table.title));
@@ -134,7 +144,7 @@ for (const box of document.querySelectorAll("[data-table]")) {
 // ---- Charts ----
 
 const axis = document.getElementById("axis");
-const logX = document.getElementById("log-x");
+const logSwitch = document.getElementById("log-x");
 const hidden = new Set(); // styles of lines
 const drawn = new Map(); // by the chart's number, what vegaEmbed gave
 
@@ -192,20 +202,24 @@ function makeLog(axis) {
 async function draw(box) {
   const number = box.dataset.chart;
   const chart = report.charts[number];
-  const spec = structuredClone(chart.spec);
-  const by = chart.steps ? "own" : axis.value;
+  const spec = structuredClone(report.specification);
+  const steps = chart.x_title !== null;
+  const by = steps ? "own" : axis.value;
+  const xTitle = chart.x_title ?? report.axes[by];
+  const logX = logSwitch.checked && !steps;
   const logY = document.querySelector(`[data-log="${number}"]`)?.checked;
-  const log = logX.checked && !chart.steps;
-  for (const {encoding} of spec.layer) {
-    if (!chart.steps) {
-      encoding.x.title = report.axes[by];
-      encoding.x.axis.format = by === "bytes" ? "~s" : ",~r";
-      if (log) makeLog(encoding.x);
-    }
-    if (logY && encoding.y) makeLog(encoding.y);
+  for (const {name, mark, encoding: {x, y}} of spec.layer) {
+    Object.assign(x, {title: xTitle, scale: {nice: false, zero: true}});
+    x.axis.format = by === "bytes" ? "~s" : ",~r";
+    if (logX) makeLog(x);
+    if (y) Object.assign(y, {title: chart.y_title, scale: {...chart.y_scale}});
+    if (y && chart.y_title === "k") y.axis.format = "~s";
+    if (y && logY) makeLog(y);
+    if (name === "lines" && steps) mark.interpolate = "step-after";
   }
+  spec.description = chart.words;
   spec.params.find(({name}) => name === "hidden").value = [...hidden];
-  const points = pointsOf(chart, by, log, logY);
+  const points = pointsOf(chart, by, logX, logY);
   const at = report.moment;
   spec.datasets = {
     points, moment: at?.against === by ? [{x: at.value}] : [],
@@ -220,7 +234,6 @@ async function draw(box) {
   });
   const {view} = made;
   const show = view.tooltip();
-  const xTitle = spec.layer[0].encoding.x.title;
   await view.tooltip((handler, event, item, value) => show(handler, event, item,
     value && wordsOf(chart, xTitle, item.datum.datum ?? item.datum))).runAsync();
   drawn.set(number, made);
@@ -271,11 +284,11 @@ document.getElementById("all").onclick = () => {
   showLines();
 };
 axis.onchange = () => {
-  logX.checked = report.log_x[axis.value];
+  logSwitch.checked = report.log_x[axis.value];
   drawAll();
 };
-logX.checked = report.log_x[axis.value];
-logX.onchange = drawAll;
+logSwitch.checked = report.log_x[axis.value];
+logSwitch.onchange = drawAll;
 dark.onchange = drawAll;
 for (const box of document.querySelectorAll("[data-log]")) {
   box.onchange = () => draw(document.querySelector(

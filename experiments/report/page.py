@@ -38,6 +38,13 @@ def data(
     groups.sort(key=lambda group: rank(group.runs, sort_by, at))
   every = [one.run for one in shown]
   made = charts.charts(groups)
+  # Of several settings each has a number, which may have no line yet.
+  labels = [group.label for group in groups if len(groups) > 1]
+  labels += [line["label"] for chart in made for line in chart["lines"]]
+  labels = list(dict.fromkeys(labels))
+  for chart in made:
+    for line in chart["lines"]:
+      line["style"] = labels.index(line.pop("label"))
   return {
       "title": runs.title(groups),
       "runs": len(shown),
@@ -47,12 +54,13 @@ def data(
       "moment": at and at._asdict(),
       "lines": [
           {"name": name, "dash": charts.look(style)}
-          for style, name in enumerate(made.labels)
+          for style, name in enumerate(labels)
       ],
       "axes": charts.axes(every),
       "axis": at.against if at else "time",
       "log_x": charts.log_x(every),
-      "charts": made.charts,
+      "specification": charts.specification(len(labels)),
+      "charts": made,
       "tables": [
           *tables.results(groups, at, best_by),
           *tables.settings(groups),

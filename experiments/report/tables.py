@@ -1,10 +1,12 @@
 """The tables of a report, as plain data: columns, and rows of cells.
 
 A cell is text, a number, None, or a number with its text: [number, text]. The
-mean over several seeds also has half their range: [number, text, half].
+mean over several seeds also has half their range: [number, text, half]. The
+page shows a table of a single row as pairs of names and values.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,7 +45,6 @@ class Metric(NamedTuple):
     of: the number, or None.
     form, spread: formats of the mean and of half the range over seeds.
     unit: "bytes" is shown in a larger unit that fits, "%" in hundredths.
-    key: the column of metrics.jsonl that it is, if it is one.
     always: whether a column without any number is shown too.
   """
 
@@ -52,7 +53,6 @@ class Metric(NamedTuple):
   form: str = ".4g"
   spread: str = ".2g"
   unit: str = ""
-  key: str = ""
   always: bool = True
 
 
@@ -71,11 +71,9 @@ def _column(metric, groups):
       [value for run in runs if (value := metric.of(run)) is not None]
       for runs in groups
   ]
-  scale, unit = 1.0, metric.unit
+  scale, unit = (0.01, "%") if metric.unit == "%" else (1.0, metric.unit)
   if unit == "bytes":
-    scale, unit = size_of(max((max(v) for v in values if v), default=0))
-  elif unit == "%":
-    scale = 0.01
+    scale, unit = size_of(max((v for some in values for v in some), default=0))
 
   def cell(some):
     if not some:
@@ -86,7 +84,7 @@ def _column(metric, groups):
     text = over_seeds(shown, metric.form, metric.spread)
     return [float(np.mean(some)), text, float(np.ptp(some)) / 2]
 
-  # The CSV file has the numbers as they are.
+  # A CSV file has the numbers as they are.
   file_unit = "" if unit == "%" else metric.unit
   head = {"title": metric.title, "unit": unit, "file_unit": file_unit}
   return head, [cell(some) for some in values]
@@ -97,106 +95,70 @@ def _table(section, title, heads, shown, groups, **more):
 
   Args:
     heads: by title, the cells of the first columns.
-    shown: the metrics; those without a number may be left out.
+    shown: the metrics.
     more: what the page needs besides: `closed`, `best` and `by`.
   """
   found = [(metric, *_column(metric, groups)) for metric in shown]
-  found = [x for x in found if x[0].always or any(x[2])]
-  columns = [{"title": name} for name in heads] + [head for _, head, _ in found]
-  cells = [*heads.values(), *(cells for _, _, cells in found)]
+  found = [one for one in found if one[0].always or any(one[2])]
   return {
-      "section": section, "title": title, "columns": columns,
-      "rows": [list(row) for row in zip(*cells, strict=True)], **more,
+      "section": section, "title": title,
+      "columns": [{"title": name} for name in heads] + [x[1] for x in found],
+      "rows": list(zip(*heads.values(), *(x[2] for x in found), strict=True)),
+      **more,
   }
 
 
-def _pairs(section, title, rows, **more):
-  """A table of names and values."""
-  columns = [{"title": "name"}, {"title": "value"}]
-  return {
-      "section": section, "title": title, "columns": columns, "rows": rows,
-      "pairs": True, **more,
-  }
+def _results_of(runs, at):
+  """By key, the metrics of results, at the end of runs or at a point.
 
-
-def _of_one(section, title, shown, run, rows=()):
-  """The metrics of a single run, one below the other."""
-  lines = list(rows)
-  for metric in shown:
-    head, (cell,) = _column(metric, [[run]])
-    if cell or metric.always:
-      in_file, shown_as = (
-          metric.title + (f" ({unit})" if unit else "")
-          for unit in (head["file_unit"], head["unit"])
+  The key is the column of metrics.jsonl, if the metric is one.
+  """
+  row = lambda title, key, form=".4f", spread=".2g", always=False: {
+      key: Metric(
+          title, functools.partial(value_at, key=key, moment=at), form, spread,
+          always=always,
       )
-      lines.append([[in_file, shown_as], cell])
-  return _pairs(section, title, lines)
-
-
-def _results_of(runs: list[Run], at: Moment | None) -> list[Metric]:
-  """The metrics of results, at the end of runs or at a point."""
-
-  def row(title, key, form=".4f", spread=".2g", always=False):
-    of = lambda run: value_at(run, key, at)
-    return Metric(title, of, form, spread, key=key, always=always)
-
-  def sent(way):
-    def until(run):
-      done = value_at(run, "round", at)
-      return done and float(traffic.sent(run, way)[int(done) - 1])
-
-    return Metric(f"sent {way}", until, unit="bytes")
-
-  named = lambda names: [row(title_of(name), name, ".4g") for name in names]
-  return [
-      row("training loss", "train_loss", always=True),
-      row("test loss", "test_loss", always=True),
-      row("test accuracy", "test_accuracy"),
-      row("test accuracy, worst 10% of clients", SPREAD[2]),
-      *named(metrics(runs)),
-      row("rounds", "round", ".0f", ".0f", always=True),
-      row("normalised time", "time", ".1f", always=True),
-      row("simulated seconds", "seconds", ".4g"),
-      *_of_whole_runs(at, row),
-      sent("up"),
-      sent("down"),
-  ]
-
-
-def _of_whole_runs(at, row):
-  """What no single point has; at a point there is k instead."""
-  if at is not None:
-    return [row("k", "k", ".0f", ".0f")]
-  return [
-      Metric("mean k, second half", _mean_k, ".0f", ".0f", always=False),
-      Metric("Jain's index of contributions", _jain, ".4f"),
-      Metric(
-          "wall time per round", _of_summary("median_round_seconds"), ".3g",
-          unit="s",
-      ),
-  ]
-
-
-def _details_of_one(at):
-  """More results of a single run."""
-  row = lambda title, key: Metric(
-      title, lambda run: value_at(run, key, at), ".4f", always=False
+  }
+  found = (
+      row("training loss", "train_loss", always=True)
+      | row("test loss", "test_loss", always=True)
+      | row("test accuracy", "test_accuracy")
+      | row("test accuracy, worst 10% of clients", SPREAD[2])
   )
-  mean, deviation, _, best, jain = SPREAD
-  return [
-      row("test accuracy, best 10% of clients", best),
-      row("test accuracy, mean over clients", mean),
-      row("test accuracy, deviation over clients", deviation),
-      row("test accuracy, Jain's index", jain),
-      *(
-          Metric(title, _of_summary(key), form, unit=unit, always=False)
-          for title, key, form, unit in (
-              ("wall time of the first round", "first_round_seconds", ".4g",
-               "s"),
-              ("peak memory", "peak_memory_mb", ".0f", "MB"),
-          )
-      ),
-  ]
+  for name in metrics(runs):
+    found |= row(title_of(name), name, ".4g")
+  found |= row("rounds", "round", ".0f", ".0f", always=True)
+  found |= row("normalised time", "time", ".1f", always=True)
+  found |= row("simulated seconds", "seconds", ".4g")
+
+  def sent(run, way):
+    done = value_at(run, "round", at)
+    return done and float(traffic.sent(run, way)[int(done) - 1])
+
+  for way in traffic.WAYS:
+    of = functools.partial(sent, way=way)
+    found[f"sent_{way}"] = Metric(f"sent {way}", of, unit="bytes")
+  if at is not None:
+    return found | row("k", "k", ".0f", ".0f")
+  found["mean_k"] = Metric(
+      "mean k, second half", _mean_k, ".0f", ".0f", always=False
+  )
+  found["jain"] = Metric("Jain's index of contributions", _jain, ".4f")
+  found |= _of_summary("median_round_seconds", "wall time per round", "s")
+  if len(runs) == 1:
+    mean, deviation, _, best, jain = SPREAD
+    found |= row("test accuracy, best 10% of clients", best)
+    found |= row("test accuracy, mean over clients", mean)
+    found |= row("test accuracy, deviation over clients", deviation)
+    found |= row("test accuracy, Jain's index", jain)
+    found |= _of_summary("first_round_seconds", "wall time of round 1", "s")
+    found |= _of_summary("peak_memory_mb", "peak memory", "MB")
+  return found
+
+
+def _of_summary(key, title, unit):
+  of = lambda run: run.summary.get(key) if run.finished else None
+  return {key: Metric(title, of, ".3g", unit=unit, always=False)}
 
 
 def _mean_k(run):
@@ -206,15 +168,10 @@ def _mean_k(run):
 
 
 def _jain(run):
-  """Jain's index of what clients contributed; None where unfinished."""
   return jain_index(run.contributed) if run.finished else None
 
 
-def _of_summary(key):
-  return lambda run: run.summary.get(key) if run.finished else None
-
-
-def state(run: Run) -> str:
+def _state(run):
   """How far a run is, in words."""
   most = run.config["num_rounds"]
   if run.finished:
@@ -240,52 +197,47 @@ def results(
   shown = [one for group in groups for one in group.shown]
   runs = [one.run for one in shown]
   found = _results_of(runs, at)
-  if len(runs) == 1:
-    return [
-        _of_one(
-            "Results", "Results", found + _details_of_one(at), runs[0],
-            [["state", state(runs[0])]],
-        )
-    ]
-  if best_by and best_by not in [metric.key for metric in found]:
-    of = lambda run: value_at(run, best_by, at)
-    name = {"bytes": "sent up and down"}.get(best_by, best_by)
+  if best_by and best_by not in found:
+    of = functools.partial(value_at, key=best_by, moment=at)
     unit = "bytes" if best_by == "bytes" else ""
-    found.append(Metric(name, of, unit=unit, key=best_by))
+    found[best_by] = Metric(best_by.replace("_", " "), of, unit=unit)
+  if len(runs) == 1:
+    state = {"state": [_state(runs[0])]}
+    return [_table("Results", "Results", state, found.values(), [runs])]
+
+  # All rows whose means are equally good are best.
   by_group = [group.runs for group in groups]
-  best = {}
-  ranks = [
-      rank(some, best_by, at)
-      for some in by_group
+  ranks = {
+      number: rank(some, best_by, at)
+      for number, some in enumerate(by_group)
       if best_by and values_at(some, best_by, at)
-  ]
+  }
+  best = {}
   if len(ranks) > 1:
-    title = next(metric.title for metric in found if metric.key == best_by)
-    rows = [
-        i for i, some in enumerate(by_group)
-        if rank(some, best_by, at) == min(ranks)
-    ]
-    best = {"best": rows, "by": title}
-  states = lambda runs_of: (
-      {}
-      if all(run.finished for run in runs)
-      else {"state": [", ".join(map(state, some)) for some in runs_of]}
-  )
+    top = [i for i, one in ranks.items() if one == min(ranks.values())]
+    best = {"best": top, "by": found[best_by].title}
+
+  # All runs of a group are finished, or it is one run.
+  state = lambda some: {"state": [_state(run) for run in some]} if not all(
+      run.finished for run in runs
+  ) else {}
   heads = {
       "setting": [group.label for group in groups],
-      **states([[r for r in some if not r.finished] or some[:1]
-                for some in by_group]),
+      **state([some[0] for some in by_group]),
       "runs": [len(some) for some in by_group],
   }
-  of_runs = {
+  each = {
       "folder": [one.name for one in shown],
-      **states([[run] for run in runs]),
+      **state(runs),
       "seed": [_setting([run.config.get("seed")]) for run in runs],
   }
   return [
-      _table("Results", "Results by setting", heads, found, by_group, **best),
       _table(
-          "Results", "Results of each run", of_runs, found,
+          "Results", "Results by setting", heads, found.values(), by_group,
+          **best,
+      ),
+      _table(
+          "Results", "Results of each run", each, found.values(),
           [[run] for run in runs], closed=True,
       ),
   ]
@@ -315,11 +267,16 @@ def settings(groups: list[Group]) -> list[dict[str, Any]]:
   """The settings; of several runs, those that differ come first."""
   runs = [run for group in groups for run in group.runs]
   every = [_flat(run.config) for run in runs]
-  pairs = lambda title, names, **more: _pairs(
-      "Settings", title, [[n, _setting([every[0].get(n)])] for n in names],
-      **more,
-  )
   names = list(dict.fromkeys(name for config in every for name in config))
+
+  def table(title, heads, names, groups, **more):
+    of = lambda run, name: _flat(run.config).get(name)
+    for name in names:
+      heads[name] = [
+          _setting([of(run, name) for run in some]) for some in groups
+      ]
+    return _table("Settings", title, heads, (), groups, **more)
+
   if len(runs) == 1:
     default, asked = dataclasses.asdict(Config()), runs[0].asked
     changed = [
@@ -329,53 +286,48 @@ def settings(groups: list[Group]) -> list[dict[str, Any]]:
     ]
     main = [name for name in dict.fromkeys((*_MAIN, *changed)) if name in names]
     others = [name for name in names if name not in main]
+    title = "Main settings, and all that differ from the default"
     return [
-        pairs("Main settings, and all that differ from the default", main),
-        pairs("All other settings", others, closed=True),
+        table(title, {}, main, [runs]),
+        table("All other settings", {}, others, [runs], closed=True),
     ]
   differs = lambda name: len({repr(config.get(name)) for config in every}) > 1
   # The fingerprint of the data follows from the others; readers do not need it.
   differing = [name for name in names if name != "data" and differs(name)]
-  rows = [
-      [group.label, *(
-          _setting([_flat(run.config).get(name) for run in group.runs])
-          for name in differing
-      )]
-      for group in groups
-  ]
   common = [name for name in names if not differs(name)]
-  columns = [{"title": name} for name in ("setting", *differing)]
+  labels = {"setting": [group.label for group in groups]}
+  by_group = [group.runs for group in groups]
   return [
-      {
-          "section": "Settings", "title": "Settings that differ",
-          "columns": columns, "rows": rows,
-      },
-      pairs("Settings that are common", common, closed=True),
+      table("Settings that differ", labels, differing, by_group),
+      table("Settings that are common", {}, common, [runs[:1]], closed=True),
   ]
 
 
 def sent(groups: list[Group]) -> list[dict[str, Any]]:
   """How many bytes were sent."""
-  count = lambda way: Metric(
-      f"elements {way}, a client",
-      lambda run: int(traffic.elements(run, way)[-1]) if run.rows else None,
-      ",.0f", ",.0f",
-  )
-  total = lambda way: Metric(
-      f"{way}, all clients",
-      lambda run: float(traffic.sent(run, way)[-1]) if run.rows else None,
-      unit="bytes",
-  )
+
+  def last(of, way):
+    return lambda run: float(of(run, way)[-1]) if run.rows else None
+
   shown = [
       Metric("clients", traffic.senders, ",.0f"),
       Metric("bytes per element", _bytes_per_element),
-      *map(count, traffic.WAYS),
-      *map(total, traffic.WAYS),
+      *(
+          Metric(
+              f"elements {way}, a client", last(traffic.elements, way), ",.0f",
+              ",.0f",
+          )
+          for way in traffic.WAYS
+      ),
+      *(
+          Metric(f"{way}, all clients", last(traffic.sent, way), unit="bytes")
+          for way in traffic.WAYS
+      ),
       Metric("of sending all D", _share_of_all, ".2f", unit="%"),
   ]
   by_group = [group.runs for group in groups]
   if sum(map(len, by_group)) == 1:
-    return [_of_one("Bytes", "Bytes", shown, by_group[0][0])]
+    return [_table("Bytes", "Bytes", {}, shown, by_group)]
   heads = {"setting": [group.label for group in groups]}
   return [_table("Bytes", "Bytes by setting", heads, shown, by_group)]
 
@@ -389,37 +341,31 @@ def _bytes_per_element(run):
 
 def _share_of_all(run):
   """What was sent, as a share of all D weights in every round."""
-  senders = traffic.senders(run)
-  if not run.rows or not senders:
-    return None
   each = _NUMBER_BYTES * run.config["num_weights"]
-  whole = 2 * each * len(run.rows) * senders
-  return float(traffic.both_ways(run)[-1]) / whole
+  whole = 2 * each * len(run.rows) * traffic.senders(run)
+  return float(traffic.both_ways(run)[-1]) / whole if whole else None
 
 
 def clients(groups: list[Group]) -> list[dict[str, Any]]:
   """The tables of the clients of finished runs."""
-  shown = [
-      one for group in groups for one in group.shown if one.run.finished
-  ]
-  return [_clients_of(one, alone=len(groups[0].shown) == len(groups) == 1)
-          for one in shown]
-
-
-def _clients_of(one, *, alone):
-  values = one.run.clients
-  # Runs of version 0.1 do not have all of them.
-  names = [name for name in _CLIENTS if name in values]
-  columns = [{"title": "client"}]
-  for name in names:
-    title, digits = _CLIENTS[name]
-    columns.append({"title": title, "digits": digits})
-  known = lambda value: value if math.isfinite(value) else None
-  cells = [values["client"], *(map(known, values[name]) for name in names)]
-  number = len(values["client"])
-  words = f"{number:,} client{'' if number == 1 else 's'}"
-  return {
-      "section": "Clients", "columns": columns, "closed": True,
-      "title": words if alone else f"{one.name}: {words}",
-      "rows": [list(row) for row in zip(*cells, strict=True)],
-  }
+  shown = [one for group in groups for one in group.shown]
+  tables = []
+  for one in shown:
+    if one.run.finished:
+      values = one.run.clients
+      # Runs of version 0.1 do not have all of them.
+      names = [name for name in _CLIENTS if name in values]
+      known = lambda value: value if math.isfinite(value) else None
+      cells = [map(known, values[name]) for name in names]
+      number = len(values["client"])
+      words = f"{number:,} client{'' if number == 1 else 's'}"
+      tables.append({
+          "section": "Clients", "closed": True,
+          "title": words if len(shown) == 1 else f"{one.name}: {words}",
+          "columns": [{"title": "client"}] + [
+              dict(zip(("title", "digits"), _CLIENTS[name], strict=True))
+              for name in names
+          ],
+          "rows": list(zip(values["client"], *cells, strict=True)),
+      })
+  return tables

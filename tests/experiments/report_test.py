@@ -134,8 +134,10 @@ def value_of(cell):
 
 
 def pairs(table):
-  """The values of a table of names and values, by names."""
-  return {value_of(name): value_of(cell) for name, cell in table["rows"]}
+  """The values of a table of a single row, by the titles of the columns."""
+  (row,) = table["rows"]
+  titles = [one["title"] for one in table["columns"]]
+  return dict(zip(titles, map(value_of, row), strict=True))
 
 
 def column(table, title):
@@ -176,7 +178,7 @@ class OneRunTest(FolderTest):
         ("normalised time", 5.0),
         ("mean k, second half", (30.5 + 5.5) / 2),
         ("Jain's index of contributions", 36 / 42),
-        ("wall time per round (s)", 0.0625),
+        ("wall time per round", 0.0625),
     ):
       self.assertEqual(results[title], want, title)
 
@@ -188,10 +190,10 @@ class OneRunTest(FolderTest):
     results = pairs(made["tables"][0])
     for title, want in (
         ("training loss", 1.5 + (4 - 2.5) / 2.5 * (0.875 - 1.5)),
-        ("rounds", 3), ("k", 30.5), ("sent up (bytes)", 3 * 8 * 60),
+        ("rounds", 3), ("k", 30.5), ("sent up", 3 * 8 * 60),
     ):
       self.assertAlmostEqual(results[title], want, msg=title)
-    self.assertNotIn("wall time per round (s)", results)
+    self.assertNotIn("wall time per round", results)
     self.assertEqual(made["when"], "at normalised time 4")
     self.assertEqual(made["moment"], {"against": "time", "value": 4.0})
 
@@ -240,6 +242,16 @@ class OneRunTest(FolderTest):
         ),
         {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": None},
     )
+    # A column that only decides is shown too.
+    _, found = runs.read_all([self.folder])
+    table = page.data(found, best_by=SPREAD[1])["tables"][0]
+    self.assertEqual(table["by"], "client test accuracy std")
+    self.assertEqual(
+        column(table, table["by"]),
+        {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": None},
+    )
+    (best,) = table["best"]
+    self.assertEqual(table["rows"][best][0], "fub_top_k")
     (chart,) = (x for x in made["charts"] if "worst 10%" in x["title"])
     self.assertEqual(
         {
@@ -269,13 +281,13 @@ class OneRunTest(FolderTest):
     for title, want in (
         ("clients", 2), ("bytes per element", each),
         ("elements up, a client", 65), ("elements down, a client", 66),
-        ("up, all clients (bytes)", up), ("down, all clients (bytes)", down),
+        ("up, all clients", up), ("down, all clients", down),
         ("of sending all D", (up + down) / whole),
     ):
       self.assertEqual(sizes[title], want, title)
     results = pairs(made["Results"])
-    self.assertEqual(results["sent up (bytes)"], up)
-    self.assertEqual(results["sent down (bytes)"], down)
+    self.assertEqual(results["sent up"], up)
+    self.assertEqual(results["sent down"], down)
 
   def test_a_method_of_the_user(self):
     """The page shows its name, the bytes of its rows, and its own metrics."""
@@ -289,8 +301,8 @@ class OneRunTest(FolderTest):
     made = self.shown()
     self.assertEqual(made["title"], "mine with my_rule on mnist_5k")
     sizes = pairs(made["tables"]["Bytes"])
-    self.assertEqual(sizes["up, all clients (bytes)"], 3 * 5 * 65)
-    self.assertEqual(sizes["down, all clients (bytes)"], 3 * 66)
+    self.assertEqual(sizes["up, all clients"], 3 * 5 * 65)
+    self.assertEqual(sizes["down, all clients"], 3 * 66)
     self.assertEqual(sizes["bytes per element"], (5 * 65 + 66) / (65 + 66))
     (chart,) = (x for x in made["charts"] if x["title"] == "Norm")
     self.assertEqual(
@@ -306,9 +318,9 @@ class OneRunTest(FolderTest):
         "elements contributed",
     ])
     self.assertEqual(table["rows"], [
-        ["ann", 4, 2, 0.5, 0.5, 1],
-        ["bob", 7, 2, None, None, 2],
-        ["cy", 3, 2, 0.25, 1.0, 3],
+        ("ann", 4, 2, 0.5, 0.5, 1),
+        ("bob", 7, 2, None, None, 2),
+        ("cy", 3, 2, 0.25, 1.0, 3),
     ])
 
   def test_settings(self):
@@ -316,15 +328,14 @@ class OneRunTest(FolderTest):
     write_run(self.folder, comm_time=12.5, power=3.0)
     made = self.shown()["tables"]
     main, rest = (
-        {name: cell[1] if isinstance(cell, list) else cell
-         for name, cell in table["rows"]}
+        pairs(table)
         for table in made.values() if table["section"] == "Settings"
     )
-    self.assertEqual(main["comm_time"], "12.5")
-    self.assertEqual(main["power"], "3")
+    self.assertEqual(main["comm_time"], 12.5)
+    self.assertEqual(main["power"], 3)
     self.assertEqual(main["controller"], "sign_interval")
     self.assertNotIn("batch_size", main)
-    self.assertEqual(rest["batch_size"], "32")
+    self.assertEqual(rest["batch_size"], 32)
     self.assertEqual(rest["time_budget"], "none")
     self.assertEqual(rest["versions.jax"], "0.0")
     config = json.loads((self.folder / "config.json").read_text())
@@ -354,7 +365,7 @@ class OneRunTest(FolderTest):
         "bytes": [[2 * 3 * 8 * 30, 3 * 8 * 131], [1.625, 1]],
     })
     self.assertEqual(
-        loss["spec"]["description"],
+        loss["words"],
         "Loss. training: from 1.5 to 0.875; test: from 1.625 to 1.",
     )
     self.assertEqual(
@@ -390,8 +401,7 @@ class OneRunTest(FolderTest):
         write_run(self.folder, losses=losses)
         loss, accuracy = self.shown()["charts"][:2]
         self.assertEqual(loss["log"], log)
-        scale = accuracy["spec"]["layer"][0]["encoding"]["y"]["scale"]
-        self.assertEqual(scale.get("domain"), domain)
+        self.assertEqual(accuracy["y_scale"].get("domain"), domain)
 
   def test_without_k(self):
     write_run(self.folder, method="send_all")
@@ -457,7 +467,7 @@ class UnfinishedTest(FolderTest):
     )
     self.assertEqual(results["training loss"], rows[1]["train_loss"])
     self.assertEqual(results["rounds"], 3)
-    self.assertEqual(results["sent up (bytes)"], 3 * 8 * 12)
+    self.assertEqual(results["sent up"], 3 * 8 * 12)
     self.assertIsNone(results["Jain's index of contributions"])
     self.assertEqual(
         [line["stopped"] for line in made["charts"][0]["lines"]], [True] * 2
@@ -562,7 +572,7 @@ class SeveralRunsTest(FolderTest):
         (None, "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
         ("train_loss", "training loss", ["periodic_k", "fab_top_k"],
          "periodic_k"),
-        ("bytes", "sent up and down", ["periodic_k", "fab_top_k"],
+        ("bytes", "bytes", ["periodic_k", "fab_top_k"],
          "periodic_k"),
         ("round", "rounds", ["fab_top_k", "periodic_k"], "fab_top_k"),
         ("k", "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
@@ -630,6 +640,13 @@ class SeveralRunsTest(FolderTest):
     self.assertEqual(edge.min(), -20)
     self.assertEqual((x[0], x[-1]), (0, 49_999))
     self.assertTrue(np.all(np.diff(x) > 0))
+    # 40 settings with bands, 10,000 rounds and 4 axes: 7 charts have 4 MB.
+    values = np.random.default_rng(0).random((4, 10_000)) * 1e5
+    values[0] = np.arange(10_000)
+    points = dict.fromkeys(groups.AXES, tuple(values))
+    chart = charts.chart("", "", "", [charts.Line("a", points)] * 40)
+    text = json.dumps(chart, separators=(",", ":"))
+    self.assertLess(7 * len(text), 4.2e6)
 
 
 class DamageTest(FolderTest):

@@ -203,7 +203,7 @@ elements.set(
     xlim=0,
     ylabel="elements",
     yscale="log",
-    ylim=(10, 20_000),
+    ylim=(10, 5_000),
 )
 for axes in (loss, elements):
   axes.grid(alpha=0.3)

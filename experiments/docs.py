@@ -39,6 +39,8 @@ _PAGES = {
     "agsfl/records/README.md": "agsfl/records.html",
 }
 
+_FIGURES = "experiments/paper/figures"
+
 # It needs PyTorch.
 _LEFT_OUT = "experiments.benchmark.pytorch"
 
@@ -144,14 +146,16 @@ def _read(path):
     content = str(metadata.metadata("agsfl").get_payload())
   for file, page in _PAGES.items():
     content = content.replace(f"]({file})", f"]({page})")
-  # Badges are images of the network. Images of a clone go into the page.
+  # The pages show the images of a clone. Without them, and for badges, which
+  # come from the network, there are links.
+  if not (_ROOT / _FIGURES).exists():
+    image = r'<img src="([^"]+)".*alt="([^"]+)">'
+    content = re.sub(image, r"[\2](\1)", content)
+    content = re.sub(r"!(\[[^\]]*\]\()(?!\w+:)", r"\1", content)
   content = re.sub(r"\[!\[([^\]]*)\]\(\w+:[^)]*\)\]", r"[\1]", content)
-  place = path.parent.relative_to(_ROOT).as_posix()
-  return re.sub(
-      r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|[\w/]+\.html)",
-      rf"\1{_SITE}/{place}/",
-      content,
-  )
+  place = "/".join([_SITE, *path.parent.relative_to(_ROOT).parts])
+  link = r"(?<!!)(\[[^\]]*\]\()(?!\w+:|#|[\w/]+\.html)"
+  return re.sub(link, rf"\1{place}/", content)
 
 
 def main(argv):

@@ -70,6 +70,16 @@ class DocsTest(absltest.TestCase):
     self.assertIn("slow_because", pages["agsfl/records.html"])
     self.assertIn('src="data:image/png', pages["index.html"])
 
+  def test_texts_of_an_installed_package(self):
+    """It has no figures; links to the repository are in their places."""
+    with mock.patch.object(docs, "_FIGURES", "nowhere"):
+      docs.build(self.folder, [])
+    page = (self.folder / "index.html").read_text()
+    site = "https://github.com/agsfl/agsfl/blob/main/experiments/paper/figures"
+    for name in ("loss", "labels"):  # written as HTML and as Markdown
+      self.assertIn(f'href="{site}/{name}.png"', page)
+    self.assertNotIn("<img src=\"data:image/png", page)
+
   def test_every_module_has_a_page(self):
     files = {path.with_suffix("").parts for path in SOURCES}
     modules = {

@@ -190,13 +190,13 @@ function wordsOf(chart, xTitle, {line, x, y, low, high}) {
 }
 
 /** Gives an axis a logarithmic scale with lines at 1, 2, 5, 10, 20 and so on. */
-function makeLog(axis) {
-  axis.scale = {type: "log", nice: axis.field !== "x"};
+function makeLog(channel, nice) {
   const power = "pow(10, floor(log(datum.value) / LN10 + 1e-9))";
   const test = `indexof([1, 2, 5], round(datum.value / ${power})) >= 0`;
-  for (const part of ["gridOpacity", "tickOpacity", "labelOpacity"]) {
-    axis.axis = {...axis.axis, [part]: {condition: {test, value: 1}, value: 0}};
-  }
+  const {axis} = channel;
+  channel.scale = {type: "log", nice};
+  axis.gridOpacity = axis.tickOpacity = {condition: {test, value: 1}, value: 0};
+  axis.labelExpr = `${test} ? format(datum.value, "${axis.format}") : ""`;
 }
 
 async function draw(box) {
@@ -211,10 +211,12 @@ async function draw(box) {
   for (const {name, mark, encoding: {x, y}} of spec.layer) {
     Object.assign(x, {title: xTitle, scale: {nice: false, zero: true}});
     x.axis.format = by === "bytes" ? "~s" : ",~r";
-    if (logX) makeLog(x);
-    if (y) Object.assign(y, {title: chart.y_title, scale: {...chart.y_scale}});
-    if (y && chart.y_title === "k") y.axis.format = "~s";
-    if (y && logY) makeLog(y);
+    if (logX) makeLog(x, false);
+    if (y) {
+      Object.assign(y, {title: chart.y_title, scale: {...chart.y_scale}});
+      y.axis.format = chart.y_title === "k" ? "~s" : "~g";
+      if (logY) makeLog(y, chart.log);
+    }
     if (name === "lines" && steps) mark.interpolate = "step-after";
   }
   spec.description = chart.words;

@@ -89,7 +89,7 @@ class MainTest(absltest.TestCase):
         self.assertIn(f"  {name} ", result.stderr)
     self.assertEqual(self.agsfl("--version").stdout, f"{agsfl.__version__}\n")
     result = self.agsfl("export", "--helpshort")
-    self.assertIn("Writes all rows of any number of runs", result.stdout)
+    self.assertIn("Writes the records of any number of runs", result.stdout)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 "use strict";
 const report = JSON.parse(document.getElementById("report").textContent);
 const MOST_ROWS = 2000; // of a table on the page; more would freeze it
+const PRINTED_ROWS = 200; // of a table that is closed on the screen
 const MANY_POINTS = 5000; // of a chart; canvas draws more than these faster
-const dark = matchMedia("(prefers-color-scheme: dark)");
+const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 
 /** An element with some properties and children; text is never markup. */
 function element(name, properties = {}, ...children) {
@@ -131,11 +132,15 @@ function fillTable(box) {
   box.replaceChildren(top, scroll);
 }
 
+function fillOnce(box) {
+  if (!box.hasChildNodes()) fillTable(box);
+}
+
 for (const box of document.querySelectorAll("[data-table]")) {
   const closed = box.closest("details");
   // What is closed is made when the reader opens it.
   if (closed) {
-    closed.addEventListener("toggle", () => fillTable(box), {once: true});
+    closed.addEventListener("toggle", () => fillOnce(box));
   } else {
     fillTable(box);
   }
@@ -309,9 +314,14 @@ for (const box of boxes) {
   }, {capture: true, passive: true});
 }
 
+// On paper everything is open, but for very long tables.
 addEventListener("beforeprint", () => {
-  for (const closed of document.querySelectorAll("details")) {
-    if (!closed.closest(".chart")) closed.open = true;
+  for (const closed of document.querySelectorAll("main details")) {
+    const box = closed.querySelector("[data-table]");
+    const rows = box ? report.tables[box.dataset.table].rows.length : 0;
+    if (closed.closest(".chart") || rows > PRINTED_ROWS) continue;
+    if (box) fillOnce(box);
+    closed.open = true;
   }
 });
 showLines();

@@ -25,7 +25,7 @@ InAxes = int | None | tuple[int | None, ...]
 
 
 class ForEachClient(Protocol):
-  """The signature of `jax.vmap` as far as it is used here."""
+  """The part of `jax.vmap`'s signature that is used here."""
 
   def __call__(
       self, function: Callable[..., Any], in_axes: InAxes = 0, /

@@ -47,7 +47,7 @@ def on_one_device() -> ForEachClient:
 
 
 def _free_memory():
-  """Bytes that are free on a device, as far as it says so."""
+  """Bytes that are free on a device, if it reports them."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
 

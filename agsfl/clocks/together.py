@@ -26,8 +26,8 @@ def k_together(
   first clients.
 
   FAB-top-k guarantees that floor(k / n) elements of each client are used. A
-  client that cannot send so many until T sends them all the same, and its
-  upload ends later than T. A client that sends all D elements ends earlier.
+  client that cannot send so many until T still sends them, and its upload ends
+  later than T. A client that sends all D elements ends earlier.
 
   Args:
     speeds: [n] each.
@@ -44,7 +44,7 @@ def k_together(
     [n] i32, whose sum is n k; 0 for clients that do not take part.
 
   As in BCRS, fast clients send more in the time in which they would wait for
-  slow ones. Here the mean is k all the same, so the traffic does not grow.
+  slow ones. Here the mean is still k, so the traffic does not grow.
 
   Source: Tang et al., "Bandwidth-aware and overlap-weighted compression for
   communication-efficient federated learning", ICPP 2024 (BCRS, arXiv

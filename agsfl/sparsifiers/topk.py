@@ -84,7 +84,7 @@ def _zero_bins(dim):
 
 
 def num_bins(dim: int) -> int:
-  """How many `bins` there are for D entries: fewer than D / 3, but for D < 99.
+  """How many `bins` there are for D entries: fewer than D / 3, if D >= 99.
 
   So the counts of all clients take less than a third of the memory of their
   gradients.

@@ -41,10 +41,10 @@ def samples_of(
   """Cuts documents into windows of T characters.
 
   The labels of a window are the characters of the same window moved by one.
-  Windows do not overlap, but for the last one of a document: it begins so that
-  it ends with the document. The labels that it shares with the window before
-  are -1, "no label". So each character but the first is a label once, and
-  there is no padding.
+  Windows do not overlap, except for the last one of a document, which ends with
+  the document. The labels that it shares with the window before are -1, "no
+  label". So each character but the first is a label once, and there is no
+  padding.
 
   The last fifth of a document's windows is for testing, at least one window if
   there are two. Training ends where testing begins: no character is a label in

@@ -127,7 +127,7 @@ def to_winners(dy: jax.Array, x: jax.Array, **params: Any) -> jax.Array:
 
 
 def _spread(part, offset, strides, shape):
-  """Zeros, but for the elements of `part` from `offset` on at the strides."""
+  """Zeros, except for `part`, which begins at `offset` and has the strides."""
   edges = [
       (start, size - start - (count - 1) * stride - 1, stride - 1)
       for start, size, count, stride in zip(

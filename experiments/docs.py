@@ -41,6 +41,12 @@ _PAGES = {
 
 _FIGURES = "experiments/paper/figures"
 
+# Wide images shrink, and wide tables scroll.
+_STYLE = (
+    "<style>.docstring img {max-width: 100%}"
+    ".docstring table {display: block; overflow-x: auto}</style>"
+)
+
 # It needs PyTorch.
 _LEFT_OUT = "experiments.benchmark.pytorch"
 
@@ -117,12 +123,12 @@ def build(folder: Path, names: list[str]):
   front.submodules = [pages[name] for name in _FIRST if name in pages]
 
   with refused(f"--out={folder}", "cannot be written"):
-    for name, page in pages.items():
+    for name, page in {**pages, "index": front}.items():
       path = folder / f"{name.replace('.', '/')}.html"
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(render.html_module(page, pages), encoding="utf-8")
-    index = render.html_module(front, pages)
-    (folder / "index.html").write_text(index, encoding="utf-8")
+      text = render.html_module(page, pages)
+      text = text.replace("</head>", f"{_STYLE}</head>", 1)
+      path.write_text(text, encoding="utf-8")
     # Without the texts, whose images would be in it.
     search = render.search_index({name: pages[name] for name in names})
     (folder / "search.js").write_text(search, encoding="utf-8")

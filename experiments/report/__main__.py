@@ -5,6 +5,10 @@
 A WORKDIR is the folder of a run, or one with runs anywhere below it: a study.
 Runs that differ only in the seed are shown together. The page is one file that
 loads nothing else. Unfinished runs are shown as far as they went.
+
+--at_time=common shows the results of all runs at the time of the run that ended
+first; --at_rounds, --at_seconds and --at_bytes do so on another axis. The best
+setting is marked: that of the greatest accuracy, or of the column --sort_by.
 """
 
 from pathlib import Path

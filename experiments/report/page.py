@@ -81,7 +81,8 @@ def page(where: str, shown: list[Shown], *how: Any) -> str:
     where, shown: from `runs.read_all`.
     *how: as `data` takes them.
   """
-  script = f"{_bundle()}\n{_text('page.js')}"
+  names = ("page.js", "tables.js", "charts.js")
+  script = "\n".join([_bundle(), *map(_text, names)])
   digest = hashlib.sha256(script.encode()).digest()
   environment = jinja2.Environment(
       loader=jinja2.FileSystemLoader(_HERE), autoescape=True,

@@ -889,8 +889,12 @@ class BrowserTest(FolderTest):
     shown.mouse.move(*np.add(shown.evaluate(PLACE, [0, 1, 0]), 30).tolist())
     shown.mouse.up()
     self.soon(shown, f"({DOMAIN})()[0][0] < {zoomed[0][0]}", True)
-    chart.locator("svg.marks").dblclick(position={"x": 200, "y": 100})
+    drawing = chart.locator("svg.marks")
+    drawing.dblclick(position={"x": 200, "y": 100})
     self.soon(shown, DOMAIN, before)
+    # After a click on the chart the wheel needs no key.
+    shown.mouse.wheel(0, -200)
+    self.soon(shown, f"({DOMAIN})()[0][1] < {before[0][1]}", True)
 
     # The switches of x, and of y.
     titles = chart.locator(".role-axis-title text")
@@ -899,6 +903,12 @@ class BrowserTest(FolderTest):
     ])
     shown.locator("#axis").select_option("bytes")
     titles.filter(has_text="bytes sent up and down, all clients").wait_for()
+    # Changes that follow each other fast leave one chart in each box.
+    shown.evaluate(
+        "for (axis.value of ['round', 'time', 'bytes']) axis.onchange()"
+    )
+    shown.evaluate("work")
+    self.assertEqual(chart.locator("summary").count(), 1)
     log = shown.locator("[data-log='0']")
     for logarithmic in (False, True):
       log.set_checked(logarithmic)

@@ -78,7 +78,6 @@ async function draw(box) {
     if (name === "lines" && steps) mark.interpolate = "step-after";
   }
   spec.description = chart.words;
-  spec.params.find(({name}) => name === "hidden").value = [...hidden];
   const points = pointsOf(chart, by, logX, logY);
   const at = report.moment;
   spec.datasets = {
@@ -94,8 +93,9 @@ async function draw(box) {
   });
   const {view} = made;
   const show = view.tooltip();
-  await view.tooltip((handler, event, item, value) => show(handler, event, item,
-    value && wordsOf(chart, xTitle, item.datum.datum ?? item.datum))).runAsync();
+  view.tooltip((handler, event, item, value) => show(handler, event, item,
+    value && wordsOf(chart, xTitle, item.datum.datum ?? item.datum)));
+  await view.signal("hidden", [...hidden]).runAsync();
   drawn.set(number, made);
 }
 

@@ -1,7 +1,7 @@
 """Searches for good settings with Optuna; each trial is the folder of a run.
 
-    python -m experiments.tune --search=learning_rate=log:1e-3..1 \\
-        --search=k=log:0.1%..10% --trials=20 --at_time=500 --jobs=2
+    python -m experiments.tune --controller=fixed --trials=20 --at_time=500 \\
+        --search=learning_rate=log:1e-3..1 --search=k=log:0.1%..10%
 
 A trial stops where its objective is read, or earlier if it is worse than most
 others (see --pruner). The same command goes on with the study in --workdir

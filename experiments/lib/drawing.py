@@ -76,10 +76,11 @@ def _draw(run, folder):
     title = "test accuracy: share of samples that are right"
     _figure(folder, "accuracy", title, draw_accuracy)
   _figure(folder, "k", "elements per message, by round", _k_of_rounds(run))
-  _figure(
-      folder, "contributions", "elements of each client that the server used",
-      _contributions(run.contributed),
-  )
+  if run.finished:
+    _figure(
+        folder, "contributions", "elements of each client that the server used",
+        _contributions(run.contributed),
+    )
   for name in run.metrics:
     title = groups.title_of(name)
     _figure(folder, f"metric_{name}", title, _against_time(run, [name]))

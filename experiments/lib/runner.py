@@ -11,7 +11,7 @@ from agsfl import hosts, simulation
 from agsfl.config import Config
 from agsfl.files import expanded
 from agsfl.records.columns import OF_TASKS
-from agsfl.records.read import Run
+from agsfl.records.read import Run, read_run
 from experiments.lib import compilation, dashboards, plugins, stopping
 from experiments.lib import flags as run_flags
 
@@ -148,6 +148,30 @@ def _text(value):
   return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
+class _Figures:
+  """Figures of a run while it goes on: after 20 s, 40 s, 80 s and so on."""
+
+  FIRST = 20.0  # seconds after the start; a drawing takes one or two
+
+  def __init__(self, workdir: Path):
+    self._workdir = workdir
+    self._start, self._wait = time.perf_counter(), self.FIRST
+
+  def row(self, row):
+    """Draws the run so far if it is time, and the row has an evaluation."""
+    passed = time.perf_counter() - self._start
+    if row["round"] and "test_loss" in row and passed >= self._wait:
+      draw(read_run(self._workdir))
+      self._wait = 2 * passed
+
+
+def draw(run: Run):
+  """See `drawing.draw`; the first words of a run do not wait for Matplotlib."""
+  from experiments.lib import drawing
+
+  drawing.draw(run)
+
+
 def say_stopping():
   """Says that a signal came."""
   if not QUIET.value:
@@ -155,7 +179,7 @@ def say_stopping():
 
 
 def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
-  """Runs `config` in `workdir`, or goes on there; draws its figures.
+  """Runs `config` in `workdir`, or goes on there; draws figures on the way.
 
   Args:
     config: the settings.
@@ -173,9 +197,13 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
       dashboards.opened(config, workdir) as log,
   ):
 
+    figures = _Figures(workdir)
+
     def on_row(row):
       progress.row(row)
       log(row)
+      if hosts.is_first():
+        figures.row(row)
 
     done = simulation.simulate(
         config,
@@ -188,9 +216,6 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
         should_stop=lambda: signals.seen,
     )
   if hosts.is_first():
-    # Imported here, because the first words of a run would wait for Matplotlib.
-    from experiments.lib import drawing
-
-    drawing.draw(done)
+    draw(done)
   hosts.wait_for_all()
   return done

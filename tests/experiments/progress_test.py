@@ -15,6 +15,7 @@ from absl.testing import absltest, parameterized
 from agsfl.config import Config
 from experiments import sweep
 from experiments.lib import runner, stopping
+from tests import small
 from tests.small import given
 
 START = {
@@ -149,6 +150,29 @@ class ProgressTest(parameterized.TestCase):
     with mock.patch.object(runner.logging, "info") as info:
       self.assertEqual(self.shown(Config(), [START], "--quiet"), [])
     info.assert_not_called()
+
+
+class FiguresTest(absltest.TestCase):
+
+  def test_figures_come_while_a_run_goes_on(self):
+    """They have what there is so far; those of the run's end come later."""
+    folder = Path(self.create_tempdir().full_path)
+    draw, seen = runner.draw, []
+
+    def drawn(run):
+      draw(run)
+      names = {path.stem for path in (folder / "figures").iterdir()}
+      seen.append((run.finished, len(run.evaluated), names))
+
+    with (
+        given("--quiet"),
+        mock.patch.object(runner._Figures, "FIRST", 0.0),
+        mock.patch.object(runner, "draw", drawn),
+    ):
+      runner.run(small.config(num_rounds=10), folder, stopping.Signals())
+    some = {"loss", "accuracy", "k", "fairness"}
+    self.assertEqual(seen[0], (False, 2, some))
+    self.assertEqual(seen[-1], (True, 3, some | {"contributions"}))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,8 @@ function fillTable(box) {
       + `${table.rows.length.toLocaleString("en")} rows are shown. `
       + "The CSV file has all of them."));
   }
-  const scroll = element("div", {className: "scroll", role: "region",
+  const kind = inPairs ? "scroll pairs" : "scroll";
+  const scroll = element("div", {className: kind, role: "region",
     tabIndex: 0, ariaLabel: table.title}, element("table", {},
     element("thead", {}, element("tr", {}, ...heads)), body));
   box.replaceChildren(top, scroll);

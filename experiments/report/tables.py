@@ -139,7 +139,8 @@ def _results_of(runs, at):
     of = functools.partial(sent, way=way)
     found[f"sent_{way}"] = Metric(f"sent {way}", of, unit="bytes")
   if at is not None:
-    return found | row("k", "k", ".0f", ".0f")
+    of = lambda run: value_at(run, "k", at) if has_k(run) else None
+    return found | {"k": Metric("k", of, ".0f", ".0f", always=False)}
   found["mean_k"] = Metric(
       "mean k, second half", _mean_k, ".0f", ".0f", always=False
   )

@@ -407,6 +407,9 @@ class OneRunTest(FolderTest):
     write_run(self.folder, method="send_all")
     made = self.shown()
     self.assertNotIn("mean k, second half", pairs(made["tables"]["Results"]))
+    _, found = runs.read_all([self.folder])
+    at_a_point = page.data(found, Moment("time", 4.0))["tables"][0]
+    self.assertNotIn("k", pairs(at_a_point))
     self.assertNotIn(
         "Elements per message k", [chart["title"] for chart in made["charts"]]
     )

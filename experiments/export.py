@@ -12,9 +12,9 @@ from absl import flags
 
 from agsfl import frame
 from agsfl.records.read import read_all
-from experiments.lib import moment, out, plugins, ranking, scripts
+from experiments.lib import out, plugins, points, ranking, scripts
 
-flags.adopt_module_key_flags(moment)
+flags.adopt_module_key_flags(points)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
@@ -25,7 +25,7 @@ def main(argv):
     plugins.load()
     path = out.path()
     runs = read_all(*argv[1:])
-    at, by = moment.asked(runs), moment.sort_by(runs)
+    at, by = points.asked(runs), points.sort_by(runs)
     if by is not None:
       runs.sort(key=lambda run: ranking.rank([run], by, at))
     names = frame.names_of(runs, *argv[1:])

@@ -16,9 +16,9 @@ from experiments.lib import (
     comparison,
     drawing,
     groups,
-    moment,
     out,
     plugins,
+    points,
     scripts,
 )
 
@@ -34,7 +34,7 @@ _LEAD_OF = flags.DEFINE_string(
     "A group, as the table names it. The table then says by how much its test "
     "accuracy was ahead of each other group's at equal time, at most.",
 )
-flags.adopt_module_key_flags(moment)
+flags.adopt_module_key_flags(points)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
@@ -62,7 +62,7 @@ def main(argv):
     plugins.load()
     path = out.path(f"runs/plot-{out.new_name()}.png", drawing.ENDINGS)
     runs = groups.read_finished(argv[1:])
-    at, by = moment.asked(runs), moment.sort_by(runs)
+    at, by = points.asked(runs), points.sort_by(runs)
     fields = _GROUP_BY.value or frame.differing(runs)
     warn(groups.averaged_over(groups.grouped(runs, fields)), fields)
     with out.written(path) as temporary:

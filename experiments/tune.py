@@ -28,14 +28,14 @@ from agsfl.parts import Parts
 from agsfl.records import strict_json, tables
 from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import asked_of, refuse_other
-from agsfl.records.moment import in_words, is_better
+from agsfl.records.moment import best_is, point_in_words
 from agsfl.tasks import TASKS
 from experiments.lib import (
     columns,
     groups,
     launchers,
-    moment,
     plugins,
+    points,
     runner,
     scripts,
     search,
@@ -48,7 +48,7 @@ from experiments.lib.trials import Trials
 
 flags.adopt_module_key_flags(launchers)
 flags.adopt_module_key_flags(runner)
-for _name in moment.AXES:
+for _name in points.FLAGS:
   flags.declare_key_flag(_name)
 _SEARCH = flags.DEFINE_multi_string(
     "search",
@@ -98,7 +98,7 @@ def _in_words(value):
   """The value of a setting; of a number that is not whole, four digits."""
   if isinstance(value, float) and not value.is_integer():
     return f"{value:.4g}"
-  return groups.in_words(value)
+  return groups.value_in_words(value)
 
 
 def _bar(done):
@@ -302,8 +302,8 @@ def finish(study: Study, all_trials: Trials):
 def _study_of(base, folder):
   """The study of the flags, and what makes two studies different."""
   space = search.dimensions_of(_SEARCH.value)
-  at, most = moment.asked_as_number(), end_of(base)
-  for flag, (against, _) in moment.AXES.items():
+  at, most = points.asked_as_number(), end_of(base)
+  for flag, (against, _) in points.FLAGS.items():
     if at is not None and at.against == against == most.against:
       require(
           at.value <= most.value, flag, f"{at.value:g}",
@@ -329,7 +329,7 @@ def _study_of(base, folder):
       **asked,
       "data": fingerprint(data),
       "objective": objective,
-      "at": in_words(at),
+      "at": point_in_words(at),
       "pruner": _PRUNER.value,
       "tune_seed": _TUNE_SEED.value,
   }
@@ -366,7 +366,7 @@ def tune(folder: Path, signals: stopping.Signals) -> dict[str, str]:
   trials.load_optuna()
   study, identity = _study_of(run_flags.config_from_flags(), folder)
   _begin(folder, json.loads(json.dumps(identity)))
-  direction = f"{is_better(study.objective)}imize"
+  direction = f"{best_is(study.objective)}imize"
   failed = {}
   with trials.opened(
       folder, direction, study.space, _TUNE_SEED.value, _PRUNER.value

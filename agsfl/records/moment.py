@@ -109,10 +109,10 @@ def end(run: Run, against: str) -> float | None:
   return None
 
 
-def in_words(moment: Moment | None) -> str:
+def point_in_words(moment: Moment | None) -> str:
   """The point in words.
 
-  >>> in_words(Moment("time", 200.0)), in_words(None)
+  >>> point_in_words(Moment("time", 200.0)), point_in_words(None)
   ('at normalised time 200', 'at the end of each run')
   """
   if moment is None:
@@ -120,10 +120,10 @@ def in_words(moment: Moment | None) -> str:
   return _WORDS[moment.against].format(moment.value)
 
 
-def is_better(key: str) -> str:
+def best_is(key: str) -> str:
   """Whether the "max" or the "min" of a column is best.
 
-  >>> is_better("test_accuracy"), is_better("test_loss"), is_better("bytes")
+  >>> best_is("test_accuracy"), best_is("test_loss"), best_is("bytes")
   ('max', 'min', 'min')
   """
   larger = "accuracy" in key and not key.endswith("_std")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from agsfl.errors import require
 from agsfl.records.fairness import SPREAD
-from agsfl.records.moment import Moment, in_words, is_better
+from agsfl.records.moment import Moment, best_is, point_in_words
 from agsfl.records.read import Run
 from experiments.lib import groups, ranking
 from experiments.lib.drawing import has, log_axis, plt, save, scale_y
@@ -82,7 +82,7 @@ def _draw(by_label, path, kind, moment):
     draw = groups.draw_smooth if key == "k" else groups.draw_spread
     for label, group in by_label.items():
       draw(axes, group, key, label, against=against)
-    axes.set(xlabel=groups.AXES[against], title=title)
+    axes.set(xlabel=groups.AXIS_TITLES[against], title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     if key == "k":
@@ -136,7 +136,7 @@ def _table(by_label, lead_of, moment, sorted_by):
       lines[-1].append(_lead(by_label[lead_of], group))
   what = ["group", _mean_over(groups.averaged_over(by_label))]
   if moment is not None:
-    what.append(in_words(moment))
+    what.append(point_in_words(moment))
   header = [", ".join(filter(None, what)), "runs", *columns.values()]
   if lead_of is not None:
     header.append(f"largest lead of {lead_of} in test accuracy")
@@ -159,7 +159,7 @@ def _notes(runs, moment, best, key):
   """What stands below the table."""
   notes = []
   if best is not None:
-    most = "largest" if is_better(key) == "max" else "smallest"
+    most = "largest" if best_is(key) == "max" else "smallest"
     title = _TITLES.get(key) or _LAST.get(key) or groups.title_of(key)
     notes.append(f"In bold: {best}, which has the {most} {title}.")
   missing = len(runs) - len(ranking.values_at(runs, "round", moment))

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from agsfl import simulation
 from agsfl.config import Config
 from agsfl.errors import ConfigError, DivergedError, StoppedError
-from agsfl.records.moment import Moment, end, in_words, value_at
+from agsfl.records.moment import Moment, end, point_in_words, value_at
 from agsfl.records.read import Run, read_run
 from experiments.lib import dashboards, runner, search, stopping, trials
 from experiments.lib import flags as run_flags
@@ -180,5 +180,6 @@ def _outcome_of(study, run):
   value = value_at(run, study.objective, study.at)
   if value is not None:
     return Outcome("finished", value, rounds)
-  why = f"no {study.objective} {in_words(study.at)}: it ended at round {rounds}"
+  where = point_in_words(study.at)
+  why = f"no {study.objective} {where}: it ended at round {rounds}"
   return Outcome("failed", None, rounds, why)

@@ -13,7 +13,7 @@ from agsfl.records.read import Run, natural_order, read_all
 NONE = "\u2013"  # a dash
 _WINDOWS = 80  # of a smoothed line
 TIME = "normalised time (rounds of computation)"
-AXES = {
+AXIS_TITLES = {
     "time": TIME,
     "round": "round",
     "seconds": "simulated seconds",
@@ -34,11 +34,11 @@ def read_finished(folders: list[str]) -> list[Run]:
   return runs
 
 
-def in_words(value: Any) -> str:
+def value_in_words(value: Any) -> str:
   """The value of a setting as text: numbers without ".0", "none" for None.
 
-  >>> in_words(1000.0), in_words(True), in_words(None), in_words("1%")
-  ('1000', 'true', 'none', '1%')
+  >>> [value_in_words(value) for value in (1000.0, True, None, "1%")]
+  ['1000', 'true', 'none', '1%']
   """
   if value is None:
     return "none"
@@ -80,7 +80,7 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   groups = {}
   for run in sorted(runs, key=lambda run: list(map(in_order, values_of(run)))):
     label = ", ".join(
-        f"{field} = {in_words(value)}"
+        f"{field} = {value_in_words(value)}"
         for field, value in zip(fields, values_of(run), strict=True)
     )
     groups.setdefault(label or "all", []).append(run)

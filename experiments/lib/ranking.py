@@ -3,7 +3,7 @@
 import numpy as np
 
 from agsfl.frame import settings_of, value_of
-from agsfl.records.moment import EVALUATED, Moment, is_better, value_at
+from agsfl.records.moment import EVALUATED, Moment, best_is, value_at
 from agsfl.records.read import Run
 from experiments.lib.groups import in_order, metrics
 
@@ -23,7 +23,7 @@ def results_of(runs: list[Run]) -> list[str]:
 
 
 def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
-  """The column that decides which run or group is best; see `is_better`.
+  """The column that decides which run or group is best; see `best_is`.
 
   Args:
     runs: those that are compared.
@@ -58,4 +58,4 @@ def rank(runs: list[Run], key: str, moment: Moment | None) -> tuple:
   if not values:
     return (1,)
   mean = float(np.mean(values))
-  return (0, -mean if is_better(key) == "max" else mean)
+  return (0, -mean if best_is(key) == "max" else mean)

@@ -380,7 +380,7 @@ def compare(base: Config):
     )
     lines += more
     notes.append(note)
-  k_words = groups.in_words(base.k or 1000.0)
+  k_words = groups.value_in_words(base.k or 1000.0)
   regrets.set_title(
       f"regret with the costs of a run with k = {k_words}", fontsize=10
   )

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.lib import moment, out, plugins, scripts
+from experiments.lib import out, plugins, points, ranking, scripts
 from experiments.report import page, runs
 
-flags.adopt_module_key_flags(moment)
+flags.adopt_module_key_flags(points)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
 
@@ -40,8 +40,8 @@ def main(argv):
     where, shown = runs.read_all(argv[1:])
     path = out.path("report.html")
     every = [one.run for one in shown]
-    at, sort_by = moment.asked(every), moment.sort_by(every)
-    best_by = moment.best_by(every, sort_by)
+    at, sort_by = points.asked(every), points.sort_by(every)
+    best_by = ranking.best_by(every, sort_by)
     write(path, page.page(where, shown, at, sort_by, best_by))
     print(f"report: {path}")
 

@@ -112,7 +112,7 @@ def axes(runs: list[Run]) -> dict[str, str]:
   has = lambda axis: any(len(run.series("round", axis)[0]) for run in runs)
   return {
       axis: title
-      for axis, title in lib.AXES.items()
+      for axis, title in lib.AXIS_TITLES.items()
       if axis != "seconds" or has(axis)
   }
 

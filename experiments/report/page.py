@@ -11,7 +11,7 @@ import jinja2
 import vl_convert
 
 import agsfl
-from agsfl.records.moment import Moment, in_words
+from agsfl.records.moment import Moment, point_in_words
 from experiments.lib.ranking import rank
 from experiments.report import charts, runs, tables
 from experiments.report.runs import Shown
@@ -50,7 +50,7 @@ def data(
       "runs": len(shown),
       "unfinished": sum(not run.finished for run in every),
       "seeds": any(len(group.runs) > 1 for group in groups),
-      "when": in_words(at),
+      "when": point_in_words(at),
       "moment": at and at._asdict(),
       "lines": [
           {"name": name, "dash": charts.look(style)}

@@ -9,7 +9,7 @@ from agsfl.config import Config
 from agsfl.records import read
 from agsfl.records.read import Run
 from agsfl.sparsifiers import METHODS
-from experiments.lib.groups import in_order, in_words, value_of
+from experiments.lib.groups import in_order, value_in_words, value_of
 
 # `fingerprints` differs where the user's own parts differ.
 _SETTINGS = (
@@ -131,13 +131,13 @@ def _distinguishing(settings):
 
 def _label(run, keys):
   words = [
-      in_words(run.config.get(key))
+      value_in_words(run.config.get(key))
       if key in _NAMES
-      else f"{key}={in_words(run.config.get(key))}"
+      else f"{key}={value_in_words(run.config.get(key))}"
       for key in keys
   ]
   if not run.finished:
-    words.append(f"seed={in_words(run.config.get('seed'))}, unfinished")
+    words.append(f"seed={value_in_words(run.config.get('seed'))}, unfinished")
   return ", ".join(words)
 
 
@@ -145,7 +145,7 @@ def title(groups: list[Group]) -> str:
   """What the page is about, in a few words."""
   runs = [run for group in groups for run in group.runs]
   if len(runs) == 1:
-    name = lambda key: in_words(runs[0].config.get(key))
+    name = lambda key: value_in_words(runs[0].config.get(key))
     how = f" with {name('controller')}" if has_k(runs[0]) else ""
     return f"{name('method')}{how} on {name('dataset')}"
   if len(groups) == 1:

@@ -18,7 +18,12 @@ from agsfl.records import traffic
 from agsfl.records.fairness import SPREAD, jain_index
 from agsfl.records.moment import Moment, value_at
 from agsfl.records.read import Run
-from experiments.lib.groups import in_words, metrics, over_seeds, title_of
+from experiments.lib.groups import (
+    metrics,
+    over_seeds,
+    title_of,
+    value_in_words,
+)
 from experiments.lib.ranking import rank, values_at
 from experiments.report.runs import Group, has_k
 
@@ -258,7 +263,7 @@ def _flat(config, prefix=""):
 
 def _setting(values):
   """A cell of a setting's values, each once."""
-  words = list(dict.fromkeys(map(in_words, values)))
+  words = list(dict.fromkeys(map(value_in_words, values)))
   if len(words) == 1 and type(values[0]) in (int, float):
     return [values[0], words[0]]
   return ", ".join(words)

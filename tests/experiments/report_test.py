@@ -646,7 +646,7 @@ class SeveralRunsTest(FolderTest):
     # 40 settings with bands, 10,000 rounds and 4 axes: 7 charts have 4 MB.
     values = np.random.default_rng(0).random((4, 10_000)) * 1e5
     values[0] = np.arange(10_000)
-    points = dict.fromkeys(groups.AXES, tuple(values))
+    points = dict.fromkeys(groups.AXIS_TITLES, tuple(values))
     chart = charts.chart("", "", "", [charts.Line("a", points)] * 40)
     text = json.dumps(chart, separators=(",", ":"))
     self.assertLess(7 * len(text), 4.2e6)

@@ -10,7 +10,7 @@ from agsfl.errors import ConfigError
 from agsfl.records import moment
 from agsfl.records.moment import Moment, value_at
 from agsfl.records.read import Run
-from experiments.lib import moment as flags_of
+from experiments.lib import points, ranking
 from tests.small import given
 
 # Losses at rounds 0, 2 and 4.
@@ -91,8 +91,8 @@ class ValueTest(parameterized.TestCase):
 
   def test_examples(self):
     self.assertEqual(doctest.testmod(moment).failed, 0)
-    self.assertEqual(moment.is_better("client_test_accuracy_jain"), "max")
-    self.assertEqual(moment.is_better("client_test_accuracy_std"), "min")
+    self.assertEqual(moment.best_is("client_test_accuracy_jain"), "max")
+    self.assertEqual(moment.best_is("client_test_accuracy_std"), "min")
 
 
 class FlagsTest(parameterized.TestCase):
@@ -109,8 +109,8 @@ class FlagsTest(parameterized.TestCase):
   )
   def test_points(self, flag, want):
     with given(flag):
-      self.assertEqual(flags_of.asked(self.RUNS), want)
-    self.assertIsNone(flags_of.asked(self.RUNS))
+      self.assertEqual(points.asked(self.RUNS), want)
+    self.assertIsNone(points.asked(self.RUNS))
 
   @parameterized.parameters(
       (["--at_time=1", "--at_rounds=2"], "--at_time=1: must be unset with "),
@@ -122,8 +122,8 @@ class FlagsTest(parameterized.TestCase):
   )
   def test_mistakes(self, arguments, message):
     with given(*arguments), self.assertRaises(ConfigError) as caught:
-      flags_of.asked(self.RUNS)
-      flags_of.sort_by(self.RUNS)
+      points.asked(self.RUNS)
+      points.sort_by(self.RUNS)
     self.assertStartsWith(str(caught.exception), message)
     self.assertLen(str(caught.exception).splitlines(), 1)
 
@@ -133,11 +133,11 @@ class FlagsTest(parameterized.TestCase):
         ("test_loss", "test_loss", "test_loss"), ("k", "k", "test_accuracy"),
     ):
       with given(f"--sort_by={flag}"):
-        sorted_by = flags_of.sort_by(self.RUNS)
+        sorted_by = points.sort_by(self.RUNS)
       self.assertEqual(sorted_by, name)
-      self.assertEqual(flags_of.best_by(self.RUNS, sorted_by), best)
+      self.assertEqual(ranking.best_by(self.RUNS, sorted_by), best)
     nothing = [Run([], {}, {}, {"asked": {}})]
-    self.assertIsNone(flags_of.best_by(nothing, None))
+    self.assertIsNone(ranking.best_by(nothing, None))
 
 
 if __name__ == "__main__":

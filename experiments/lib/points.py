@@ -6,23 +6,18 @@ from absl import flags
 
 from agsfl.errors import ConfigError, require
 from agsfl.frame import settings_of
-from agsfl.records.moment import Moment, end, in_words, is_better, value_at
+from agsfl.records.moment import Moment, end
 from agsfl.records.read import Run
-from experiments.lib.ranking import best_by, results_of
-
-__all__ = [
-    "Moment", "asked", "best_by", "in_words", "is_better", "sort_by",
-    "value_at",
-]
+from experiments.lib.ranking import results_of
 
 # By flag, the axis and what it counts.
-AXES = {
+FLAGS = {
     "at_time": ("time", "normalised time"),
     "at_rounds": ("round", "rounds"),
     "at_seconds": ("seconds", "simulated seconds"),
     "at_bytes": ("bytes", "bytes sent up and down, all clients together"),
 }
-for _flag, (_, _what) in AXES.items():
+for _flag, (_, _what) in FLAGS.items():
   flags.DEFINE_string(
       _flag,
       None,
@@ -53,7 +48,7 @@ def asked(runs: list[Run]) -> Moment | None:
   if (given := _given()) is None:
     return None
   name, text = given
-  against, what = AXES[name]
+  against, what = FLAGS[name]
   ends = [x for run in runs if (x := end(run, against)) is not None]
   require(ends, name, text, f"unset, because no run here has {what}")
   if text == "common":
@@ -75,7 +70,7 @@ def _given():
   """The name and the text of the flag that is given; None if none is."""
   given = [
       (name, flags.FLAGS[name].value)
-      for name in AXES
+      for name in FLAGS
       if flags.FLAGS[name].value is not None
   ]
   if len(given) > 1:
@@ -90,7 +85,7 @@ def _point(name, text, allowed):
   except ValueError:
     value = math.nan
   require(math.isfinite(value) and value >= 0, name, text, allowed)
-  return Moment(AXES[name][0], value)
+  return Moment(FLAGS[name][0], value)
 
 
 def sort_by(runs: list[Run]) -> str | None:

@@ -140,7 +140,10 @@ class Recorder:
     if self.rows:
       return
     evaluation = self._evaluate(state.params)
-    self.start = {"round": 0, "time": 0.0, **_evaluated(evaluation)}
+    seconds = {} if self.config.clock is None else {"seconds": 0.0}
+    self.start = {
+        "round": 0, "time": 0.0, **seconds, **_evaluated(evaluation)
+    }
     self._write(self.start, evaluation)
 
   @property
@@ -369,7 +372,10 @@ def as_row(
     row |= {
         "participants": int(info.heard),
         "dropped": int(info.lost or 0),
-        "all_bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.all_up or 0)),
+    }
+  if info.all_up is not None:
+    row |= {
+        "all_bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.all_up)),
         "all_bytes_down": math.ceil(
             _BYTES_PER_NUMBER * float(info.all_down or 0)
         ),

@@ -512,7 +512,7 @@ def build_round(
 
     # What a reader wants to know.
     all_up = all_down = None
-    if not always_hears:
+    if not always_hears or delivery.ends_together:
       all_up, all_down = traffic(delivery, work, meeting, selection)
     count_of = lambda clients: (
         None if always_hears else jnp.sum(clients, dtype=jnp.int32)

@@ -108,6 +108,7 @@ def describe(
       "data": fingerprint(data),
       "num_weights": dim,
       "num_clients_used": len(counts),
+      "num_clients_training": int((counts > 0).sum()),
       "num_train": int(counts.sum()),
       "num_test": len(data.test_rows),
       **environment(),

@@ -379,8 +379,8 @@ class RoundInfo(NamedTuple):
     behind: [] f32, numbers that the client needed first that had missed most of
       the server's messages, see `synced.missed`; None where all take part.
     all_up, all_down: [] f32, numbers in the messages of all clients of the
-      round, and to all of them; None where all take part, since these are then
-      N times the volumes.
+      round, and to all of them; None where all take part with messages of one
+      size, since these are then N times the volumes.
     heard: [] i32, clients whose message the server had in time; None if all
       clients are always heard.
     lost: [] i32, clients that dropped out; None as `heard`.

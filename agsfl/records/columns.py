@@ -92,13 +92,13 @@ ROWS = (
     # Runs of version 0.1 have neither bytes nor the spread over clients.
     Columns(dict.fromkeys(("bytes_up", "bytes_down"), _is_size)),
     # Rounds in which some of the clients take part, or drop out.
+    Columns(dict.fromkeys(("participants", "dropped"), is_count)),
+    # Rounds in which clients' messages may differ in size.
+    Columns(dict.fromkeys(("all_bytes_up", "all_bytes_down"), _is_size)),
+    # Simulated seconds, also of round 0; `slowest` is a row of clients.csv,
+    # from 0.
+    Columns({"seconds": _is_size}),
     Columns({
-        **dict.fromkeys(("participants", "dropped"), is_count),
-        **dict.fromkeys(("all_bytes_up", "all_bytes_down"), _is_size),
-    }),
-    # Simulated seconds; `slowest` is a row of clients.csv, from 0.
-    Columns({
-        "seconds": _is_size,
         "late": is_count,
         "slowest": lambda value: value is None or is_count(value),
         "slow_because": lambda value: value in CAUSES,

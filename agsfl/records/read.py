@@ -9,7 +9,7 @@ import math
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -176,19 +176,17 @@ class Run:
       (x, y), [points] f64 each, from the rows whose y is a finite number. The
       first point is that of the first weights, at x = 0, if they have y.
     """
-    rows = self.rows
+    start = [] if self.start is None else [self.start]
+    rows = start + self.rows
     if against == "bytes":
-      xs = traffic.both_ways(self).tolist()
+      xs = [0.0] * len(start) + traffic.both_ways(self).tolist()
     else:
       rows = [row for row in rows if against in row]
       xs = [row[against] for row in rows]
-    points: Iterable[Any] = zip(xs, rows, strict=True)
-    if self.start is not None and (rows or not self.rows):
-      points = itertools.chain([(0, self.start)], points)
     x, y = np.array(
         [
             (x, row[key])
-            for x, row in points
+            for x, row in zip(xs, rows, strict=True)
             if row.get(key) is not None and math.isfinite(row[key])
         ],
         float,
@@ -415,7 +413,7 @@ def _check_config(config):
     value = config.get(name)
     require(is_count(value) and 0 < value < 2**31, name, value)
   # Runs of an earlier version may lack these.
-  for name in ("num_train", "num_test"):
+  for name in ("num_train", "num_test", "num_clients_training"):
     value = config.get(name, 0)
     require(is_count(value), name, value)
   _check_values("", config)

@@ -28,7 +28,12 @@ def element_bytes(method: str) -> int:
 
 
 def senders(run: "Run") -> int:
-  """How many clients have samples; of an unfinished run, all clients."""
+  """How many clients have training samples, and so send messages.
+
+  For an unfinished run of an earlier version it is not known; then all count.
+  """
+  if (count := run.config.get("num_clients_training")) is not None:
+    return count
   if not run.finished:
     return run.config["num_clients_used"]
   return sum(count > 0 for count in run.clients["samples"])

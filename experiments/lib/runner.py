@@ -161,8 +161,11 @@ class _Figures:
     """Draws the run so far if it is time, and the row has an evaluation."""
     passed = time.perf_counter() - self._start
     if row["round"] and "test_loss" in row and passed >= self._wait:
-      draw(read_run(self._workdir))
       self._wait = 2 * passed
+      try:
+        draw(read_run(self._workdir))
+      except Exception as error:  # no figure is worth the end of a training
+        logging.warning("no figures can be drawn yet: %s", error)
 
 
 def draw(run: Run):

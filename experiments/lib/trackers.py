@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from absl import logging
+
 from agsfl import files
 from agsfl.config import Config
 from agsfl.errors import ConfigError
@@ -240,6 +242,9 @@ def _id_in(place: Path, *, is_new: bool) -> str:
     run_id, _, of = place.read_bytes().partition(b"\n")
     if of == owner:
       return run_id.decode()
+    logging.info(
+        "%s: this folder was copied or moved, so its run has a new id", place
+    )
   new = secrets.token_hex(8)
   place.write_bytes(new.encode() + b"\n" + owner)
   return new

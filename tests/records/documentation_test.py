@@ -63,7 +63,9 @@ class DocumentationTest(absltest.TestCase):
     columns = COLUMNS - {"test_perplexity", "test_rmse"}
     self.assertEqual(set().union(*rows), columns)
     of_evaluations = rows[1].keys() - rows[0].keys()
-    self.assertEqual(start.keys(), of_evaluations | {"round", "time"})
+    self.assertEqual(
+        start.keys(), of_evaluations | {"round", "time", "seconds"}
+    )
     self.assertEqual(self.run_.summary.keys() - rows[-1].keys(), ADDED)
 
   def test_files(self):

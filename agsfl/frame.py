@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from agsfl.config import Config
 from agsfl.files import expanded
 from agsfl.records import read, traffic
-from agsfl.records.moment import OF_ROUNDS, Moment, row_at, value_at
+from agsfl.records.moment import Moment, cell_at
 from agsfl.records.read import Run
 from agsfl.records.tables import write_csv
 from agsfl.words import whole
@@ -61,13 +61,14 @@ def read_runs(
 
     A line for each run has all settings as used, those that differ first;
     `finished`; and the final values: those of the last round and of the last
-    evaluation, `bytes` sent until then by all clients and the server, and of a
-    finished run also its wall times and memory.
+    evaluation, `bytes` that all clients and the server have sent until the last
+    round, and of a finished run also its wall times and memory.
 
     A line for each round, with round 0 where the first weights were evaluated,
     has the settings that differ and the seed, the columns of metrics.jsonl, and
-    `bytes` until then. A column of the rows that has the name of a setting has
-    "row_" before it: `row_k` is the k of a round, `k` the setting.
+    `bytes` sent until the end of that round. A column of the rows that has the
+    name of a setting has "row_" before it: `row_k` is the k of a round, `k` the
+    setting.
 
   Raises:
     ConfigError: no folder is given, there is no run, or a run is damaged.
@@ -90,6 +91,8 @@ def read_runs(
 def _dtype(values):
   """None, which lets pandas decide; it would make numbers with gaps floats."""
   kinds = {type(value) for value in values if value is not None}
+  if values and not kinds:  # such as the accuracies of a regression
+    return "float64"
   if None in values and len(kinds) == 1:
     return {int: "Int64", bool: "boolean"}.get(*kinds)
   return None
@@ -192,16 +195,12 @@ def by_run(
 
   def lines():
     for run, name in zip(runs, names, strict=True):
-      row = row_at(run, moment) or {}
       yield [
           name,
           *_used(run, settings),
           run.finished,
-          *(
-              row.get(key) if key in OF_ROUNDS else value_at(run, key, moment)
-              for key in keys
-          ),
-          whole(value_at(run, "bytes", moment)),
+          *(cell_at(run, key, moment) for key in keys),
+          whole(cell_at(run, "bytes", moment)),
           *(run.summary.get(key) for key in of_end),
       ]
 

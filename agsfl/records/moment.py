@@ -45,29 +45,29 @@ def row_at(run: Run, moment: Moment | None) -> dict[str, Any] | None:
     The row, which may be that of round 0; None where the run has not come so
     far, or has no such axis.
   """
-  rows = _rows(run)
   if moment is None:
+    rows = _rows(run)
     return rows[-1] if rows else None
-  ends, _ = run.series("round", moment.against)
+  ends, rows = _on_axis(run, moment.against)
   if not len(ends) or not ends[0] <= moment.value <= ends[-1]:
     return None
   return rows[np.searchsorted(ends, moment.value, "right") - 1]
 
 
-def value_at(run: Run, key: str, moment: Moment | None) -> float | None:
-  """A column's value at a point.
+def cell_at(run: Run, key: str, moment: Moment | None) -> Any:
+  """What a column has at a point: a number, which may be NaN, or text.
 
   Args:
     run: finished or not.
-    key: name of a column of numbers of the rows, or "bytes": sent up and down
-      by then, all clients together.
+    key: name of a column of the rows, or "bytes": sent up and down until the
+      end of the last round that was done, all clients together.
     moment: the point; None for the end of the run.
 
   Returns:
-    Losses, accuracies and metrics are linear between the two values around the
-    point, as figures draw them. Another column has its value of the last round
-    that was done by then. None where the run has not come so far, or
-    has no such number.
+    Losses, accuracies and metrics are linear between the two evaluations around
+    the point, as figures draw them. Another column has its value of the last
+    round that was done. None where the run has not come so far, or has no such
+    value.
   """
   row = row_at(run, moment)
   if row is None:
@@ -76,14 +76,39 @@ def value_at(run: Run, key: str, moment: Moment | None) -> float | None:
     rounds, sent = run.series("round", "bytes")[::-1]
     return float(sent[np.searchsorted(rounds, row["round"])])
   if key in OF_ROUNDS:
-    return _finite(row.get(key))
+    return row.get(key)
   if moment is None:
-    # If the last one is not finite, an earlier one must not stand for it.
-    return _finite(next((x[key] for x in _rows(run)[::-1] if key in x), None))
-  x, y = run.series(key, moment.against)
-  if not len(x) or not x[0] <= moment.value <= x[-1]:
+    return next((row[key] for row in _rows(run)[::-1] if key in row), None)
+  points = zip(*_on_axis(run, moment.against), strict=True)
+  return _between([(x, row[key]) for x, row in points if key in row], moment)
+
+
+def value_at(run: Run, key: str, moment: Moment | None) -> float | None:
+  """A column's finite number at a point.
+
+  Args:
+    run, key, moment: as `cell_at` takes them, for a column of numbers.
+
+  Returns:
+    The number; None where there is none, or an evaluation that it needs has no
+    finite one. Other evaluations do not stand for that one.
+  """
+  value = cell_at(run, key, moment)
+  return value if value is not None and math.isfinite(value) else None
+
+
+def _between(points, moment):
+  """The value of a line at a point; None outside of it or where it has none."""
+  if not points:
     return None
-  return float(np.interp(moment.value, x, y))
+  x, y = np.array(points, float).T  # None becomes NaN
+  if not x[0] <= moment.value <= x[-1]:
+    return None
+  first = np.searchsorted(x, moment.value, "right") - 1
+  # At an evaluation the next one does not count, which may not be finite.
+  needed = slice(first, first + (1 if x[first] == moment.value else 2))
+  value = float(np.interp(moment.value, x[needed], y[needed]))
+  return value if math.isfinite(value) else None
 
 
 def _rows(run):
@@ -91,8 +116,11 @@ def _rows(run):
   return [*([] if run.start is None else [run.start]), *run.rows]
 
 
-def _finite(value):
-  return value if value is not None and math.isfinite(value) else None
+def _on_axis(run, against):
+  """Where on an axis rounds end, [rows] f64, and their rows, from the last."""
+  ends, _ = run.series("round", against)
+  rows = _rows(run)
+  return ends, rows[len(rows) - len(ends):]  # round 0 may not be on the axis
 
 
 def end(run: Run, against: str) -> float | None:

@@ -113,7 +113,7 @@ class TablesTest(parameterized.TestCase):
       ("seed", "int64"), ("k", "float64"), ("finished", "bool"),
       ("learning_rate", "float64"), ("num_rounds", "int64"),
       ("k_up", "int64"), ("bytes", "int64"), ("test_loss", "float64"),
-      ("comm_time", "int64"),
+      ("comm_time", "int64"), ("time_budget", "float64"),
       # Whole numbers stay whole where some are missing.
       ("least_contributed", "Int64"),
   )

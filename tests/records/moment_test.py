@@ -3,7 +3,6 @@
 import doctest
 import math
 
-import numpy as np
 from absl.testing import absltest, parameterized
 
 from agsfl.errors import ConfigError
@@ -80,14 +79,28 @@ class ValueTest(parameterized.TestCase):
     self.assertEqual([at("test_loss", m) for m in (1, 2)], [None, 5.0])
     self.assertEqual([at("k", m) for m in (0.5, 1)], [None, 10.0])
 
-  def test_it_is_the_line_of_a_figure(self):
-    """Law: values at the points of a series are those of the series."""
+  @parameterized.parameters("round", "time", "bytes")
+  def test_it_is_the_line_of_a_figure(self, against):
+    """Law: between two evaluations it is on the line that joins them."""
     run = run_of()
-    for against in ("round", "time", "bytes"):
-      x, y = run.series("test_loss", against)
-      np.testing.assert_array_equal(
-          [value_at(run, "test_loss", Moment(against, at)) for at in x], y
-      )
+    ends = dict(zip(*run.series("round", against)[::-1], strict=True))
+    for first, last in ((0, 2), (2, 4)):
+      for part in (0, 0.25, 0.9, 1):
+        at = ends[first] + part * (ends[last] - ends[first])
+        self.assertAlmostEqual(
+            value_at(run, "test_loss", Moment(against, at)),
+            LOSSES[first] + part * (LOSSES[last] - LOSSES[first]),
+        )
+
+  @parameterized.parameters(None, math.nan, math.inf)
+  def test_what_is_not_finite_is_not_filled(self, lost):
+    """Law: there is a value only where all evaluations beside it are finite."""
+    run = run_of(6, norm=lambda m: lost if m in (2, 6) else m)
+    at = lambda m: value_at(run, "norm", Moment("round", m))
+    self.assertEqual(
+        [at(m) for m in (1, 1.5, 2, 2.5, 3, 4.5, 5, 5.5, 6)],
+        [1, None, None, None, 3, 4.5, 5, None, None],
+    )
 
   def test_examples(self):
     self.assertEqual(doctest.testmod(moment).failed, 0)

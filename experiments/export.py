@@ -27,7 +27,8 @@ def main(argv):
     runs = read_all(*argv[1:])
     at, by = points.asked(runs), points.sort_by(runs)
     if by is not None:
-      runs.sort(key=lambda run: ranking.rank([run], by, at))
+      ordered = ranking.order([[run] for run in runs], by, at)
+      runs = [runs[number] for number in ordered]
     names = frame.names_of(runs, *argv[1:])
     if at is None:
       table = frame.by_round(runs, names)

@@ -3,23 +3,20 @@
 from pathlib import Path
 
 from agsfl.errors import require
-from agsfl.records.fairness import SPREAD
-from agsfl.records.moment import Moment, best_is, point_in_words
+from agsfl.records.moment import (
+    Moment,
+    best_is,
+    end,
+    point_in_words,
+    value_at,
+)
 from agsfl.records.read import Run
+from agsfl.records.titles import WORST, title_of
 from experiments.lib import groups, ranking
-from experiments.lib.drawing import has, log_axis, plt, save, scale_y
+from experiments.lib.drawing import log_axis, plt, save, scale_y
 
-_, _, _WORST, *_ = SPREAD
-
-# Columns that most runs have, and their titles.
-_TITLES = {
-    "train_loss": "training loss",
-    "test_loss": "test loss",
-    "test_accuracy": "test accuracy",
-    _WORST: "test accuracy, worst 10% of clients",
-}
-_LAST = {"round": "rounds", "time": "time", "seconds": "seconds",
-         "bytes": "bytes sent"}
+# Columns that most runs have.
+_COLUMNS = ("train_loss", "test_loss", "test_accuracy")
 
 
 def compare(
@@ -45,10 +42,10 @@ def compare(
       was ahead of each other group's, at the time when it was most.
     moment: where the values of the table are taken, which the figure marks; its
       axis is that of all panels. None for the end of each run, and for time.
-    sorted_by: see `ranking.rank`; None for the order of the settings' values.
+    sorted_by: see `ranking.order`; None for the order of the settings' values.
 
   Returns:
-    A Markdown table of the groups, the best one in bold, and what it means.
+    A Markdown table of the groups, the best in bold, and what it means.
 
   Raises:
     ConfigError: a field is no setting, or no group has the label.
@@ -58,8 +55,9 @@ def compare(
     allowed = f"of {'; '.join(by_label)}"
     require(lead_of in by_label, "lead_of", lead_of, allowed)
   if sorted_by is not None:
-    of = lambda label: ranking.rank(by_label[label], sorted_by, moment)
-    by_label = {label: by_label[label] for label in sorted(by_label, key=of)}
+    labels = list(by_label)
+    order = ranking.order(list(by_label.values()), sorted_by, moment)
+    by_label = {labels[i]: by_label[labels[i]] for i in order}
   _draw(by_label, path, kind, moment)
   return _table(by_label, lead_of, moment, sorted_by)
 
@@ -67,12 +65,12 @@ def compare(
 def _draw(by_label, path, kind, moment):
   runs = [run for group in by_label.values() for run in group]
   shown = {
-      name: title for name, title in _TITLES.items()
-      if name != "test_loss" and any(has(run, name) for run in runs)
+      name: title_of(name) for name in ("train_loss", "test_accuracy", WORST)
+      if any(groups.has(run, name) for run in runs)
   }
   if any(map(_k_moves, runs)):
     shown["k"] = "k: elements per message"
-  shown |= {name: groups.title_of(name) for name in groups.metrics(runs)}
+  shown |= {name: title_of(name) for name in groups.metrics(runs)}
   against = "time" if moment is None else moment.against
   figure, (every,) = plt.subplots(
       1, len(shown), figsize=(2 + 5 * len(shown), 4.5), layout="constrained",
@@ -115,60 +113,60 @@ def _table(by_label, lead_of, moment, sorted_by):
   ends = ["round", "time"]
   if moment is not None and moment.against not in ends:
     ends.append(moment.against)
-  worst = any(has(run, _WORST) for run in runs)
-  columns = {
-      **{name: _TITLES[name] for name in _TITLES if worst or name != _WORST},
-      **{name: groups.title_of(name) for name in groups.metrics(runs)},
-      **{name: _LAST[name] for name in ends},
-  }
+  worst = [WORST] if any(groups.has(run, WORST) for run in runs) else []
+  keys = [*_COLUMNS, *worst, *groups.metrics(runs), *ends]
   best_by = ranking.best_by(runs, sorted_by)
-  best = _best(by_label, best_by, moment)
-  lines = []
+  best = ranking.best_of(list(by_label.values()), best_by, moment)
+  bold = [label for number, label in enumerate(by_label) if number in best]
+  lines, partly = [], False
   for label, group in by_label.items():
-    values = [ranking.values_at(group, key, moment) for key in columns]
-    there, count = len(ranking.values_at(group, "round", moment)), len(group)
+    values = [ranking.values_at(group, key, moment) for key in keys]
+    partly |= any(0 < some.count(None) < len(group) for some in values)
     lines.append([
-        f"**{label}**" if label == best else label,
-        str(count) if there == count else f"{there} of {count}",
-        *(groups.over_seeds(some) if some else groups.NONE for some in values),
+        f"**{label}**" if label in bold else label,
+        str(len(group)),
+        *map(groups.over_seeds, values),
     ])
     if lead_of is not None:
       lines[-1].append(_lead(by_label[lead_of], group))
   what = ["group", _mean_over(groups.averaged_over(by_label))]
   if moment is not None:
     what.append(point_in_words(moment))
-  header = [", ".join(filter(None, what)), "runs", *columns.values()]
+  header = [", ".join(filter(None, what)), "runs", *map(title_of, keys)]
   if lead_of is not None:
     header.append(f"largest lead of {lead_of} in test accuracy")
-  return "\n".join([
-      groups.table(header, lines),
-      *_notes(runs, moment, best, best_by),
-  ])
+  notes = [
+      *_about_best(bold, best_by),
+      *([groups.PARTLY] if partly else []),
+      *_about_missing(runs, moment),
+  ]
+  table = groups.table(header, lines)
+  return "\n".join([table, "", *notes]) if notes else table
 
 
-def _best(by_label, key, moment):
-  """The label of the best group; None if there is nothing to compare."""
-  if key is None or len(by_label) == 1:
-    return None
-  of = lambda label: ranking.rank(by_label[label], key, moment)
-  best = min(by_label, key=of)
-  return best if ranking.values_at(by_label[best], key, moment) else None
+def _about_best(bold, key):
+  if not bold:
+    return []
+  has = "has" if len(bold) == 1 else "have"
+  most = "largest" if best_is(key) == "max" else "smallest"
+  names = "; ".join(bold)
+  return [f"In bold: {names}, which {has} the {most} {title_of(key)}."]
 
 
-def _notes(runs, moment, best, key):
-  """What stands below the table."""
-  notes = []
-  if best is not None:
-    most = "largest" if best_is(key) == "max" else "smallest"
-    title = _TITLES.get(key) or _LAST.get(key) or groups.title_of(key)
-    notes.append(f"In bold: {best}, which has the {most} {title}.")
-  missing = len(runs) - len(ranking.values_at(runs, "round", moment))
-  if moment is not None and missing:
-    notes.append(
-        f"{missing} of {len(runs)} runs do not come so far and have no values "
-        "here."
-    )
-  return ["", *notes] if notes else []
+def _about_missing(runs, moment):
+  """Lines about the runs that are not at the point."""
+  if moment is None:
+    return []
+  missing = [run for run in runs if value_at(run, "round", moment) is None]
+  without = sum(end(run, moment.against) is None for run in missing)
+  reasons = {
+      f"have no {title_of(moment.against)}": without,
+      "do not come so far": len(missing) - without,
+  }
+  return [
+      f"{count} of {len(runs)} runs {reason} and so have no values here."
+      for reason, count in reasons.items() if count
+  ]
 
 
 def _k_moves(run):

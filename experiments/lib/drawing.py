@@ -14,6 +14,7 @@ from absl import logging
 from agsfl import files
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
+from agsfl.records.titles import title_of
 from experiments.lib import groups
 
 ENDINGS = (".png", ".pdf", ".svg")
@@ -71,7 +72,7 @@ def _draw(run, folder):
       folder, "loss", "loss over all samples",
       _against_time(run, ["train_loss", "test_loss"]),
   )
-  if has(run, "test_accuracy"):
+  if groups.has(run, "test_accuracy"):
     draw_accuracy = _against_time(run, ["test_accuracy"])
     title = "test accuracy: share of samples that are right"
     _figure(folder, "accuracy", title, draw_accuracy)
@@ -82,10 +83,10 @@ def _draw(run, folder):
         _contributions(run.contributed),
     )
   for name in run.metrics:
-    title = groups.title_of(name)
+    title = title_of(name)
     _figure(folder, f"metric_{name}", title, _against_time(run, [name]))
   # Runs of version 0.1 have no spread, and without test samples it is unknown.
-  if has(run, SPREAD[0]):
+  if groups.has(run, SPREAD[0]):
     figure, both = plt.subplots(
         2, 1, sharex=True, figsize=(6, 5), height_ratios=(5, 2),
         layout="constrained",
@@ -207,8 +208,3 @@ def _contributions(counts):
     )
 
   return draw
-
-
-def has(run: Run, key: str) -> bool:
-  """Whether the column has a number anywhere."""
-  return len(run.series(key)[0]) > 0

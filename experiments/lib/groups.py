@@ -7,10 +7,13 @@ import numpy as np
 
 from agsfl.errors import ConfigError, require
 from agsfl.frame import differing, settings_of, value_of
-from agsfl.records.columns import OF_TASKS
 from agsfl.records.read import Run, natural_order, read_all
 
 NONE = "\u2013"  # a dash
+PARTLY = (
+    'Where a number has "(n of m)" beside it, only n of the m runs have a '
+    "value, and it is their mean. Such a group is not marked as the best one."
+)
 _WINDOWS = 80  # of a smoothed line
 TIME = "normalised time (rounds of computation)"
 AXIS_TITLES = {
@@ -102,14 +105,14 @@ def _seed(runs):
   return ["seed"] if len({run.asked.get("seed") for run in runs}) > 1 else []
 
 
-def title_of(metric: str) -> str:
-  """What figures call a metric; the user's own are called by their names."""
-  return OF_TASKS.get(metric, metric)
-
-
 def metrics(runs: list[Run]) -> list[str]:
   """The names of the metrics of tasks and users in these runs."""
   return list(dict.fromkeys(name for run in runs for name in run.metrics))
+
+
+def has(run: Run, key: str) -> bool:
+  """Whether the column has a number anywhere."""
+  return len(run.series(key, "round")[0]) > 0
 
 
 class Band(NamedTuple):
@@ -243,19 +246,37 @@ def largest_lead(
   return float(lead.max()), float(both.x[lead.argmax()])
 
 
-def over_seeds(values, mean: str = ".4g", spread: str = ".2g") -> str:
-  """The mean of the seeds' numbers and half their range, in these formats."""
-  text = format(np.mean(values), mean)
-  if len(values) > 1:
-    text += f" ± {format(np.ptp(values) / 2, spread)}"
-  return text
+def over_seeds(
+    values: Iterable[float | None], mean: str = ".4g", spread: str = ".2g"
+) -> str:
+  """The mean of the seeds' numbers and half their range, in these formats.
+
+  >>> over_seeds([1.0, 2.0]), over_seeds([1.0, None]), over_seeds([1.0])
+  ('1.5 ± 0.5', '1 (1 of 2)', '1')
+
+  Args:
+    values: of each run, None where it has none. If that is so for some of
+      them, the text says how many have one; for all of them it is a dash.
+    mean, spread: the formats.
+  """
+  every = list(values)
+  there = [value for value in every if value is not None]
+  if not there:
+    return NONE
+  text = format(np.mean(there), mean)
+  if len(there) > 1:
+    text += f" ± {format(np.ptp(there) / 2, spread)}"
+  return text + part_of(len(there), len(every))
+
+
+def part_of(count: int, runs: int) -> str:
+  """What stands after a mean that is not over all runs of its group."""
+  return f" ({count} of {runs})" if count < runs else ""
 
 
 def final(runs: list[Run], key: str) -> str:
-  """A number of the summaries, `over_seeds`; a dash if no run has it."""
-  values = [run.summary.get(key) for run in runs]
-  values = [value for value in values if value is not None]
-  return over_seeds(values) if values else NONE
+  """A number of the summaries, `over_seeds`."""
+  return over_seeds(run.summary.get(key) for run in runs)
 
 
 def spans_decades(values: Iterable[float]) -> bool:

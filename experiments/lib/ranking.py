@@ -1,17 +1,18 @@
 """Which of several runs or groups is best, and in which order they go."""
 
-import numpy as np
+import statistics
 
 from agsfl.frame import settings_of, value_of
 from agsfl.records.moment import EVALUATED, Moment, best_is, value_at
 from agsfl.records.read import Run
-from experiments.lib.groups import in_order, metrics
+from experiments.lib.groups import has, in_order, metrics
+
+_NOTHING = (2,)  # the rank of a group without any value
 
 
 def results_of(runs: list[Run]) -> list[str]:
   """The columns of results of which any of the runs has numbers."""
   names = (*EVALUATED, *metrics(runs), "round", "time", "seconds")
-  has = lambda run, name: len(run.series(name, "round")[0])
   return [
       *(
           name
@@ -23,7 +24,7 @@ def results_of(runs: list[Run]) -> list[str]:
 
 
 def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
-  """The column that decides which run or group is best; see `best_is`.
+  """The column that decides which run or group is best; see `best_of`.
 
   Args:
     runs: those that are compared.
@@ -38,24 +39,66 @@ def best_by(runs: list[Run], sorted_by: str | None) -> str | None:
   return next((name for name in wanted if name in has), None)
 
 
-def values_at(runs: list[Run], key: str, moment: Moment | None) -> list[float]:
-  """The values of those runs that have one; see `value_at`."""
-  values = [value_at(run, key, moment) for run in runs]
-  return [value for value in values if value is not None]
+def values_at(
+    runs: list[Run], key: str, moment: Moment | None
+) -> list[float | None]:
+  """The value of each run, None where it has none; see `value_at`."""
+  return [value_at(run, key, moment) for run in runs]
 
 
-def rank(runs: list[Run], key: str, moment: Moment | None) -> tuple:
-  """A key to sort groups by: results with the best first, settings by value.
+def order(
+    groups: list[list[Run]], key: str, moment: Moment | None
+) -> list[int]:
+  """The groups' numbers in order: the best result, or the least setting, first.
 
   Args:
-    runs: of one group; its mean counts, and without values it is last.
-    key: a setting, or a column of `results_of`.
+    groups: runs of one setting each.
+    key: a setting, or a column of `results_of`. Of a column the group's mean
+      counts. Groups in which some runs have no value come after the others, and
+      groups without any value last.
     moment: see `value_at`.
   """
-  if key in runs[0].asked:
-    return in_order(value_of(runs[0].asked, key))
-  values = values_at(runs, key, moment)
-  if not values:
-    return (1,)
-  mean = float(np.mean(values))
-  return (0, -mean if best_is(key) == "max" else mean)
+  if key in settings_of([run for runs in groups for run in runs]):
+    ranks = [in_order(value_of(runs[0].asked, key)) for runs in groups]
+  else:
+    ranks = _ranks(groups, key, moment)
+  return sorted(range(len(groups)), key=lambda number: ranks[number])
+
+
+def best_of(
+    groups: list[list[Run]], key: str | None, moment: Moment | None
+) -> list[int]:
+  """The numbers of the groups whose mean is best, several if they are equal.
+
+  Only a group in which every run has a value can be best: runs that have
+  failed, or that end early, must not make the others' mean better.
+
+  Args:
+    groups: runs of one setting each.
+    key: from `best_by`.
+    moment: see `value_at`.
+
+  Returns:
+    Their numbers; none if fewer than two groups have values to compare.
+  """
+  ranks = [] if key is None else _ranks(groups, key, moment)
+  if sum(rank != _NOTHING for rank in ranks) < 2:
+    return []
+  best = min(ranks)
+  return [i for i, rank in enumerate(ranks) if rank == best and not rank[0]]
+
+
+def _ranks(groups, key, moment):
+  """Sort keys of groups: whether values are missing, then the mean."""
+  sign = -1 if best_is(key) == "max" else 1
+  ranks = []
+  for runs in groups:
+    every = values_at(runs, key, moment)
+    there = [value for value in every if value is not None]
+    if there:
+      # This mean does not depend on the order of the runs.
+      mean = statistics.fmean(there)
+      ranks.append((len(there) < len(every), sign * mean))
+    else:
+      ranks.append(_NOTHING)
+  return ranks

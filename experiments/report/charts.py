@@ -12,6 +12,7 @@ import numpy as np
 
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
+from agsfl.records.titles import title_of
 from experiments.lib import groups as lib
 from experiments.report.runs import Group, has_k
 
@@ -284,7 +285,7 @@ def charts(groups: list[Group]) -> list[dict[str, Any]]:
     y_title = "share classified correctly"
     made.append(curve("Test accuracy", y_title, accuracy, share=True))
   for name in lib.metrics(runs):
-    made.append(curve(lib.title_of(name), lib.title_of(name), lines(name)))
+    made.append(curve(title_of(name), title_of(name), lines(name)))
 
   # Of a single setting also the probe, if that ever differs.
   without = [run.config["method"] for run in runs if not has_k(run)]

@@ -12,7 +12,8 @@ import vl_convert
 
 import agsfl
 from agsfl.records.moment import Moment, point_in_words
-from experiments.lib.ranking import rank
+from experiments.lib.groups import PARTLY
+from experiments.lib.ranking import order
 from experiments.report import charts, runs, tables
 from experiments.report.runs import Shown
 
@@ -35,13 +36,20 @@ def data(
   """
   groups = runs.group(shown)
   if sort_by:
-    groups.sort(key=lambda group: rank(group.runs, sort_by, at))
+    ordered = order([group.runs for group in groups], sort_by, at)
+    groups = [groups[number] for number in ordered]
   every = [one.run for one in shown]
   made = charts.charts(groups)
   # Of several settings each has a number, which may have no line yet.
   labels = [group.label for group in groups if len(groups) > 1]
   labels += [line["label"] for chart in made for line in chart["lines"]]
   labels = list(dict.fromkeys(labels))
+  results = tables.results(groups, at, best_by)
+  # Only a mean that is not over all runs says over how many it is.
+  partly = any(
+      isinstance(cell, list) and len(cell) > 3
+      for table in results for row in table["rows"] for cell in row
+  )
   for chart in made:
     for line in chart["lines"]:
       line["style"] = labels.index(line.pop("label"))
@@ -50,6 +58,7 @@ def data(
       "runs": len(shown),
       "unfinished": sum(not run.finished for run in every),
       "seeds": any(len(group.runs) > 1 for group in groups),
+      "partly": PARTLY if partly else "",
       "when": point_in_words(at),
       "moment": at and at._asdict(),
       "lines": [
@@ -62,7 +71,7 @@ def data(
       "specification": charts.specification(len(labels)),
       "charts": made,
       "tables": [
-          *tables.results(groups, at, best_by),
+          *results,
           *tables.settings(groups),
           *tables.sent(groups),
           *tables.clients(groups),

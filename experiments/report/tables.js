@@ -28,8 +28,9 @@ function sorted(rows, index, sign) {
 
 /** A table as a CSV file, with all digits of its numbers. */
 function csvOf({columns, rows}) {
-  const spreads = columns.map((_, i) => rows.some((row) => row[i]?.[2] > 0
-    && Array.isArray(row[i])));
+  // What cells of a column have besides their numbers.
+  const extras = columns.map((_, i) => [[2, "half range"], [3, "runs"]].filter(
+    ([part]) => rows.some((row) => Array.isArray(row[i]) && row[i][part] > 0)));
   const quoted = (value) => {
     if (typeof value === "number") return String(value);
     let text = value ?? "";
@@ -39,10 +40,10 @@ function csvOf({columns, rows}) {
   };
   const heads = columns.flatMap(({title, file_unit}, i) => {
     const name = nameOf(title, file_unit);
-    return spreads[i] ? [name, `${name}, half range`] : [name];
+    return [name, ...extras[i].map(([, what]) => `${name}, ${what}`)];
   });
   const lines = rows.map((row) => row.flatMap((cell, i) =>
-    spreads[i] ? [valueOf(cell), cell?.[2] ?? null] : [valueOf(cell)]));
+    [valueOf(cell), ...extras[i].map(([part]) => cell?.[part] ?? null)]));
   return [heads, ...lines]
     .map((line) => `${line.map(quoted).join(",")}\r\n`).join("");
 }

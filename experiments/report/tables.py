@@ -1,8 +1,9 @@
 """The tables of a report, as plain data: columns, and rows of cells.
 
 A cell is text, a number, None, or a number with its text: [number, text]. The
-mean over several seeds also has half their range: [number, text, half]. The
-page shows a table of a single row as pairs of names and values.
+mean over several seeds also has half their range: [number, text, half], and
+where some of them have no value, how many have one: [number, text, half, runs].
+The page shows a table of a single row as pairs of names and values.
 """
 
 import dataclasses
@@ -15,16 +16,12 @@ import numpy as np
 
 from agsfl.config import Config
 from agsfl.records import traffic
-from agsfl.records.fairness import SPREAD, jain_index
+from agsfl.records.fairness import jain_index
 from agsfl.records.moment import Moment, value_at
 from agsfl.records.read import Run
-from experiments.lib.groups import (
-    metrics,
-    over_seeds,
-    title_of,
-    value_in_words,
-)
-from experiments.lib.ranking import rank, values_at
+from agsfl.records.titles import BEST, DEVIATION, JAIN, MEAN, WORST, title_of
+from experiments.lib.groups import metrics, over_seeds, part_of, value_in_words
+from experiments.lib.ranking import best_of
 from experiments.report.runs import Group, has_k
 
 _NUMBER_BYTES = 4
@@ -80,19 +77,22 @@ def _column(metric, groups):
   if unit == "bytes":
     scale, unit = size_of(max((v for some in values for v in some), default=0))
 
-  def cell(some):
+  def cell(some, runs):
     if not some:
       return None
-    if max(some) == min(some):
-      return [some[0], format(some[0] / scale, metric.form)]
-    shown = [value / scale for value in some]
+    alike = max(some) == min(some)
+    shown = [value / scale for value in (some[:1] if alike else some)]
     text = over_seeds(shown, metric.form, metric.spread)
-    return [float(np.mean(some)), text, float(np.ptp(some)) / 2]
+    text += part_of(len(some), len(runs))
+    half = float(np.ptp(some)) / 2
+    if len(some) < len(runs):
+      return [float(np.mean(some)), text, half, len(some)]
+    return [some[0], text] if alike else [float(np.mean(some)), text, half]
 
   # A CSV file has the numbers as they are.
   file_unit = "" if unit == "%" else metric.unit
   head = {"title": metric.title, "unit": unit, "file_unit": file_unit}
-  return head, [cell(some) for some in values]
+  return head, [*map(cell, values, groups)]
 
 
 def _table(section, title, heads, shown, groups, **more):
@@ -118,23 +118,21 @@ def _results_of(runs, at):
 
   The key is the column of metrics.jsonl, if the metric is one.
   """
-  row = lambda title, key, form=".4f", spread=".2g", always=False: {
+  row = lambda key, form=".4f", spread=".2g", always=False: {
       key: Metric(
-          title, functools.partial(value_at, key=key, moment=at), form, spread,
-          always=always,
+          title_of(key), functools.partial(value_at, key=key, moment=at), form,
+          spread, always=always,
       )
   }
   found = (
-      row("training loss", "train_loss", always=True)
-      | row("test loss", "test_loss", always=True)
-      | row("test accuracy", "test_accuracy")
-      | row("test accuracy, worst 10% of clients", SPREAD[2])
+      row("train_loss", always=True) | row("test_loss", always=True)
+      | row("test_accuracy") | row(WORST)
   )
   for name in metrics(runs):
-    found |= row(title_of(name), name, ".4g")
-  found |= row("rounds", "round", ".0f", ".0f", always=True)
-  found |= row("normalised time", "time", ".1f", always=True)
-  found |= row("simulated seconds", "seconds", ".4g")
+    found |= row(name, ".4g")
+  found |= row("round", ".0f", ".0f", always=True)
+  found |= row("time", ".1f", always=True)
+  found |= row("seconds", ".4g")
 
   def sent(run, way):
     done = value_at(run, "round", at)
@@ -152,11 +150,8 @@ def _results_of(runs, at):
   found["jain"] = Metric("Jain's index of contributions", _jain, ".4f")
   found |= _of_summary("median_round_seconds", "wall time per round", "s")
   if len(runs) == 1:
-    mean, deviation, _, best, jain = SPREAD
-    found |= row("test accuracy, best 10% of clients", best)
-    found |= row("test accuracy, mean over clients", mean)
-    found |= row("test accuracy, deviation over clients", deviation)
-    found |= row("test accuracy, Jain's index", jain)
+    for name in (BEST, MEAN, DEVIATION, JAIN):
+      found |= row(name)
     found |= _of_summary("first_round_seconds", "wall time of round 1", "s")
     found |= _of_summary("peak_memory_mb", "peak memory", "MB")
   return found
@@ -206,22 +201,15 @@ def results(
   if best_by and best_by not in found:
     of = functools.partial(value_at, key=best_by, moment=at)
     unit = "bytes" if best_by == "bytes" else ""
-    found[best_by] = Metric(best_by.replace("_", " "), of, unit=unit)
+    found[best_by] = Metric(title_of(best_by), of, unit=unit)
   if len(runs) == 1:
     state = {"state": [_state(runs[0])]}
     return [_table("Results", "Results", state, found.values(), [runs])]
 
-  # All rows whose means are equally good are best.
   by_group = [group.runs for group in groups]
-  ranks = {
-      number: rank(some, best_by, at)
-      for number, some in enumerate(by_group)
-      if best_by and values_at(some, best_by, at)
-  }
   best = {}
-  if len(ranks) > 1:
-    top = [i for i, one in ranks.items() if one == min(ranks.values())]
-    best = {"best": top, "by": found[best_by].title}
+  if top := best_of(by_group, best_by, at):
+    best = {"best": top, "by": title_of(best_by)}
 
   # All runs of a group are finished, or it is one run.
   state = lambda some: {"state": [_state(run) for run in some]} if not all(

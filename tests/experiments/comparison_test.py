@@ -88,13 +88,13 @@ class ComparisonTest(parameterized.TestCase):
             ["**k = 0.5**", "1", "2.25", "2.25"],
             ["k = 1000", "1", "4.5", "4.5"],
             ["k = 10%", "2", "9 ± 2.2", "9 ± 2.2"],
-            ["k = 1.5%", "0 of 1", groups.NONE, groups.NONE],
+            ["k = 1.5%", "1", groups.NONE, groups.NONE],
         ],
     )
     self.assertEqual(
         notes,
         "In bold: k = 0.5, which has the smallest test loss.\n"
-        "1 of 5 runs do not come so far and have no values here.",
+        "1 of 5 runs do not come so far and so have no values here.",
     )
     for axes in self.axes:
       self.assertEqual(axes.get_xlabel(), "round")
@@ -102,9 +102,79 @@ class ComparisonTest(parameterized.TestCase):
       self.assertEqual(axes.lines[-1].get_linestyle(), "--")
     self.assertEqual(self.axes[0].lines[0].get_xdata().tolist(), [0, 2, 4])
 
+  def test_survivors_do_not_win(self):
+    """Law: a group whose runs have not all come so far is not the best one.
+
+    The only run of k = 5 that does has the smallest loss of all.
+    """
+    runs = [
+        run_with(loss, k=5.0, seed=seed, rounds=rounds)
+        for seed, (loss, rounds) in enumerate(((0.5, 4), (2.0, 2), (3.0, 3)))
+    ] + [run_with(loss, k=9.0, seed=0) for loss in (1.0, 1.5)]
+    (_, *lines), notes = self.compare(
+        runs, moment=Moment("round", 4.0), sorted_by="test_loss"
+    )
+    self.assertEqual(
+        [line[:4] for line in lines],
+        [
+            ["**k = 9**", "2", "5 ± 1", "5 ± 1"],
+            ["k = 5", "3", "2 (1 of 3)", "2 (1 of 3)"],
+        ],
+    )
+    self.assertEqual(
+        notes.splitlines(),
+        [
+            "In bold: k = 9, which has the smallest test loss.",
+            groups.PARTLY,
+            "2 of 5 runs do not come so far and so have no values here.",
+        ],
+    )
+    # No group is complete.
+    more = [*runs, run_with(1.0, k=9.0, seed=2, rounds=2)]
+    _, notes = self.compare(more, moment=Moment("round", 4.0))
+    self.assertNotIn("In bold", notes)
+
+  def test_equals_are_all_best(self):
+    runs = [
+        run_with(loss, k=k, seed=seed)
+        for loss, k in ((1.0, 1.0), (1.0, 2.0), (1.5, 3.0))
+        for seed in (0, 1)
+    ]
+    (_, *lines), notes = self.compare(runs, sorted_by="test_loss")
+    self.assertEqual(
+        [line[0] for line in lines], ["**k = 1**", "**k = 2**", "k = 3"]
+    )
+    self.assertEqual(
+        notes, "In bold: k = 1; k = 2, which have the smallest test loss."
+    )
+
+  def test_a_setting_that_some_runs_do_not_name(self):
+    """Law: such a run is where the default of the setting is, which is 10."""
+    runs = [
+        run_with(1.0, k=k, **more)
+        for k, more in ((1.0, {}), (2.0, {"comm_time": 20}),
+                        (3.0, {"comm_time": 5}))
+    ]
+    for some in (runs, runs[::-1]):
+      self.assertEqual(
+          self.labels(runs=some, sorted_by="comm_time"),
+          ["k = 3", "k = 1", "k = 2"],
+      )
+
+  def test_a_run_without_a_clock(self):
+    runs = [run_of(seconds=float), run_of()]
+    _, notes = self.compare(runs, [], moment=Moment("seconds", 3.0))
+    self.assertStartsWith(notes, groups.PARTLY)
+    self.assertEndsWith(
+        notes, "1 of 2 runs have no simulated seconds and so have no values "
+        "here."
+    )
+
   def test_bytes_are_an_axis(self):
     header, *_ = self.compare(moment=Moment("bytes", 6.0))[0]
-    self.assertEqual(header[-3:], ["rounds", "time", "bytes sent"])
+    self.assertEqual(
+        header[-3:], ["rounds", "normalised time", "bytes sent"]
+    )
     self.assertStartsWith(self.axes[0].get_xlabel(), "bytes sent")
 
   def test_figures_say_what_they_show(self):

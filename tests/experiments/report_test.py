@@ -245,7 +245,7 @@ class OneRunTest(FolderTest):
     # A column that only decides is shown too.
     _, found = runs.read_all([self.folder])
     table = page.data(found, best_by=SPREAD[1])["tables"][0]
-    self.assertEqual(table["by"], "client test accuracy std")
+    self.assertEqual(table["by"], "test accuracy, deviation over clients")
     self.assertEqual(
         column(table, table["by"]),
         {"fab_top_k": 0.25, "fub_top_k": 0.125, "send_all": None},
@@ -575,7 +575,7 @@ class SeveralRunsTest(FolderTest):
         (None, "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
         ("train_loss", "training loss", ["periodic_k", "fab_top_k"],
          "periodic_k"),
-        ("bytes", "bytes", ["periodic_k", "fab_top_k"],
+        ("bytes", "bytes sent", ["periodic_k", "fab_top_k"],
          "periodic_k"),
         ("round", "rounds", ["fab_top_k", "periodic_k"], "fab_top_k"),
         ("k", "test accuracy", ["fab_top_k", "periodic_k"], "periodic_k"),
@@ -587,6 +587,23 @@ class SeveralRunsTest(FolderTest):
         self.assertEqual([row[0] for row in table["rows"]], want)
         self.assertEqual(table["by"], title)
         self.assertEqual([table["rows"][i][0] for i in table["best"]], [top])
+
+  def test_survivors_do_not_win(self):
+    """Law: a mean that is not over all runs says so, and is not the best."""
+    self.write_study()
+    _, found = runs.read_all([self.folder])
+    made = page.data(found, Moment("round", 3.0), "test_loss", "test_loss")
+    table = made["tables"][0]
+    survivors, best = [
+        next(row for row in table["rows"] if row[0] == name)
+        for name in ("fab_top_k", "periodic_k")
+    ]
+    self.assertIn([1.1875, "1.1875 (1 of 2)", 0.0, 1], survivors)
+    self.assertIn([1.1875, "1.1875"], best)
+    self.assertEqual(table["rows"], [best, survivors])
+    self.assertEqual(table["best"], [0])
+    self.assertEqual(made["partly"], groups.PARTLY)
+    self.assertEqual(page.data(found)["partly"], "")
 
   def test_band_covers_what_all_have_seen(self):
     """y = t on 1, 2, 4 and y = 3 t on 2, 5: both known on 2..4."""

@@ -6,7 +6,7 @@ Open `pages/index.html` in a browser. The front page is the README. Every module
 has a page that is made from its docstrings. `agsfl.records` has the page "Files
 and columns", and each command under `experiments` has its manual.
 
-It needs pdoc: `pip install "agsfl[docs]"`, or `pip install pdoc`.
+It needs pdoc: `pip install pdoc`.
 """
 
 import importlib
@@ -83,7 +83,7 @@ def build(folder: Path, names: list[str]):
   Raises:
     ConfigError: pdoc is not installed, or the folder cannot be written.
   """
-  with refused("docs", 'needs `pip install "agsfl[docs]"`', ImportError):
+  with refused("docs", "needs pdoc: pip install pdoc", ImportError):
     from pdoc import doc, render
 
   class Page(doc.Module):

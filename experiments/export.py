@@ -11,6 +11,7 @@ columns are those of `agsfl.read_runs`.
 from absl import flags
 
 from agsfl import frame
+from agsfl.records.moment import point_in_words
 from agsfl.records.read import read_all
 from experiments.lib import out, plugins, points, ranking, scripts
 
@@ -36,6 +37,8 @@ def main(argv):
       table = frame.by_run(runs, names, moment=at)
     with out.written(path) as temporary:
       frame.write(table, temporary)
+    if at is not None:
+      print(f"a line for each run, {point_in_words(at)}")
     print(path)
 
 

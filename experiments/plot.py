@@ -2,9 +2,10 @@
 
     python -m experiments.plot WORKDIR... [--group_by=k] [--at_time=common]
 
-A WORKDIR is the folder of a run, or one with runs anywhere below it. Unfinished
-runs are left out. The table compares the runs where each of them ended, or with
---at_time, --at_rounds, --at_seconds or --at_bytes all at one point.
+A WORKDIR is the folder of a run, or one with runs anywhere below it. The table
+compares the runs where each of them ended, or with --at_time, --at_rounds,
+--at_seconds or --at_bytes all at one point. Unfinished runs are left out unless
+they have come to that point.
 """
 
 import sys
@@ -12,6 +13,9 @@ import sys
 from absl import flags
 
 from agsfl import frame
+from agsfl.errors import ConfigError
+from agsfl.records.moment import Moment, point_in_words, value_at
+from agsfl.records.read import Run, read_all
 from experiments.lib import (
     comparison,
     drawing,
@@ -26,17 +30,50 @@ _GROUP_BY = flags.DEFINE_list(
     "group_by",
     None,
     "Settings that make the groups. Default: all settings that differ, except "
-    "the seed.",
+    "the seed. If it is empty, all runs are one group.",
 )
 _LEAD_OF = flags.DEFINE_string(
     "lead_of",
     None,
-    "A group, as the table names it. The table then says by how much its test "
-    "accuracy was ahead of each other group's at equal time, at most.",
+    "A group, as the table names it. The table then has its largest lead over "
+    "each other group: the difference of their test accuracies at equal time.",
 )
 flags.adopt_module_key_flags(points)
 flags.adopt_module_key_flags(out)
 flags.adopt_module_key_flags(plugins)
+
+
+def compared(runs: list[Run]) -> tuple[list[Run], Moment | None]:
+  """The runs to compare, and the point that the flags ask for.
+
+  Says on one line of stderr how many unfinished runs are left out.
+
+  Args:
+    runs: finished or not.
+
+  Returns:
+    The finished runs, and those of the others that have come to the point. What
+    is common to all is up to the finished ones, if there are any.
+
+  Raises:
+    ConfigError: there is none; see also `points.asked`.
+  """
+  at = points.asked([run for run in runs if run.finished] or runs)
+  ready = lambda run: run.finished or (
+      at is not None and value_at(run, "round", at) is not None
+  )
+  chosen = [run for run in runs if ready(run)]
+  if not chosen:
+    so_far = "" if at is None else f" or has values {point_in_words(at)}"
+    raise ConfigError(f"no run here is finished{so_far}")
+  if left := len(runs) - len(chosen):
+    late = "" if at is None else " and do not come so far"
+    print(
+        f"warning: {left} of {len(runs)} runs are left out, because they are "
+        f"not finished{late}",
+        file=sys.stderr,
+    )
+  return chosen, at
 
 
 def warn(averaged: list[str], fields: list[str]):
@@ -61,9 +98,10 @@ def main(argv):
   with scripts.one_line_errors():
     plugins.load()
     path = out.path(f"runs/plot-{out.new_name()}.png", drawing.ENDINGS)
-    runs = groups.read_finished(argv[1:])
-    at, by = points.asked(runs), points.sort_by(runs)
-    fields = _GROUP_BY.value or frame.differing(runs)
+    runs, at = compared(read_all(*argv[1:]))
+    by, fields = points.sort_by(runs), _GROUP_BY.value
+    if fields is None:
+      fields = frame.differing(runs)
     warn(groups.averaged_over(groups.grouped(runs, fields)), fields)
     with out.written(path) as temporary:
       text = comparison.compare(

@@ -34,7 +34,7 @@ def compare(
   have it, k if it moves, and the metrics of tasks and users.
 
   Args:
-    runs: finished.
+    runs: finished, or those that have come to the point.
     fields: settings to group by.
     path: of the figure.
     kind: of `drawing.ENDINGS`, without its dot.
@@ -52,7 +52,7 @@ def compare(
   """
   by_label = groups.grouped(runs, fields)
   if lead_of is not None:
-    allowed = f"of {'; '.join(by_label)}"
+    allowed = f"one of {'; '.join(by_label)}"
     require(lead_of in by_label, "lead_of", lead_of, allowed)
   if sorted_by is not None:
     labels = list(by_label)

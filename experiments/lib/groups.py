@@ -1,13 +1,14 @@
 """Groups of runs: by settings, averaged over seeds, drawn, in tables."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl.errors import ConfigError, require
+from agsfl.errors import require
 from agsfl.frame import differing, settings_of, value_of
-from agsfl.records.read import Run, natural_order, read_all
+from agsfl.records.read import Run, natural_order
 
 NONE = "\u2013"  # a dash
 PARTLY = (
@@ -23,18 +24,6 @@ AXIS_TITLES = {
     "bytes": "bytes sent up and down, all clients together",
 }
 _WIDE = 12  # greatest value / least, from which on an axis is logarithmic
-
-
-def read_finished(folders: list[str]) -> list[Run]:
-  """The finished runs of folders, each once.
-
-  Raises:
-    ConfigError: there is none, or a run is damaged.
-  """
-  runs = [run for run in read_all(*folders) if run.finished]
-  if not runs:
-    raise ConfigError(f"{', '.join(folders)}: holds no finished run")
-  return runs
 
 
 def value_in_words(value: Any) -> str:
@@ -78,7 +67,7 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
   """
   known = settings_of(runs)
   for field in fields:
-    require(field in known, "group_by", field, f"of {', '.join(known)}")
+    require(field in known, "group_by", field, setting_like(field, runs))
   values_of = lambda run: [value_of(run.asked, field) for field in fields]
   groups = {}
   for run in sorted(runs, key=lambda run: list(map(in_order, values_of(run)))):
@@ -88,6 +77,22 @@ def grouped(runs: list[Run], fields: list[str]) -> dict[str, list[Run]]:
     )
     groups.setdefault(label or "all", []).append(run)
   return groups
+
+
+def setting_like(name: str, runs: list[Run]) -> str:
+  """What is allowed in place of a name that is no setting.
+
+  Args:
+    name: as the user gave it.
+    runs: those that are compared.
+
+  Returns:
+    Words with the names that are like this one, and those of settings in which
+    the runs differ.
+  """
+  like = difflib.get_close_matches(name, settings_of(runs))
+  names = dict.fromkeys([*like, *differing(runs), "seed"])
+  return f"a setting, such as {', '.join(names)}"
 
 
 def averaged_over(by_label: dict[str, list[Run]]) -> list[str]:

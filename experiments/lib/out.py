@@ -13,7 +13,7 @@ from agsfl.errors import refuse, refused
 from agsfl.files import expanded
 
 _OUT = flags.DEFINE_string(
-    "out", None, "The file to write, or the folder of all pages."
+    "out", None, "The file to write; of a command that writes pages, a folder."
 )
 
 

@@ -4,10 +4,11 @@ import math
 
 from absl import flags
 
-from agsfl.errors import ConfigError, require
+from agsfl.errors import require
 from agsfl.frame import settings_of
 from agsfl.records.moment import Moment, end
 from agsfl.records.read import Run
+from experiments.lib.groups import setting_like
 from experiments.lib.ranking import results_of
 
 # By flag, the axis and what it counts.
@@ -21,14 +22,15 @@ for _flag, (_, _what) in FLAGS.items():
   flags.DEFINE_string(
       _flag,
       None,
-      f"Compare the runs at this point: a number of {_what}, or common, the "
-      "end of the run that ended first.",
+      f"Runs are compared at this point: a number of {_what}. plot, export and "
+      "report also take common, the end of the run that ended first.",
   )
 _SORT_BY = flags.DEFINE_string(
     "sort_by",
     None,
-    "A column of the results, such as test_accuracy, or a setting. The table "
-    "is sorted by it, the best one first; settings are sorted by their values.",
+    "A column of the results, such as test_accuracy, or a setting. It orders "
+    "the runs, or groups of them: the best result is first, and settings go by "
+    "their values.",
 )
 
 
@@ -39,11 +41,12 @@ def asked(runs: list[Run]) -> Moment | None:
     runs: those that are compared.
 
   Returns:
-    The point; None if no flag is given.
+    The point; None if no flag is given. A run that has no evaluation after
+    round 0 has no say in what is common.
 
   Raises:
-    ConfigError: two flags are given, the value is no number, or no run has
-      this axis.
+    ConfigError: two flags are given, the value is no number, no run has this
+      axis, or none has come so far that there is a common point.
   """
   if (given := _given()) is None:
     return None
@@ -52,6 +55,9 @@ def asked(runs: list[Run]) -> Moment | None:
   ends = [x for run in runs if (x := end(run, against)) is not None]
   require(ends, name, text, f"unset, because no run here has {what}")
   if text == "common":
+    ends = [x for x in ends if x > 0]
+    allowed = "a number, because no run here has an evaluation after round 0"
+    require(ends, name, text, allowed)
     return Moment(against, min(ends))
   return _point(name, text, "common or a number from 0")
 
@@ -95,9 +101,10 @@ def sort_by(runs: list[Run]) -> str | None:
     ConfigError: it is neither.
   """
   name = _SORT_BY.value
-  allowed = [*results_of(runs), *settings_of(runs)]
-  if name is not None and name not in allowed:
-    raise ConfigError(
-        f"--sort_by={name}: must be one of {', '.join(allowed)}"
+  if name is not None:
+    results = results_of(runs)
+    require(
+        name in (*results, *settings_of(runs)), "sort_by", name,
+        f"{setting_like(name, runs)}, or one of {', '.join(results)}",
     )
   return name

@@ -10,11 +10,13 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 from matplotlib import pyplot as plt
 
+from agsfl.errors import ConfigError
 from agsfl.records.moment import Moment
 from agsfl.records.read import Run
 from experiments import plot
 from experiments.lib import comparison, drawing, groups, ranking
 from tests.records.moment_test import run_of
+from tests.small import given, main
 
 
 def run_with(loss, rounds=4, **asked):
@@ -232,6 +234,51 @@ class ComparisonTest(parameterized.TestCase):
     (line,) = said.getvalue().splitlines()
     self.assertStartsWith(line, "warning: the runs of a group differ in learn")
     self.assertIn("--group_by=k,learning_rate ", line)
+
+  def test_unfinished_runs(self):
+    """They are compared at a point to which they have come, or counted."""
+    late, later = run_of(2), run_of(3)
+    for flag, want, words in (
+        (None, RUNS, "2 of 7 runs are left out, because they are not finished"),
+        # What is common to the finished runs is round 2.
+        ("--at_rounds=common", [late, *RUNS, later], ""),
+        ("--at_rounds=3", [*RUNS, later], "1 of 7 runs are left out, because "
+         "they are not finished and do not come so far"),
+    ):
+      said = io.StringIO()
+      with given(*filter(None, [flag])), contextlib.redirect_stderr(said):
+        got, _ = plot.compared([late, *RUNS, later])
+      self.assertEqual([*map(id, got)], [*map(id, want)])
+      self.assertEqual(said.getvalue(), words and f"warning: {words}\n")
+    with self.assertRaisesRegex(ConfigError, "^no run here is finished$"):
+      plot.compared([late])
+
+  @parameterized.parameters(
+      ([], ["k"]), (["--group_by=seed,k"], ["seed", "k"]),
+      (["--group_by="], []),  # all runs are one group
+  )
+  def test_groups(self, flags, want):
+    with (
+        mock.patch.object(plot, "read_all", return_value=RUNS),
+        mock.patch.object(comparison, "compare") as compared,
+        mock.patch.object(plot.out, "written"),
+    ):
+      code, _ = main(plot, "runs", *flags)
+    self.assertEqual(code, 0)
+    self.assertEqual(compared.call_args.args[1], want)
+
+  @parameterized.parameters(
+      (dict(fields=["zz"]), "--group_by=zz: must be a setting, such as k, "
+       "seed"),
+      (dict(fields=["sed"]), "--group_by=sed: must be a setting, such as seed, "
+       "k"),
+      (dict(lead_of="k = 2"), "--lead_of=k = 2: must be one of k = 0.5; "),
+  )
+  def test_mistakes(self, options, message):
+    options = {"fields": ["k"], **options}
+    with self.assertRaises(ConfigError) as caught:
+      comparison.compare(RUNS, path=Path("a.png"), **options)
+    self.assertStartsWith(str(caught.exception), message)
 
   def test_nothing_to_compare(self):
     """One group is not best; runs without accuracies and losses are none."""

@@ -119,7 +119,7 @@ class DocsTest(absltest.TestCase):
     """pdoc is missing; the folder is a file: one line."""
     with mock.patch.dict(sys.modules, {"pdoc": None}):
       error, _ = small.main(docs, f"--out={self.folder}")
-    self.assertStartsWith(error, "error: docs: needs `pip install")
+    self.assertStartsWith(error, "error: docs: needs pdoc: pip install")
     self.assertLen(error.splitlines(), 1)
     file = self.folder / "file"
     file.touch()

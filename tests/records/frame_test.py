@@ -172,6 +172,11 @@ class TablesTest(parameterized.TestCase):
       )
       self.assertEqual((line["round"], line["bytes"]), ("2", str(BYTES[1])))
       self.assertEqual(float(line["row_k"]), ROWS[1]["k"])
+    place = f"--out={self.folder / 'common.csv'}"
+    _, printed = main(export, self.study, "--at_rounds=common", place)
+    self.assertStartsWith(
+        printed, f"a line for each run, at round {ROWS[-1]['round']}\n"
+    )
     late = self.exported(self.study, "--at_rounds=9")
     self.assertEqual({(x["round"], x["test_loss"]) for x in late}, {("", "")})
     error, _ = main(export, self.study, "--at_seconds=1", "--out=a.csv")

@@ -110,7 +110,8 @@ class ValueTest(parameterized.TestCase):
 
 class FlagsTest(parameterized.TestCase):
 
-  RUNS = (run_of(), run_of(rounds=3, pace=3.0))
+  # The first evaluation of the last two is at round 0, and there is no other.
+  RUNS = (run_of(), run_of(rounds=3, pace=3.0), run_of(0), run_of(1))
 
   @parameterized.parameters(
       ("--at_time=7", ("time", 7.0)),
@@ -131,7 +132,8 @@ class FlagsTest(parameterized.TestCase):
       (["--at_time=-1"], "--at_time=-1: must be common or "),
       (["--at_time=inf"], "--at_time=inf: must be common or "),
       (["--at_time=end"], "--at_time=end: must be common or "),
-      (["--sort_by=loss"], "--sort_by=loss: must be one of test_loss, "),
+      (["--sort_by=see"],
+       "--sort_by=see: must be a setting, such as seed, or one of test_loss, "),
   )
   def test_mistakes(self, arguments, message):
     with given(*arguments), self.assertRaises(ConfigError) as caught:
@@ -139,6 +141,18 @@ class FlagsTest(parameterized.TestCase):
       points.sort_by(self.RUNS)
     self.assertStartsWith(str(caught.exception), message)
     self.assertLen(str(caught.exception).splitlines(), 1)
+
+  def test_nothing_is_common(self):
+    """Round 0 alone is no point to compare at, whatever the axis."""
+    for flag in ("--at_time", "--at_rounds", "--at_bytes"):
+      with (
+          given(f"{flag}=common"),
+          self.assertRaisesRegex(ConfigError, f"^{flag}=common: must be a num"),
+      ):
+        points.asked(self.RUNS[2:])
+    # Without a round nothing says whether there is a clock.
+    with given("--at_seconds=0"), self.assertRaises(ConfigError):
+      points.asked([run_of(0)])
 
   def test_what_is_best(self):
     """The column of --sort_by, unless it is a setting; else accuracy."""

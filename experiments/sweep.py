@@ -153,29 +153,20 @@ def configs_of(
 
 def command(config: Config, workdir: Path) -> list[str]:
   """The command line of a run, with the other flags that were given."""
-  settings = [
-      f"--{name}={value}"
-      for name, value in dataclasses.asdict(config).items()
-      if value is not None
-  ]
   passed_on = run_flags.given(runner, (*run_flags.NAMES, "workdir"))
   # -P: so that a folder `experiments` of the user does not replace this one.
   return [
-      sys.executable, "-P", "-m", "experiments.run", *settings, *passed_on,
-      f"--workdir={workdir}",
+      sys.executable, "-P", "-m", "experiments.run",
+      *run_flags.words_of(config), *passed_on, f"--workdir={workdir}",
   ]
-
-
-def _bar(**kwargs):
-  hidden = runner.QUIET.value or not sys.stderr.isatty()
-  return tqdm(disable=hidden, **kwargs)
 
 
 def _side_by_side(group, signals):
   """The outcomes of a group of lanes, by folder."""
   rounds = sum(config.num_rounds for config in group.values())
   lanes = f"{len(group)} lanes"
-  with _bar(total=rounds, unit="round", desc=f"{lanes}, compiling") as bar:
+  begun = f"{lanes}, compiling"
+  with runner.bar(total=rounds, unit="round", desc=begun) as bar:
 
     def on_row(place, row):
       del place
@@ -365,7 +356,7 @@ def sweep(
   # Data that several runs share are read once.
   missing = _missing(configs, signals)
   done = len(configs) - len(missing)
-  with _bar(total=len(configs), initial=done, unit="run") as bar:
+  with runner.bar(total=len(configs), initial=done, unit="run") as bar:
     try:
       failed = run_all(missing, launch, bar, signals)
     except (errors.StoppedError, KeyboardInterrupt) as error:

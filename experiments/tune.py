@@ -9,27 +9,26 @@ after a stop. Several processes may run the same command at once; they share
 the trials. Ctrl-C and SIGTERM stop the search.
 """
 
-import contextlib
 import dataclasses
-import json
 import shlex
 import sys
-import threading
 from pathlib import Path
 
 from absl import flags, logging
-from tqdm import tqdm
 
 from agsfl import errors, files, simulation
-from agsfl.config import Config
 from agsfl.data.federated import fingerprint, load
+from agsfl.data.partitions import Partition
+from agsfl.data.sources import SourceOptions
 from agsfl.errors import ConfigError, StoppedError, require
 from agsfl.parts import Parts
 from agsfl.records import strict_json, tables
 from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import asked_of, refuse_other
-from agsfl.records.moment import best_is, point_in_words
+from agsfl.records.moment import best_is
+from agsfl.settings import require_utf8
 from agsfl.tasks import TASKS
+from agsfl.words import whole
 from experiments.lib import (
     columns,
     groups,
@@ -38,12 +37,12 @@ from experiments.lib import (
     points,
     runner,
     scripts,
-    search,
     stopping,
     trials,
 )
 from experiments.lib import flags as run_flags
-from experiments.lib.followed import Study, end_of, run_trial
+from experiments.lib.followed import Search, end_of, run_trial
+from experiments.lib.search import Choices, dimensions_of
 from experiments.lib.trials import Trials
 
 flags.adopt_module_key_flags(launchers)
@@ -53,9 +52,11 @@ for _name in points.FLAGS:
 _SEARCH = flags.DEFINE_multi_string(
     "search",
     [],
-    "A setting and the values to try: learning_rate=log:1e-3..1 on a log "
-    "scale, k=1%..100% or batch_size=8..64 on a linear one, or "
-    "method=fab_top_k,send_all one of these. Whole numbers stay whole.",
+    "A setting and the values to try: a range such as k=1%..100% or "
+    "batch_size=8..64, a range on a log scale such as "
+    "learning_rate=log:1e-3..1, or a list such as method=fab_top_k,send_all. "
+    "Whole numbers stay whole. With several of these flags the best "
+    "combination is searched for.",
 )
 _TRIALS = flags.DEFINE_integer(
     "trials",
@@ -76,7 +77,7 @@ _PRUNER = flags.DEFINE_enum(
     "median",
     list(trials.PRUNERS),
     "Which trials stop early: those worse than the median of the others at the "
-    "same point, or those that Hyperband leaves out.",
+    "same point, or those that the Hyperband algorithm stops.",
 )
 _TUNE_SEED = flags.DEFINE_integer(
     "tune_seed",
@@ -86,35 +87,31 @@ _TUNE_SEED = flags.DEFINE_integer(
 )
 
 _SHOWN = 10  # trials of the table
-_POLL_SECONDS = 1.0
+# Settings that decide which data a run has.
+_OF_DATA = {"dataset"} | {
+    field.name
+    for part in (Partition, SourceOptions)
+    for field in dataclasses.fields(part)
+}
 
 
-def _settings_of(study, trial):
-  """By name, the settings that an ended trial has tried."""
-  return {one.name: one.value_of(trial) for one in study.space}
-
-
-def _in_words(value):
+def _short(value):
   """The value of a setting; of a number that is not whole, four digits."""
   if isinstance(value, float) and not value.is_integer():
     return f"{value:.4g}"
   return groups.value_in_words(value)
 
 
-def _bar(done):
-  hidden = runner.QUIET.value or not sys.stderr.isatty()
-  return tqdm(total=_TRIALS.value, initial=done, unit="trial", disable=hidden)
+def _bar(all_trials):
+  done = len(all_trials.ended())
+  return runner.bar(total=_TRIALS.value, initial=done, unit="trial")
 
 
-def _ended(all_trials: Trials) -> list:
-  return [trial for trial in all_trials.all() if trial.state.is_finished()]
-
-
-def work(study: Study, all_trials: Trials, signals: stopping.Signals):
+def work(search: Search, all_trials: Trials, signals: stopping.Signals):
   """Runs trials in this process until there are enough.
 
   Args:
-    study: what is searched for.
+    search: what is searched for.
     all_trials: of the study.
     signals: already entered.
 
@@ -122,44 +119,27 @@ def work(study: Study, all_trials: Trials, signals: stopping.Signals):
     ConfigError: see `run_trial`.
     StoppedError: a signal came.
   """
-  with _bar(len(_ended(all_trials))) as bar:
+  with _bar(all_trials) as bar:
     while True:
       signals.check()
       trial = all_trials.next(_TRIALS.value)
       if trial is None:
         return
-      outcome = run_trial(study, trial, signals, bar)
+      try:
+        outcome = run_trial(search, trial, signals, bar)
+      except (ConfigError, StoppedError, KeyboardInterrupt):
+        all_trials.stop(trial)
+        raise
       all_trials.end(trial, outcome)
       bar.update()
       if not runner.QUIET.value:
         tried = ", ".join(
-            f"{name}={_in_words(value)}"
+            f"{name}={_short(value)}"
             for name, value in trial.settings.items()
         )
-        result = outcome.why or f"{study.objective} {outcome.value:.5g}"
+        result = outcome.why or f"{search.objective} {outcome.value:.5g}"
         bar.clear()
         logging.info("trial %d: %s: %s", trial.number, tried, result)
-
-
-@contextlib.contextmanager
-def _watched(all_trials):
-  """A bar of the trials that other processes run."""
-  over = threading.Event()
-  with _bar(len(_ended(all_trials))) as bar:
-
-    def watch():
-      while not over.wait(_POLL_SECONDS):
-        bar.update(len(_ended(all_trials)) - bar.n)
-
-    thread = threading.Thread(target=watch)
-    if not bar.disable:
-      thread.start()
-    try:
-      yield
-    finally:
-      over.set()
-      if thread.is_alive():
-        thread.join()
 
 
 def work_elsewhere(
@@ -176,6 +156,7 @@ def work_elsewhere(
     By its folder in the study's, the error of each process that failed.
 
   Raises:
+    ConfigError: study.db cannot be read.
     StoppedError: a signal came.
   """
   given = run_flags.given(sys.modules[__name__], ("jobs", "workdir"))
@@ -184,13 +165,18 @@ def work_elsewhere(
       sys.executable, "-P", "-m", "experiments.tune", *given,
       f"--workdir={folder}",
   ]
-  jobs = min(launchers.JOBS.value, _TRIALS.value - len(_ended(all_trials)))
+  jobs = min(launchers.JOBS.value, _TRIALS.value - len(all_trials.ended()))
   commands = {
       folder / "jobs" / str(number): command for number in range(1, jobs + 1)
   }
   failed = {}
-  with _watched(all_trials):
-    for place, why in launchers.local(jobs, signals)(commands):
+  with _bar(all_trials) as bar:
+
+    def look():
+      if not bar.disable:
+        bar.update(len(all_trials.ended()) - bar.n)
+
+    for place, why in launchers.local(jobs, signals, look)(commands):
       if why is not None:
         failed[str(place.relative_to(folder))] = why
   return failed
@@ -201,25 +187,25 @@ def _ranked(all_trials):
   sign = -1 if all_trials.maximize else 1
   is_other = lambda trial: trial.user_attrs["state"] != "finished"
   return sorted(
-      _ended(all_trials),
+      all_trials.ended(),
       key=lambda x: (
           is_other(x), 0 if is_other(x) else sign * x.value, x.number
       ),
   )
 
 
-def write_trials(study: Study, ranked: list, path: Path):
+def write_trials(search: Search, ranked: list, path: Path):
   """Writes trials.csv: a line for each trial, the best first.
 
   Args:
-    study: what is searched for.
+    search: what is searched for.
     ranked: Optuna's trials in this order.
     path: of the file.
   """
-  names = [one.name for one in study.space]
-  lines = [["trial", "state", study.objective, *names, "rounds", "why"]]
+  names = [one.name for one in search.space]
+  lines = [["trial", "state", search.objective, *names, "rounds", "why"]]
   for trial in ranked:
-    has, tried = trial.user_attrs, _settings_of(study, trial)
+    has, tried = trial.user_attrs, search.settings_of(trial)
     value = trial.value if has["state"] == "finished" else None
     lines.append([
         trials.folder_of(trial.number), has["state"], value,
@@ -229,47 +215,29 @@ def write_trials(study: Study, ranked: list, path: Path):
     tables.write_csv(temporary, lines)
 
 
-def _table(study, ranked):
-  """The best trials in aligned text."""
-  names = [one.name for one in study.space]
-  lines = [["", "trial", study.objective, *names, "rounds", "state"]]
-  for place, trial in enumerate(ranked[:_SHOWN]):
-    has, tried = trial.user_attrs, _settings_of(study, trial)
+def _table(search, ranked):
+  """The best trials in aligned text; those with the best value are marked."""
+  names = [one.name for one in search.space]
+  lines = [["", "trial", search.objective, *names, "rounds", "state"]]
+  for trial in ranked[:_SHOWN]:
+    has, tried = trial.user_attrs, search.settings_of(trial)
     finished = has["state"] == "finished"
     lines.append([
-        "best" if finished and not place else "",
+        "best" if finished and trial.value == ranked[0].value else "",
         str(trial.number),
         f"{trial.value:.5g}" if finished else groups.NONE,
-        *map(_in_words, tried.values()),
+        *map(_short, tried.values()),
         str(has["rounds"]),
         has["state"],
     ])
   return columns.aligned(lines, "<>>" + ">" * len(names) + "><")
 
 
-def command_of(config: Config) -> str:
-  """The command of a run with all settings that are not defaults, and its seed.
-
-  Args:
-    config: the settings.
-  """
-  settings = [
-      f"--{field.name}={value}".removesuffix(".0")
-      for field in dataclasses.fields(Config)
-      if (value := getattr(config, field.name)) != field.default
-      or field.name == "seed"
-  ]
-  passed_on = run_flags.given(plugins, ())
-  return shlex.join(
-      ["python", "-m", "experiments.run", *settings, *passed_on]
-  )
-
-
-def finish(study: Study, all_trials: Trials):
+def finish(search: Search, all_trials: Trials):
   """Writes trials.csv; prints the best trials and the command of the best.
 
   Args:
-    study: what is searched for.
+    search: what is searched for.
     all_trials: of the study.
 
   Raises:
@@ -281,7 +249,7 @@ def finish(study: Study, all_trials: Trials):
     print(f"trials that other processes still run: {elsewhere}")
   if not ranked:
     return
-  write_trials(study, ranked, study.folder / "trials.csv")
+  write_trials(search, ranked, search.folder / "trials.csv")
   best = ranked[0]
   if best.user_attrs["state"] != "finished":
     raise ConfigError(
@@ -290,26 +258,47 @@ def finish(study: Study, all_trials: Trials):
     )
   if runner.QUIET.value:
     return
-  print(_table(study, ranked))
+  print(_table(search, ranked))
   if shares := all_trials.importances():
     words = [f"{name} {share:.0%}" for name, share in shares.items()]
     print(f"importance of the settings: {', '.join(words)}")
-  config = study.config_of(_settings_of(study, best))
-  print(f"the best again: {command_of(config)}")
-  print(f"trials.csv, study.db and runs: {study.folder}")
+  config = search.config_of(search.settings_of(best))
+  again = [*run_flags.words_of(config), *run_flags.given(plugins, ())]
+  print(f"the best again: python -m experiments.run {shlex.join(again)}")
+  print(f"trials.csv, study.db and runs: {search.folder}")
 
 
-def _study_of(base, folder):
-  """The study of the flags, and what makes two studies different."""
-  space = search.dimensions_of(_SEARCH.value)
-  at, most = points.asked_as_number(), end_of(base)
-  for flag, (against, _) in points.FLAGS.items():
-    if at is not None and at.against == against == most.against:
-      require(
-          at.value <= most.value, flag, f"{at.value:g}",
+def _at(base, space):
+  """Where the objective is read; trials can come that far."""
+  if (at := points.asked_as_number()) is None:
+    return None
+  flag = next(x for x in points.FLAGS if points.FLAGS[x][0] == at.against)
+  has_clock = base.clock or "clock" in {one.name for one in space}
+  most = end_of(base)
+  for fits, allowed in (
+      (at.value > 0, "above 0"),
+      (at.against != "seconds" or has_clock, "unset without --clock"),
+      (
+          at.against != most.against or at.value <= most.value,
           f"at most {most.value:g}, where the runs end",
-      )
-  data = load(*base.data_settings())
+      ),
+  ):
+    require(fits, flag, at.value, allowed)
+  return at
+
+
+def _search_of(base, folder):
+  """The search of the flags, and what makes two studies different."""
+  space = dimensions_of(_SEARCH.value)
+  at = _at(base, space)
+  # Of data that are searched the first ones; each trial compares its own with
+  # those of the trials before it.
+  firsts = {
+      one.name: one.first
+      for one in space
+      if isinstance(one, Choices) and one.name in _OF_DATA
+  }
+  data = load(*dataclasses.replace(base, **firsts).data_settings())
   task = TASKS[data.task]
   accuracies = ("test_accuracy", *SPREAD) if task.share_right else ()
   allowed = (*accuracies, "test_loss", "train_loss", *task.derived)
@@ -324,12 +313,12 @@ def _study_of(base, folder):
       base.eval_every,
   )
   for one in space:
-    asked[one.name] = str(one)
-  return Study(base, space, objective, at, folder), {
+    asked[one.name] = one.identity
+  return Search(base, space, objective, at, folder), {
       **asked,
       "data": fingerprint(data),
       "objective": objective,
-      "at": point_in_words(at),
+      "at": at and [at.against, whole(at.value)],
       "pruner": _PRUNER.value,
       "tune_seed": _TUNE_SEED.value,
   }
@@ -364,27 +353,28 @@ def tune(folder: Path, signals: stopping.Signals) -> dict[str, str]:
     StoppedError: a signal came; the text says how many trials have ended.
   """
   trials.load_optuna()
-  study, identity = _study_of(run_flags.config_from_flags(), folder)
-  _begin(folder, json.loads(json.dumps(identity)))
-  direction = f"{best_is(study.objective)}imize"
+  require_utf8("workdir", str(folder))
+  search, identity = _search_of(run_flags.config_from_flags(), folder)
+  _begin(folder, identity)
+  direction = f"{best_is(search.objective)}imize"
   failed = {}
   with trials.opened(
-      folder, direction, study.space, _TUNE_SEED.value, _PRUNER.value
+      folder, direction, search.space, _TUNE_SEED.value, _PRUNER.value
   ) as all_trials:
     try:
       if launchers.JOBS.value == 1:
-        work(study, all_trials, signals)
-      elif len(_ended(all_trials)) < _TRIALS.value:
+        work(search, all_trials, signals)
+      elif len(all_trials.ended()) < _TRIALS.value:
         failed = work_elsewhere(folder, all_trials, signals)
     except (StoppedError, KeyboardInterrupt) as error:
       why = "stopped" if isinstance(error, KeyboardInterrupt) else error
-      done = len(_ended(all_trials))
+      done = len(all_trials.ended())
       raise StoppedError(
           f"{why}; {done} of {_TRIALS.value} trials have ended"
       ) from error
-    if failed and not _ended(all_trials):
+    if failed and not all_trials.ended():
       return failed
-    finish(study, all_trials)
+    finish(search, all_trials)
   return failed
 
 

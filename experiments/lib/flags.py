@@ -8,6 +8,7 @@ from absl import flags
 
 from agsfl.config import Config
 from agsfl.settings import is_optional, kinds_of, said_of
+from agsfl.words import whole
 
 _MAKERS = {
     (str,): flags.DEFINE_string,
@@ -64,6 +65,23 @@ def given(module: types.ModuleType, but: Collection[str]) -> list[str]:
       for flag in flags.FLAGS.get_key_flags_for_module(module)
       if flag.present and flag.name not in but
       for word in flag.serialize().splitlines()
+  ]
+
+
+def words_of(config: Config) -> list[str]:
+  """The words of a command line that make a Config.
+
+  Args:
+    config: the settings.
+
+  Returns:
+    A flag for each setting that is not its default, and for the seed.
+  """
+  return [
+      f"--{field.name}={whole(value)}"
+      for field in dataclasses.fields(Config)
+      if (value := getattr(config, field.name)) != field.default
+      or field.name == "seed"
   ]
 
 

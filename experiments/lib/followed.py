@@ -3,21 +3,25 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
 from agsfl import simulation
 from agsfl.config import Config
-from agsfl.errors import ConfigError, DivergedError, StoppedError
+from agsfl.errors import ConfigError, DivergedError, StoppedError, refuse
 from agsfl.records.moment import Moment, end, point_in_words, value_at
 from agsfl.records.read import Run, read_run
-from experiments.lib import dashboards, runner, search, stopping, trials
+from experiments.lib import dashboards, runner, stopping, trials
 from experiments.lib import flags as run_flags
+from experiments.lib.search import Dimension
 from experiments.lib.trials import Outcome, Trial
 
+if TYPE_CHECKING:
+  import optuna
 
-class Study(NamedTuple):
+
+class Search(NamedTuple):
   """What is searched for.
 
   Attributes:
@@ -29,7 +33,7 @@ class Study(NamedTuple):
   """
 
   base: Config
-  space: list[search.Dimension]
+  space: list[Dimension]
   objective: str
   at: Moment | None
   folder: Path
@@ -37,8 +41,8 @@ class Study(NamedTuple):
   def config_of(self, settings: dict[str, Any]) -> Config:
     """The run of a trial.
 
-    It ends where the objective is read, if its rounds do not depend on how far
-    a run is to go. Otherwise the trial stops there.
+    It ends where the objective is read. A run whose rules depend on its length
+    stays as long as it is, and the trial stops at that point.
 
     Args:
       settings: by name, what the trial tries.
@@ -58,6 +62,10 @@ class Study(NamedTuple):
     shorter = dataclasses.replace(config, **{name: most})
     return shorter if shorter.identity() == config.identity() else config
 
+  def settings_of(self, trial: "optuna.Trial") -> dict[str, Any]:
+    """By name, the settings that a trial of Optuna's tries."""
+    return {one.name: one.value_of(trial) for one in self.space}
+
 
 class Follower:
   """Follows the rows of a trial, reports its objective, says when to stop.
@@ -67,26 +75,33 @@ class Follower:
     passed: whether it has passed the point where its objective is read.
   """
 
-  def __init__(self, study: Study, trial: Trial, config: Config, place: Path):
+  def __init__(self, search: Search, trial: Trial, config: Config, place: Path):
     """Begins before the first row.
 
     Args:
-      study: what is searched for.
+      search: what is searched for.
       trial: that runs.
       config: its settings.
       place: the folder of its run.
     """
     self.pruned = self.passed = False
-    self._study, self._trial, self._place = study, trial, place
-    self._goal = study.at or end_of(config)
+    self._search, self._trial, self._place = search, trial, place
+    self._data_settings = config.data_settings()
+    self._goal = search.at or end_of(config)
     self._step = trial.reported
     self._run: Run | None = None
 
   def row(self, row: dict[str, Any]):
-    """Notes a row."""
+    """Notes a row.
+
+    Raises:
+      ConfigError: the data have changed since an earlier trial; or a file of
+        the run is damaged.
+    """
     # The file has this row already, and all before it of a run that goes on.
     if self._run is None:
       self._run = read_run(self._place)
+      self._require_same_data(self._run.config["data"])
     else:
       self._run.rows.append(row)
     if "test_loss" not in row:
@@ -100,10 +115,25 @@ class Follower:
       if at.value > reached:
         break
       self._step += 1
-      found = value_at(self._run, self._study.objective, at)
+      found = value_at(self._run, self._search.objective, at)
       self._trial.own.report(math.nan if found is None else found, self._step)
       self.pruned = self._trial.own.should_prune()
-    self.passed = self._study.at is not None and reached >= value
+    self.passed = self._search.at is not None and reached >= value
+
+  def _require_same_data(self, data):
+    """Trials that name the same data need the same fingerprint of them."""
+    for other in self._trial.own.study.get_trials(deepcopy=False):
+      if other.user_attrs.get("data", data) == data:
+        continue
+      config = self._search.config_of(self._search.settings_of(other))
+      if config.data_settings() == self._data_settings:
+        refuse(
+            f"--workdir={self._search.folder}",
+            f"the data have changed since trial {other.number}; use another "
+            "folder, or bring the old data back and remove "
+            f"{self._place.name} there",
+        )
+    self._trial.own.set_user_attr("data", data)
 
 
 def end_of(config: Config) -> Moment:
@@ -116,12 +146,12 @@ def end_of(config: Config) -> Moment:
 
 
 def run_trial(
-    study: Study, trial: Trial, signals: stopping.Signals, bar: tqdm
+    search: Search, trial: Trial, signals: stopping.Signals, bar: tqdm
 ) -> Outcome:
   """Runs a trial, or goes on with it.
 
   Args:
-    study: what is searched for.
+    search: what is searched for.
     trial: that is to run.
     signals: already entered.
     bar: shows the trial's rounds.
@@ -130,10 +160,15 @@ def run_trial(
     ConfigError: the error has nothing to do with the trial's settings.
     StoppedError: a signal came; the trial can go on.
   """
-  place = study.folder / trials.folder_of(trial.number)
+  place = search.folder / trials.folder_of(trial.number)
+  if trial.crashes >= trials.MOST_CRASHES:
+    why = (
+        f"its process crashed {trial.crashes} times, perhaps for want of memory"
+    )
+    return Outcome("failed", None, _rounds_of(place), why)
   try:
-    config = study.config_of(trial.settings)
-    follower = Follower(study, trial, config, place)
+    config = search.config_of(trial.settings)
+    follower = Follower(search, trial, config, place)
     with dashboards.opened(config, place) as log:
 
       def on_row(row):
@@ -162,24 +197,29 @@ def run_trial(
       raise
     return Outcome("failed", why=str(error))
   except DivergedError as error:
-    rounds = len(read_run(place).rows)
-    return Outcome("diverged", rounds=rounds, why=str(error))
+    return Outcome("diverged", None, _rounds_of(place), str(error))
   except StoppedError:
     run = read_run(place)
-    rounds = len(run.rows)
     if follower.pruned:
+      rounds = len(run.rows)
       return Outcome("pruned", None, rounds, f"pruned at round {rounds}")
     if not follower.passed:
       raise
-  return _outcome_of(study, run)
+  return _outcome_of(search, run)
 
 
-def _outcome_of(study, run):
+def _rounds_of(place):
+  """The rounds that the run in a folder has done."""
+  begun = (place / "config.json").exists()
+  return len(read_run(place).rows) if begun else 0
+
+
+def _outcome_of(search, run):
   """How a trial ended whose run came to its end, or to its budget."""
   rounds = len(run.rows)
-  value = value_at(run, study.objective, study.at)
+  value = value_at(run, search.objective, search.at)
   if value is not None:
     return Outcome("finished", value, rounds)
-  where = point_in_words(study.at)
-  why = f"no {study.objective} {where}: it ended at round {rounds}"
+  where = point_in_words(search.at)
+  why = f"no {search.objective} {where}: it ended at round {rounds}"
   return Outcome("failed", None, rounds, why)

@@ -155,7 +155,11 @@ def _counted(signals: stopping.Signals) -> Iterator[list[int]]:
     stopping.give_back(before)
 
 
-def local(jobs: int, signals: stopping.Signals) -> Callable:
+def local(
+    jobs: int,
+    signals: stopping.Signals,
+    on_look: Callable[[], None] = lambda: None,
+) -> Callable:
   """A launcher of processes on this machine, each with its share of cores.
 
   It passes a signal on to them as SIGTERM, and ends when they have ended.
@@ -163,6 +167,10 @@ def local(jobs: int, signals: stopping.Signals) -> Callable:
   Args:
     jobs: processes at once.
     signals: of the command, already entered.
+    on_look: called at each look at the processes, some times a second.
+
+  Returns:
+    The launcher. It raises StoppedError if a signal came.
   """
   shares = [None] * jobs
   if jobs > 1 and hasattr(os, "sched_setaffinity"):
@@ -188,6 +196,7 @@ def local(jobs: int, signals: stopping.Signals) -> Callable:
           for process, *_ in running.values():
             process.terminate()
         time.sleep(_LOCAL_SECONDS)
+        on_look()
         for workdir, (process, begin, share) in list(running.items()):
           if process.poll() is not None:
             del running[workdir]

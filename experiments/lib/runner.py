@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from tqdm import tqdm
@@ -59,6 +60,11 @@ def workdir(default: str) -> Path:
   return expanded(_WORKDIR.value or default)
 
 
+def bar(**options: Any) -> tqdm:
+  """A bar on a terminal, with options of tqdm; none elsewhere or if quiet."""
+  return tqdm(disable=QUIET.value or not sys.stderr.isatty(), **options)
+
+
 # At 80 columns the bar has what the text leaves.
 _BAR = "{desc}{unit} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
 
@@ -82,12 +88,11 @@ class _Progress:
     )
     self._first = None
     self._evaluated = []  # words about the newest evaluation
-    self._bar = tqdm(
+    self._bar = bar(
         total=self._goal,
         unit=self._of,
         bar_format=_BAR,
         dynamic_ncols=True,
-        disable=QUIET.value or not sys.stderr.isatty(),
     )
 
   def __enter__(self):

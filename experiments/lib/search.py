@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agsfl.config import Config
 from agsfl.errors import refuse, require
+from agsfl.records.folder import Extent
 from agsfl.settings import checked, kinds_of
+from agsfl.words import whole
 from experiments.lib import values
 
 if TYPE_CHECKING:
   import optuna
 
+# Settings that cannot be searched, and why.
+_REFUSED = {
+    **dict.fromkeys(Extent._fields, "all trials need the same budget"),
+    "eval_every": "all trials need evaluations at the same rounds",
+    **dict.fromkeys(("seed", "data_seed"), "the best seed is only good luck"),
+}
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 # The ends of a number's range: on a log scale after "log:", shares of D in %.
 _RANGE = re.compile(r"(log:)?([^%,]+?)(%?)\.\.([^%,]+)(%?)")
@@ -33,8 +41,10 @@ class Range(NamedTuple):
   log: bool
   unit: str
 
-  def __str__(self):
-    ends = f"{self.low:.12g}{self.unit}..{self.high:.12g}{self.unit}"
+  @property
+  def identity(self) -> str:
+    """What tells it from other ranges, for tune.json."""
+    ends = f"{whole(self.low)}{self.unit}..{whole(self.high)}{self.unit}"
     return f"log:{ends}" if self.log else ends
 
   def value_of(self, trial: "optuna.Trial") -> Any:
@@ -57,8 +67,15 @@ class Choices(NamedTuple):
   name: str
   texts: tuple[str, ...]
 
-  def __str__(self):
-    return ",".join(self.texts)
+  @property
+  def identity(self) -> list[str]:
+    """What tells it from other choices, for tune.json."""
+    return list(self.texts)
+
+  @property
+  def first(self) -> Any:
+    """The value that was named first."""
+    return _parsed(self.name, self.texts[0])
 
   def value_of(self, trial: "optuna.Trial") -> Any:
     """The value that a trial has; it gets one at the first call."""
@@ -83,8 +100,8 @@ def dimensions_of(texts: list[str]) -> list[Dimension]:
     texts: their values, such as "k=log:10..10000" or "method=fab_top_k,gtop_k".
 
   Raises:
-    ConfigError: there is none, one cannot be read, a setting is named twice, or
-      it cannot have one of the values.
+    ConfigError: there is none, one cannot be read, a setting is named twice or
+      cannot be searched, or it cannot have one of the values.
   """
   require(texts, "search", "", "given, such as learning_rate=log:1e-3..1")
   dimensions = [_dimension_of(text) for text in texts]
@@ -96,6 +113,11 @@ def dimensions_of(texts: list[str]) -> list[Dimension]:
 
 def _dimension_of(text):
   name, rest = values.split("search", text)
+  if name in _REFUSED:
+    refuse(
+        f"--search={text}",
+        f"must be of another setting, because {_REFUSED[name]}",
+    )
   if float in kinds_of(_FIELDS[name]) or int in kinds_of(_FIELDS[name]):
     if match := _RANGE.fullmatch(rest):
       return _range_of(f"--search={text}", name, *match.groups())

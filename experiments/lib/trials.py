@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from agsfl.errors import ConfigError, refused
+from agsfl.errors import ConfigError, refuse, refused
 from experiments.lib.search import Dimension
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # compare at equal points, wherever their evaluations are.
 STEPS = 20
 PRUNERS = ("median", "hyperband", "none")
+# A trial whose process crashed so often would only end further processes.
+MOST_CRASHES = 3
 _WARM_UP = 4  # steps before the median prunes
 _BUSY_SECONDS = 60  # how long a process waits while others write
 
@@ -49,12 +51,15 @@ class Trial(NamedTuple):
     own: Optuna's own object.
     settings: by name, the values that it tries.
     reported: steps that it reported before.
+    crashes: how many of its processes have ended without a stop or an error of
+      the user's.
   """
 
   number: int
   own: "optuna.Trial"
   settings: dict[str, Any]
   reported: int
+  crashes: int
 
 
 def folder_of(number: int) -> str:
@@ -84,6 +89,9 @@ class Trials:
   Whether a trial's process is alive can be seen from locks on bytes of the file
   study.lock: byte 0 is for changes of the study, byte n + 1 for trial n. The
   system frees them when a process ends, however it ends.
+
+  Every method raises an error of SQLAlchemy or Optuna if study.db cannot be
+  read or written. Within `opened` it becomes a ConfigError.
   """
 
   def __init__(
@@ -127,7 +135,10 @@ class Trials:
 
   def _trial(self, own, reported):
     settings = {one.name: one.value_of(own) for one in self._space}
-    return Trial(own.number, own, settings, reported)
+    # Each start counts as a crash until `stop` or `end` says how it ended.
+    crashes = own.user_attrs.get("crashes", 0)
+    own.set_user_attr("crashes", crashes + 1)
+    return Trial(own.number, own, settings, reported, crashes)
 
   def _sampler(self, number):
     seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
@@ -143,10 +154,14 @@ class Trials:
       return False
     return True
 
+  def stop(self, trial: Trial):
+    """Records that a trial was stopped and can go on."""
+    trial.own.set_user_attr("crashes", trial.crashes)
+
   def end(self, trial: Trial, outcome: Outcome):
     """Records how a trial ended.
 
-    A diverged one has the worst value, so that the sampler avoids its place.
+    A diverged one gets the worst value, so that the sampler looks elsewhere.
     """
     for name in ("state", "rounds", "why"):
       trial.own.set_user_attr(name, getattr(outcome, name))
@@ -167,17 +182,28 @@ class Trials:
     """All trials that have begun, by number."""
     return self._study.get_trials(deepcopy=False)
 
+  def ended(self) -> list["optuna.trial.FrozenTrial"]:
+    """The trials that have ended, by number."""
+    return [trial for trial in self.all() if trial.state.is_finished()]
+
   def importances(self) -> dict[str, float]:
     """Each setting's share of what makes trials good, the largest first.
 
-    Empty if there are fewer than ten finished trials.
+    Empty if there are fewer than ten finished trials, or the best tenth is no
+    better than the others.
     """
     finished = [
         x for x in self.all() if x.user_attrs.get("state") == "finished"
     ]
     if len(finished) < 10 or len(self._space) < 2:
       return {}
-    return load_optuna().importance.get_param_importances(self._study)
+    importance = load_optuna().importance
+    with warnings.catch_warnings():
+      # Optuna warns if the best tenth has all trials; then the sum is 0.
+      warnings.simplefilter("ignore")
+      shares = importance.get_param_importances(self._study, normalize=False)
+    total = sum(shares.values())
+    return {name: x / total for name, x in shares.items()} if total else {}
 
 
 @contextlib.contextmanager
@@ -197,6 +223,25 @@ def _pruner(name):
   if name == "hyperband":
     return pruners.HyperbandPruner(max_resource=STEPS)
   return pruners.NopPruner()
+
+
+@contextlib.contextmanager
+def _database_refused(folder):
+  """Errors of study.db in one line, without the query that met them."""
+  optuna = load_optuna()
+  import sqlalchemy.exc
+
+  try:
+    yield
+  except (
+      sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError
+  ) as error:
+    # Optuna hides the database's error behind one of its own.
+    inner = error.__cause__ if hasattr(error.__cause__, "orig") else error
+    refuse(
+        f"--workdir={folder}",
+        f"study.db cannot be read or written ({getattr(inner, 'orig', inner)})",
+    )
 
 
 @contextlib.contextmanager
@@ -220,8 +265,6 @@ def opened(
     ConfigError: Optuna is missing, or a file cannot be read or written.
   """
   optuna = load_optuna()
-  import sqlalchemy.exc
-
   # Not by a URL, in which some characters of a path mean something else.
   connect = functools.partial(
       sqlite3.connect,
@@ -229,15 +272,10 @@ def opened(
       timeout=_BUSY_SECONDS,
       check_same_thread=False,
   )
-  with (
-      refused(
-          f"--workdir={folder}",
-          "study.db cannot be read or written",
-          (sqlalchemy.exc.SQLAlchemyError,
-           optuna.exceptions.StorageInternalError),
-      ),
-      (folder / "study.lock").open("ab") as lock,
-  ):
+  path = folder / "study.lock"
+  with refused(str(path), "must be a file that can be written"):
+    lock = path.open("ab")
+  with lock, _database_refused(folder):
     with _locked(lock.fileno()):
       study = optuna.create_study(
           storage=optuna.storages.RDBStorage(

@@ -143,7 +143,10 @@ class CombinationsTest(parameterized.TestCase):
 
   def test_command_says_it_all(self):
     """Law: the flags of a command make the same Config."""
-    config = Config(k=33.5, per_layer=True, num_clients=7, time_budget=9.5)
+    config = Config(
+        k=33.5, per_layer=True, num_clients=7, time_budget=90.0,
+        dataset="leaf:data/v1.0",
+    )
     words = dict(
         argument.removeprefix("--").split("=", 1)
         for argument in sweep.command(config, Path("place"))[4:]
@@ -522,7 +525,7 @@ class StopTest(absltest.TestCase):
 
     error, _ = main(sweep, *arguments)
     self.assertRegex(
-        error, r"^failed: k=20000: \(1\) error: --k=20000\.0: must be .*\n$"
+        error, r"^failed: k=20000: \(1\) error: --k=20000: must be .*\n$"
     )
     self.assertEqual(
         [row["round"] for row in read_run(folder / "k=50").rows],

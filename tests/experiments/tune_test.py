@@ -1,12 +1,18 @@
 """Searches: spaces, trials, stops, budgets, pruning, errors."""
 
 import collections
+import contextlib
 import csv
+import dataclasses
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
+import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -19,14 +25,18 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from tqdm import tqdm
 
+from agsfl import simulation
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records.moment import Moment
 from agsfl.records.read import Run, find_runs, read_run
 from experiments import run, tune
-from experiments.lib import followed, launchers, search, trials
-from tests.small import Killed, files_of, main
+from experiments.lib import followed, launchers, runner, stopping, trials
+from experiments.lib.flags import config_from_flags
+from experiments.lib.search import dimensions_of
+from tests.small import Killed, files_of, given, main
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
@@ -36,22 +46,33 @@ SETTINGS = (
 )
 SPACE = ("--search=learning_rate=log:1e-3..1", "--search=k=10..1000")
 
-# Takes trials until there are enough; each has a value at once.
+# Another process that shares the trials of a folder.
 WORKER = """
-import sys, time
+import sys
 from pathlib import Path
-from experiments.lib import search, trials
-space = search.dimensions_of(["k=1..100"])
-with trials.opened(Path(sys.argv[1]), "minimize", space, 0, "none") as study:
-  while trial := study.next(10):
-    time.sleep(0.02)
-    study.end(trial, trials.Outcome("finished", trial.settings["k"]))
+from tests.experiments import tune_test
+tune_test.take_trials(Path(sys.argv[1]))
 """
 
 
 def setUpModule():
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+def take_trials(folder):
+  """Takes trials until there are enough; each has a value at once."""
+  space = dimensions_of(["k=1..100"])
+  with trials.opened(folder, "minimize", space, 0, "none") as study:
+    while trial := study.next(10):
+      time.sleep(0.05)
+      study.end(trial, trials.Outcome("finished", trial.settings["k"]))
+
+
+def reports_of(folder):
+  """By number, the steps and values that each trial has reported."""
+  with trials.opened(folder, "maximize", [], 0, "none") as study:
+    return {one.number: one.intermediate_values for one in study.all()}
 
 
 def lines_of(folder):
@@ -78,7 +99,7 @@ class SpaceTest(parameterized.TestCase):
   )
   def test_distributions(self, text, wanted):
     """The text gives Optuna's distribution, and values that Config takes."""
-    (one,) = search.dimensions_of([text])
+    (one,) = dimensions_of([text])
     study = optuna.create_study()
     for _ in range(20):
       trial = study.ask()
@@ -91,8 +112,21 @@ class SpaceTest(parameterized.TestCase):
       else:
         self.assertEqual(value, words)
     self.assertEqual(trial.distributions, {one.name: wanted})
-    self.assertEqual(search.dimensions_of([f"{one.name}={one}"])[0] == one,
-                     "npz" not in text)
+
+  def test_identities(self):
+    """Law: in tune.json two dimensions are equal only if they are the same."""
+    texts = [
+        "comm_time=1234567..2000000", "comm_time=1234568..2000000",
+        "comm_time=0.1..0.30000000000000004", "comm_time=0.1..0.3",
+        "comm_time=log:0.1..0.3", "k=1..50", "k=1%..50%", "k=1,50",
+        "dataset='npz:a,b',c", "dataset=npz:a,b,c", "dataset=npz:a,'b,c'",
+    ]
+    written = [
+        json.dumps([one.name, one.identity])
+        for text in texts
+        for one in dimensions_of([text])
+    ]
+    self.assertLen(set(written), len(texts))
 
   @parameterized.parameters(
       ("k", "--search=k: must begin"),
@@ -106,18 +140,24 @@ class SpaceTest(parameterized.TestCase):
       ("learning_rate=log:3", "--search=learning_rate=log:3: must be a value"),
       ("k=1,1", "--search=k=1,1: must name each value once"),
       ("learning_rate=log:0..1", "--learning_rate=0: must be"),
-      ("seed=log:0..1", "--search=seed=log:0..1: must have the smaller"),
+      ("power=log:0..1", "--search=power=log:0..1: must have the smaller"),
+      ("num_rounds=2..20", "--search=num_rounds=2..20: must be of another"),
+      ("time_budget=1..2", "--search=time_budget=1..2: must be of another"),
+      ("seconds_budget=1,2", "--search=seconds_budget=1,2: must be of another"),
+      ("eval_every=1..2", "--search=eval_every=1..2: must be of another"),
+      ("seed=0..9", "--search=seed=0..9: must be of another"),
+      ("data_seed=0..9", "--search=data_seed=0..9: must be of another"),
       ("method=fab_top_k,x", "--method=x: must be"),
   )
   def test_mistakes(self, text, beginning):
     with self.assertRaises(ConfigError) as caught:
-      search.dimensions_of([text])
+      dimensions_of([text])
     self.assertStartsWith(str(caught.exception), beginning)
     self.assertLen(str(caught.exception).splitlines(), 1)
 
 
 class TrialsTest(absltest.TestCase):
-  """The study without its runs."""
+  """The study, most of it without runs."""
 
   def setUp(self):
     super().setUp()
@@ -125,17 +165,18 @@ class TrialsTest(absltest.TestCase):
 
   def test_processes_share_the_trials(self):
     """Two processes at once make exactly as many trials as are asked for."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(self.folder)], cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        for _ in range(2)
-    ]
-    self.assertEqual([process.wait() for process in processes], [0, 0])
-    space = search.dimensions_of(["k=1..100"])
+    other = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(self.folder)], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    while not (self.folder / "study.lock").exists():  # it imports first
+      self.assertIsNone(other.poll())
+      time.sleep(0.02)
+    take_trials(self.folder)
+    self.assertEqual(other.wait(), 0)
+    space = dimensions_of(["k=1..100"])
     with trials.opened(self.folder, "minimize", space, 0, "none") as study:
-      ended = study.all()
+      ended = study.ended()
     self.assertEqual([trial.number for trial in ended], list(range(10)))
     for trial in ended:
       self.assertEqual(trial.user_attrs["state"], "finished")
@@ -145,22 +186,25 @@ class TrialsTest(absltest.TestCase):
     """A trial below the median stops; reports lie on the line between rows.
 
     The accuracy of a trial is slope * round. Evaluations are at rounds 0, 7,
-    14, ... of 40, so a step is 2 rounds.
+    14, ... of 40, so a step is 2 rounds. The last trial is a run, which learns
+    nothing.
     """
-    space = search.dimensions_of(["k=1..100"])
-    config = Config(num_rounds=40)
-    study = followed.Study(config, space, "test_accuracy", None, self.folder)
+    space = dimensions_of(["k=1..100"])
+    with given(*SETTINGS, "--num_rounds=40", "--eval_every=7"):
+      config = config_from_flags()
+    config = dataclasses.replace(config, learning_rate=1e-6)
+    wanted = followed.Search(config, space, "test_accuracy", None, self.folder)
     slopes = [0.01, 0.02, 0.01, 0.02, 0.01, 0.015, 0.004]
     stopped = []
     with trials.opened(self.folder, "maximize", space, 0, "median") as all_of:
       for slope in slopes:
         trial = all_of.next(len(slopes))
-        follower = followed.Follower(study, trial, config, self.folder)
+        follower = followed.Follower(wanted, trial, config, self.folder)
         at = lambda x, slope=slope: {
             "round": x, "time": float(x), "test_loss": 1.0,
             "test_accuracy": slope * x,
         }
-        begun = Run([], {}, {}, {}, start=at(0))
+        begun = Run([], {}, {}, {"data": "same"}, start=at(0))
         with mock.patch.object(followed, "read_run", return_value=begun):
           for x in range(0, 41, 7):
             follower.row(at(x))
@@ -171,6 +215,12 @@ class TrialsTest(absltest.TestCase):
         value = None if follower.pruned else slope * 40
         all_of.end(trial, trials.Outcome(state, value))
       last = all_of.all()
+
+      trial = all_of.next(8)
+      with mock.patch.object(followed.Follower, "_require_same_data"):
+        outcome = followed.run_trial(wanted, trial, stopping.Signals(), tqdm())
+    self.assertEqual(outcome[::2], ("pruned", 14))
+    self.assertLen(read_run(self.folder / "trial-00007").rows, 14)
     # The fifth step, at round 10, is the first after the warm-up.
     self.assertEqual(stopped, [(6, 14)])
     self.assertEqual(
@@ -183,6 +233,79 @@ class TrialsTest(absltest.TestCase):
           slope * 2 * np.arange(1, 18),
           rtol=1e-6,
       )
+
+
+  def test_data_that_change(self):
+    """Law: trials that name the same data have the same data."""
+    space = dimensions_of(["dataset=digits,mnist_5k"])
+    wanted = followed.Search(Config(), space, "test_loss", None, self.folder)
+    with trials.opened(self.folder, "minimize", space, 0, "none") as study:
+
+      def begin(dataset, data):
+        trial = study.next(9)
+        config = wanted.config_of({"dataset": dataset})
+        follower = followed.Follower(wanted, trial, config, self.folder / "t")
+        begun = Run([], {}, {}, {"data": data})
+        tried = mock.patch.object(
+            followed.Search, "settings_of",
+            lambda self, one: {"dataset": named[one.number]},
+        )
+        named[trial.number] = dataset
+        with mock.patch.object(followed, "read_run", return_value=begun), tried:
+          follower.row({"round": 0})
+        study.end(trial, trials.Outcome("finished", 1.0))
+
+      named = {}
+      begin("digits", "old")
+      begin("mnist_5k", "other")
+      begin("digits", "old")
+      with self.assertRaisesRegex(ConfigError, "changed since trial 0; "):
+        begin("digits", "new")
+
+  def test_equal_trials(self):
+    """All are the best ones; no setting is important, and nothing warns."""
+    space = dimensions_of(["k=1..100", "comm_time=1..9"])
+    wanted = followed.Search(Config(), space, "test_loss", None, self.folder)
+    with trials.opened(self.folder, "minimize", space, 0, "none") as study:
+
+      def printed(value):
+        study.end(study.next(99), trials.Outcome("finished", value))
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+          tune.finish(wanted, study)
+        return text.getvalue()
+
+      with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(9):
+          study.end(study.next(99), trials.Outcome("finished", 0.5))
+        texts = [printed(value) for value in (0.5, 0.4, 0.3, 0.2)]
+    self.assertEqual([text.count("\nbest ") for text in texts], [10, 1, 1, 1])
+    # The best tenth has trials of 0.5 until the last but one.
+    self.assertEqual(
+        ["importance of the settings: " in text for text in texts],
+        [False, False, True, True],
+    )
+
+  def test_files_that_cannot_be_used(self):
+    """One line names the file; it has no query."""
+    database, lock = self.folder / "study.db", self.folder / "study.lock"
+    database.write_text("no database")
+    with self.assertRaises(ConfigError) as caught:
+      take_trials(self.folder)
+    self.assertEqual(
+        str(caught.exception),
+        f"--workdir={self.folder}: study.db cannot be read or written (file is "
+        "not a database)",
+    )
+    lock.unlink()
+    lock.mkdir()
+    with self.assertRaises(ConfigError) as caught:
+      take_trials(self.folder)
+    self.assertEqual(
+        str(caught.exception),
+        f"{lock}: must be a file that can be written (Is a directory)",
+    )
 
 
 class TuneTest(parameterized.TestCase):
@@ -223,18 +346,19 @@ class TuneTest(parameterized.TestCase):
     ]
     words = line.partition("experiments.run ")[2].split()
     place = self.folder / "again"
-    main(run, *words, "--num_devices=1", f"--workdir={place}")
+    with mock.patch.object(runner, "draw"):
+      main(run, *words, "--num_devices=1", f"--workdir={place}")
     best = self.folder / "study" / lines_of(self.folder / "study")[0]["trial"]
     self.assertEqual(read_run(place).rows, read_run(best).rows)
 
   def test_stops_change_nothing(self):
-    """Law: however it was stopped, a study has the same trials and values."""
+    """Law: however it was stopped, a study has the same trials and reports."""
     follow = followed.Follower.row
 
     def stopping_at(number, end):
       def row(self, row):
         follow(self, row)
-        if self._trial.number == number and row["round"] == 2:
+        if self._trial.number == number and self._step > 4:
           end()
 
       return mock.patch.object(followed.Follower, "row", row)
@@ -261,11 +385,29 @@ class TuneTest(parameterized.TestCase):
           read_run(self.folder / "study" / line["trial"]).rows,
       )
 
+    self.assertEqual(reports_of(place), reports_of(self.folder / "study"))
+
     # More trials can be asked for. Those before do not change.
     before = files_of(place / "trial-00001")
     main(tune, *arguments, "--trials=4")
     self.assertLen(lines_of(place), 4)
     self.assertEqual(files_of(place / "trial-00001"), before)
+
+  def test_crashes(self):
+    """A trial that only crashes ends as failed; stops are no crashes."""
+    arguments = (*self.arguments, f"--workdir={self.folder / 'crashes'}")
+    ends = KeyboardInterrupt, Killed, Killed, Killed
+    with mock.patch.object(simulation, "simulate", side_effect=ends):
+      code, _ = main(tune, *arguments, "--trials=1")
+      self.assertEqual(code, 130)
+      for _ in ends[1:]:
+        with self.assertRaises(Killed):
+          main(tune, *arguments, "--trials=1")
+    main(tune, *arguments, "--trials=2")
+    good, bad = lines_of(self.folder / "crashes")
+    self.assertEqual(good["state"], "finished")
+    self.assertEqual([bad["trial"], bad["state"]], ["trial-00000", "failed"])
+    self.assertStartsWith(bad["why"], "its process crashed 3 times")
 
   def test_another_study(self):
     """One line names what differs; no file changes."""
@@ -275,7 +417,7 @@ class TuneTest(parameterized.TestCase):
         ("--tune_seed=1", "tune_seed=0, asked for 1"),
         ("--seed=7", "seed=0, asked for 7"),
         ("--objective=test_loss", "asked for test_loss"),
-        ("--at_rounds=4", "asked for at round 4"),
+        ("--at_rounds=4", "at=None, asked for ['round', 4]"),
     ):
       error, _ = main(tune, *self.arguments, "--trials=3", other)
       self.assertStartsWith(error, f"error: --workdir={self.folder / 'study'}:")
@@ -291,19 +433,19 @@ class TuneTest(parameterized.TestCase):
       place = self.folder / flag
       code, printed = main(
           tune, *SETTINGS, "--search=k=600..700", f"--{flag}={budget}",
-          "--trials=2", "--objective=test_loss", f"--workdir={place}",
+          "--trials=1", "--objective=test_loss", f"--workdir={place}",
       )
       self.assertEqual(code, 0, printed)
-      for line in lines_of(place):
-        done = read_run(place / line["trial"])
-        x, y = done.series("test_loss", against)
-        self.assertAlmostEqual(
-            float(line["test_loss"]), np.interp(budget, x, y), 12
-        )
-        self.assertLess(x[-2], budget)
-        self.assertLessEqual(budget, x[-1])
-        self.assertLen(done.rows, int(line["rounds"]))
-        self.assertLess(len(done.rows), 6)
+      (line,) = lines_of(place)
+      done = read_run(place / line["trial"])
+      x, y = done.series("test_loss", against)
+      self.assertAlmostEqual(
+          float(line["test_loss"]), np.interp(budget, x, y), 12
+      )
+      self.assertLess(x[-2], budget)
+      self.assertLessEqual(budget, x[-1])
+      self.assertLen(done.rows, int(line["rounds"]))
+      self.assertLess(len(done.rows), 6)
       # The run ends there of itself, if a setting can say so.
       self.assertEqual(done.finished, flag == "at_rounds")
 
@@ -361,11 +503,16 @@ class TuneTest(parameterized.TestCase):
       ("--search=", []),
       ("--at_rounds=common", []),
       ("--at_rounds=7", []),
+      ("--at_rounds=0", []),
+      ("--at_time=0", []),
+      ("--at_seconds=5", []),
       ("--at_time=5", ["--at_bytes=5"]),
       ("--objective=test_rmse", []),
       ("--dataset=npz:nothing", []),
+      ("--dataset=npz:nothing", ["--search=dataset=npz:nothing,digits"]),
       ("--batch_size=0", []),
       ("--workdir=/dev/null/x", []),
+      ("--workdir=/dev/null/\\xff", []),
   )
   def test_mistakes(self, wrong, others):
     """One line each, before anything is written."""
@@ -389,7 +536,7 @@ class StudyTest(absltest.TestCase):
   def test_a_budget_that_changes_the_rounds(self):
     """The run does not end there by a setting, if its rules depend on it."""
     at = Moment("round", 50.0)
-    study = lambda **settings: followed.Study(
+    study = lambda **settings: followed.Search(
         Config(num_rounds=100, **settings), [], "test_loss", at, Path("x")
     )
     self.assertEqual(study().config_of({}).num_rounds, 50)

@@ -7,7 +7,6 @@ import functools
 import itertools
 import math
 import os
-import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +33,7 @@ from agsfl.records.columns import (
     is_share,
     require,
 )
+from agsfl.words import natural_order
 
 # Errors of files that are damaged or not there.
 _DAMAGE = (OSError, ValueError, RecursionError, OverflowError, csv.Error)
@@ -43,9 +43,6 @@ _LAST_FILES = ("clients.csv", "params.npy", "summary.json")
 
 _CLIENT_COUNTS = ("samples", "test_samples", "contributed")
 _CLIENT_COLUMNS = (*_CLIENT_COUNTS, "test_loss", "test_accuracy")
-
-# A number within a name: whole, decimal, or with an exponent.
-_NUMBER = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)")
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -240,19 +237,6 @@ def find_runs(folder: str | Path) -> list[Path]:
   if not found:
     refuse(str(root), "holds no run: there is no config.json in it or below it")
   return sorted(found, key=natural_order)
-
-
-def natural_order(name: Any) -> tuple[list[str | float], str]:
-  """A sort key that compares numbers within names by their values.
-
-  >>> sorted(["rate=0.1", "rate=1e-3", "rate=0.02"], key=natural_order)
-  ['rate=1e-3', 'rate=0.02', 'rate=0.1']
-  >>> sorted(["seed10", "seed2"], key=natural_order)
-  ['seed2', 'seed10']
-  """
-  pieces = _NUMBER.split(str(name))  # text and numbers take turns
-  # Names of equal numbers, such as 100 and 1e2, need an order too.
-  return [float(p) if i % 2 else p for i, p in enumerate(pieces)], str(name)
 
 
 def read_all(*folders: str | Path) -> list[Run]:

@@ -12,7 +12,7 @@ from agsfl.records.moment import (
 )
 from agsfl.records.read import Run
 from agsfl.records.titles import WORST, title_of
-from experiments.lib import groups, ranking
+from experiments.lib import curves, groups, ranking
 from experiments.lib.drawing import log_axis, plt, save, scale_y
 
 # Columns that most runs have.
@@ -77,10 +77,10 @@ def _draw(by_label, path, kind, moment):
       squeeze=False,
   )
   for axes, (key, title) in zip(every, shown.items(), strict=True):
-    draw = groups.draw_smooth if key == "k" else groups.draw_spread
+    draw = curves.draw_smooth if key == "k" else curves.draw_spread
     for label, group in by_label.items():
       draw(axes, group, key, label, against=against)
-    axes.set(xlabel=groups.AXIS_TITLES[against], title=title)
+    axes.set(xlabel=curves.AXIS_TITLES[against], title=title)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
     if key == "k":
@@ -177,7 +177,7 @@ def _k_moves(run):
 
 def _lead(leader, group):
   """The largest lead over a group, and when it was; a dash over itself."""
-  found = None if group is leader else groups.largest_lead(leader, group)
+  found = None if group is leader else curves.largest_lead(leader, group)
   if found is None:
     return groups.NONE
   lead, time = found

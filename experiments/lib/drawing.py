@@ -15,7 +15,7 @@ from agsfl import files
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
 from agsfl.records.titles import title_of
-from experiments.lib import groups
+from experiments.lib import curves, groups
 
 ENDINGS = (".png", ".pdf", ".svg")
 
@@ -141,7 +141,7 @@ def scale_y(axes, key: str):
     axes.set_ylim(bottom=0)
   elif "loss" in key:
     drawn = (line.get_ydata() for line in axes.lines)
-    if groups.spans_decades(itertools.chain.from_iterable(drawn)):
+    if curves.spans_decades(itertools.chain.from_iterable(drawn)):
       log_axis(axes)
 
 
@@ -167,7 +167,7 @@ def _fairness(run, accuracy, jain):
   jain.plot(times, index, marker=".", color="C1")
   jain.set(
       title="Jain's index of these accuracies (1: all are equal)",
-      xlabel=groups.TIME, ylim=(0, 1.05),
+      xlabel=curves.TIME, ylim=(0, 1.05),
   )
   for axes in (accuracy, jain):
     axes.grid(alpha=0.3)
@@ -177,7 +177,7 @@ def _against_time(run, keys):
   def draw(axes):
     for key in keys:
       axes.plot(*run.series(key), marker=".", label=key.replace("_", " "))
-    axes.set(xlabel=groups.TIME)
+    axes.set(xlabel=curves.TIME)
     axes.set_xlim(left=0)
     scale_y(axes, keys[0])
 

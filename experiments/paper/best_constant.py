@@ -14,7 +14,7 @@ from absl import flags
 from agsfl.config import Config
 from agsfl.errors import require
 from agsfl.settings import Amount
-from experiments.lib import drawing, groups
+from experiments.lib import curves, drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import communication_times, study
 
@@ -176,7 +176,7 @@ def compare(base: Config):
     for index, (name, by_start) in enumerate(learned.items()):
       for number, runs in enumerate(by_start):
         label = None if number else name
-        groups.draw_smooth(ks, runs, "k", label, f"C{index}")
+        curves.draw_smooth(ks, runs, "k", label, f"C{index}")
     title = f"elements per message, $k_m$\nbeta = {comm_time}"
     study.lay_out(ks, "k", title)
     drawing.log_axis(ks)

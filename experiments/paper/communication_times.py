@@ -8,7 +8,7 @@ import dataclasses
 from absl import flags
 
 from agsfl.config import Config
-from experiments.lib import drawing, groups
+from experiments.lib import curves, drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -50,7 +50,7 @@ def compare(base: Config):
     runs = done[label_of(text)]
     rounds = [row["round"] for row in runs[0].rows]
     ks.plot(rounds, runs[0].series("k")[1], label=f"beta = {text}", lw=0.8)
-    groups.draw_spread(loss, runs, "train_loss", f"beta = {text}")
+    curves.draw_spread(loss, runs, "train_loss", f"beta = {text}")
     halves = [run.series("k")[1][len(run.rows) // 2 :] for run in runs]
     lines.append([
         text,

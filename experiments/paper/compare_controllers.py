@@ -14,7 +14,7 @@ from absl import flags
 from agsfl.config import Config
 from agsfl.controllers import CONTROLLERS
 from agsfl.errors import require
-from experiments.lib import drawing, groups
+from experiments.lib import curves, drawing, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -65,9 +65,9 @@ def compare(base: Config):
   )
   lines = []
   for name, runs in done.items():
-    groups.draw_spread(loss, runs, "train_loss", name)
-    groups.draw_spread(accuracy, runs, "test_accuracy", name)
-    groups.draw_smooth(ks, runs, "k", name)
+    curves.draw_spread(loss, runs, "train_loss", name)
+    curves.draw_spread(accuracy, runs, "test_accuracy", name)
+    curves.draw_smooth(ks, runs, "k", name)
     lines.append([
         name,
         groups.final(runs, "train_loss"),

@@ -12,7 +12,7 @@ from agsfl.config import Config
 from agsfl.errors import require
 from agsfl.records.fairness import jain_index
 from agsfl.sparsifiers import METHODS
-from experiments.lib import groups
+from experiments.lib import curves, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -52,8 +52,8 @@ def compare(base: Config):
   )
   lines = []
   for name, runs in done.items():
-    groups.draw_spread(loss, runs, "train_loss", name)
-    groups.draw_spread(accuracy, runs, "test_accuracy", name)
+    curves.draw_spread(loss, runs, "train_loss", name)
+    curves.draw_spread(accuracy, runs, "test_accuracy", name)
     _draw_cdf(fairness, runs, name)
     jain = np.mean([jain_index(run.contributed) for run in runs])
     silent = np.mean([np.mean(run.contributed == 0) for run in runs])

@@ -24,7 +24,7 @@ from agsfl.config import Config
 from agsfl.data import federated
 from agsfl.errors import DivergedError, refuse, require
 from agsfl.records.read import Run
-from experiments.lib import groups
+from experiments.lib import curves, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -182,7 +182,7 @@ def compare(base: Config):
   figure, axes = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
   lines = []
   for (text, runs), loss, gap in zip(done.items(), losses, gaps, strict=True):
-    groups.draw_spread(axes, runs, "train_loss", f"k = {text} before")
+    curves.draw_spread(axes, runs, "train_loss", f"k = {text} before")
     half = [np.interp(since[-1] / 2, since, one) for one in loss]
     lines.append([
         text,

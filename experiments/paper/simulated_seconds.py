@@ -10,7 +10,7 @@ from absl import flags
 
 from agsfl.config import Config
 from agsfl.errors import require
-from experiments.lib import groups
+from experiments.lib import curves, groups
 from experiments.lib.drawing import plt
 from experiments.paper import study
 
@@ -75,7 +75,7 @@ def compare(base: Config):
     for axes, key in (
         (accuracy, "test_accuracy"), (loss, "train_loss"), (spread, worst)
     ):
-      groups.draw_spread(axes, runs, key, label, against="seconds")
+      curves.draw_spread(axes, runs, key, label, against="seconds")
     lines.append([
         label,
         *(

@@ -22,8 +22,8 @@ from agsfl.records.folder import refuse_other
 from agsfl.records.read import Run, read_run
 from agsfl.types import PyTree
 from experiments.lib import (
+    curves,
     drawing,
-    groups,
     plugins,
     runner,
     scripts,
@@ -181,7 +181,7 @@ def cached(
   return made
 
 
-def lay_out(axes, key: str, title: str, xlabel: str = groups.TIME):
+def lay_out(axes, key: str, title: str, xlabel: str = curves.TIME):
   """Says above the axes what lines over time show; time begins at 0.
 
   Args:

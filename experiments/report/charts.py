@@ -13,7 +13,8 @@ import numpy as np
 from agsfl.records.fairness import SPREAD
 from agsfl.records.read import Run
 from agsfl.records.titles import title_of
-from experiments.lib import groups as lib
+from experiments.lib import curves
+from experiments.lib.groups import metrics, over_seeds
 from experiments.report.runs import Group, has_k
 
 COLOURS, _DASHES = 8, ((1, 0), (7, 3), (2, 2.5), (9, 3, 2, 3))
@@ -113,7 +114,7 @@ def axes(runs: list[Run]) -> dict[str, str]:
   has = lambda axis: any(len(run.series("round", axis)[0]) for run in runs)
   return {
       axis: title
-      for axis, title in lib.AXIS_TITLES.items()
+      for axis, title in curves.AXIS_TITLES.items()
       if axis != "seconds" or has(axis)
   }
 
@@ -123,7 +124,7 @@ def log_x(runs: list[Run]) -> dict[str, bool]:
   ends = lambda axis: [
       x[-1] for run in runs if len(x := run.series("round", axis)[0])
   ]
-  return {axis: lib.spans_decades(ends(axis)) for axis in axes(runs)}
+  return {axis: curves.spans_decades(ends(axis)) for axis in axes(runs)}
 
 
 def thin(most: int, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -215,7 +216,7 @@ def chart(
       "y_scale": {"domain": [0, 1]} if whole
       else {"zero": not share and low < high / 2},
       "can_log": not share and low > 0,
-      "log": not share and lib.spans_decades(values),
+      "log": not share and curves.spans_decades(values),
       "words": f"{made['title']}. {'; '.join(ends)}.",
   }
 
@@ -235,7 +236,9 @@ def _lines(group, label, key, edges=()):
   count = len(by_axis["round"])
   bands = {}
   if count == len(group.runs) > 1:
-    bands = {axis: lib.band(lines) for axis, lines in by_axis.items() if lines}
+    bands = {
+        axis: curves.band(lines) for axis, lines in by_axis.items() if lines
+    }
   if bands and None not in bands.values():
     return [Line(label, bands)]
   return [
@@ -284,7 +287,7 @@ def charts(groups: list[Group]) -> list[dict[str, Any]]:
   if accuracy or not any(run.evaluated for run in runs):
     y_title = "share classified correctly"
     made.append(curve("Test accuracy", y_title, accuracy, share=True))
-  for name in lib.metrics(runs):
+  for name in metrics(runs):
     made.append(curve(title_of(name), title_of(name), lines(name)))
 
   # Of a single setting also the probe, if that ever differs.
@@ -345,7 +348,7 @@ def _contributions(groups):
     if max(silent):
       whose = "" if one else f"{group.label}: "
       alike = max(silent) == min(silent)
-      share = lib.over_seeds(silent[:1] if alike else silent, ".1%", ".1%")
+      share = over_seeds(silent[:1] if alike else silent, ".1%", ".1%")
       notes.append(f"{whose}{share} of the clients contributed nothing.")
   return chart(
       "Fairness",

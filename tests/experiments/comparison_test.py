@@ -10,11 +10,13 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 from matplotlib import pyplot as plt
 
+from agsfl import words
 from agsfl.errors import ConfigError
+from agsfl.records import titles
 from agsfl.records.moment import Moment
 from agsfl.records.read import Run
 from experiments import plot
-from experiments.lib import comparison, drawing, groups, ranking
+from experiments.lib import comparison, curves, drawing, groups, ranking
 from tests.records.moment_test import run_of
 from tests.small import given, main
 
@@ -238,7 +240,7 @@ class ComparisonTest(parameterized.TestCase):
   def test_unfinished_runs(self):
     """They are compared at a point to which they have come, or counted."""
     late, later = run_of(2), run_of(3)
-    for flag, want, words in (
+    for flag, want, reason in (
         (None, RUNS, "2 of 7 runs are left out, because they are not finished"),
         # What is common to the finished runs is round 2.
         ("--at_rounds=common", [late, *RUNS, later], ""),
@@ -249,7 +251,7 @@ class ComparisonTest(parameterized.TestCase):
       with given(*filter(None, [flag])), contextlib.redirect_stderr(said):
         got, _ = plot.compared([late, *RUNS, later])
       self.assertEqual([*map(id, got)], [*map(id, want)])
-      self.assertEqual(said.getvalue(), words and f"warning: {words}\n")
+      self.assertEqual(said.getvalue(), reason and f"warning: {reason}\n")
     with self.assertRaisesRegex(ConfigError, "^no run here is finished$"):
       plot.compared([late])
 
@@ -289,7 +291,8 @@ class ComparisonTest(parameterized.TestCase):
     )
 
   def test_examples(self):
-    self.assertEqual(doctest.testmod(groups).failed, 0)
+    for module in (curves, groups, titles, words):
+      self.assertEqual(doctest.testmod(module).failed, 0, module)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from agsfl.records.moment import Moment
 from agsfl.records.strict_json import finite
 from agsfl.records.tables import write_clients
 from agsfl.sparsifiers import METHODS
-from experiments.lib import groups
+from experiments.lib import curves, groups
 from experiments.report import __main__ as report
 from experiments.report import charts, page, runs
 from tests import small
@@ -607,7 +607,7 @@ class SeveralRunsTest(FolderTest):
 
   def test_band_covers_what_all_have_seen(self):
     """y = t on 1, 2, 4 and y = 3 t on 2, 5: both known on 2..4."""
-    band = groups.band([
+    band = curves.band([
         (np.array([1.0, 2.0, 4.0]), np.array([1.0, 2.0, 4.0])),
         (np.array([2.0, 5.0]), np.array([6.0, 15.0])),
     ])
@@ -616,8 +616,8 @@ class SeveralRunsTest(FolderTest):
     np.testing.assert_allclose(band.least, [2, 4])
     np.testing.assert_allclose(band.greatest, [6, 12])
     line = lambda *x: (np.array(x), np.array(x))
-    self.assertIsNone(groups.band([line(1.0), line(2.0)]))
-    self.assertIsNone(groups.band([line(1.0, 2.0), line()]))
+    self.assertIsNone(curves.band([line(1.0), line(2.0)]))
+    self.assertIsNone(curves.band([line(1.0, 2.0), line()]))
 
   def test_labels_tell_settings_apart(self):
     # By value: as text 10 would come before 9.5.
@@ -663,7 +663,7 @@ class SeveralRunsTest(FolderTest):
     # 40 settings with bands, 10,000 rounds and 4 axes: 7 charts have 4 MB.
     values = np.random.default_rng(0).random((4, 10_000)) * 1e5
     values[0] = np.arange(10_000)
-    points = dict.fromkeys(groups.AXIS_TITLES, tuple(values))
+    points = dict.fromkeys(curves.AXIS_TITLES, tuple(values))
     chart = charts.chart("", "", "", [charts.Line("a", points)] * 40)
     text = json.dumps(chart, separators=(",", ":"))
     self.assertLess(7 * len(text), 4.2e6)
@@ -742,7 +742,7 @@ class ScriptTest(FolderTest):
         ([], "no folder"),
         ([self.folder / "b"], str(self.folder / "b")),
         ([self.folder / "a", f"--out={self.folder}"], "--out="),
-        ([self.folder / "a", "--sort_by=x"], "--sort_by=x: must be one of"),
+        ([self.folder / "a", "--sort_by=x"], "--sort_by=x: must be a setting"),
         ([self.folder / "a", "--at_time=x"], "--at_time=x: must be"),
     ):
       error, printed = small.main(report, *arguments)

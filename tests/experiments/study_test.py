@@ -16,7 +16,7 @@ from absl.testing import absltest, flagsaver, parameterized
 from agsfl.config import Config
 from agsfl.errors import ConfigError, StoppedError
 from agsfl.records.read import Run, read_run
-from experiments.lib import groups, scripts
+from experiments.lib import curves, groups, scripts
 from experiments.lib.drawing import plt
 from experiments.paper import study
 from tests import small
@@ -257,7 +257,7 @@ class SpreadTest(absltest.TestCase):
     ]
     _, axes = plt.subplots()
     self.addCleanup(plt.close)
-    groups.draw_spread(axes, runs, "loss", "two")
+    curves.draw_spread(axes, runs, "loss", "two")
     return axes
 
   def test_mean_over_the_time_that_all_have(self):

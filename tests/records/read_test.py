@@ -17,7 +17,7 @@ import hypothesis.strategies as st
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from agsfl import programs
+from agsfl import programs, words
 from agsfl.config import Config
 from agsfl.errors import ConfigError
 from agsfl.records import client_evaluations, fairness, read, summary, tables
@@ -226,7 +226,7 @@ class FindTest(FolderTest):
         "learning_rate=100", "learning_rate=1e2", "learning_rate=1e3",
         "seed2", "seed10", "v1.2", "v1.2.3", "v1.2.10",
     ]
-    self.assertEqual(sorted(ordered[::-1], key=read.natural_order), ordered)
+    self.assertEqual(sorted(ordered[::-1], key=words.natural_order), ordered)
 
   def test_links_count_once(self):
     """Also one that leads in a circle, and one from outside."""

@@ -104,10 +104,7 @@ def _between(points, moment):
   x, y = np.array(points, float).T  # None becomes NaN
   if not x[0] <= moment.value <= x[-1]:
     return None
-  first = np.searchsorted(x, moment.value, "right") - 1
-  # At an evaluation the next one does not count, which may not be finite.
-  needed = slice(first, first + (1 if x[first] == moment.value else 2))
-  value = float(np.interp(moment.value, x[needed], y[needed]))
+  value = float(np.interp(moment.value, x, y))
   return value if math.isfinite(value) else None
 
 

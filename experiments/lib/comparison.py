@@ -38,8 +38,8 @@ def compare(
     fields: settings to group by.
     path: of the figure.
     kind: of `drawing.ENDINGS`, without its dot.
-    lead_of: the label of a group. The table then says by how much its accuracy
-      was ahead of each other group's, at the time when it was most.
+    lead_of: the label of a group. The table then has its largest lead in test
+      accuracy over each other group, and the time of that.
     moment: where the values of the table are taken, which the figure marks; its
       axis is that of all panels. None for the end of each run, and for time.
     sorted_by: see `ranking.order`; None for the order of the settings' values.

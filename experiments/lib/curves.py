@@ -128,7 +128,7 @@ def draw_smooth(
 def largest_lead(
     leader: list[Run], other: list[Run], key: str = "test_accuracy"
 ) -> tuple[float, float] | None:
-  """By how much one group is ahead of another, at the time when it is most.
+  """The largest lead of one group over another at equal time.
 
   Args:
     leader, other: runs of one setting each.

@@ -239,19 +239,20 @@ class ComparisonTest(parameterized.TestCase):
 
   def test_unfinished_runs(self):
     """They are compared at a point to which they have come, or counted."""
-    late, later = run_of(2), run_of(3)
-    for flag, want, reason in (
-        (None, RUNS, "2 of 7 runs are left out, because they are not finished"),
-        # What is common to the finished runs is round 2.
-        ("--at_rounds=common", [late, *RUNS, later], ""),
-        ("--at_rounds=3", [*RUNS, later], "1 of 7 runs are left out, because "
-         "they are not finished and do not come so far"),
+    done, late, later = RUNS[:4], run_of(2), run_of(5)
+    why = "runs are left out, because they are not finished"
+    for flag, want, warning in (
+        (None, done, f"warning: 2 of 6 {why}\n"),
+        # What is common to the finished runs is round 4.
+        ("--at_rounds=common", [*done, later],
+         f"warning: 1 of 6 {why} and do not come so far\n"),
+        ("--at_rounds=1.5", [late, *done, later], ""),
     ):
       said = io.StringIO()
       with given(*filter(None, [flag])), contextlib.redirect_stderr(said):
-        got, _ = plot.compared([late, *RUNS, later])
+        got, _ = plot.compared([late, *done, later])
       self.assertEqual([*map(id, got)], [*map(id, want)])
-      self.assertEqual(said.getvalue(), reason and f"warning: {reason}\n")
+      self.assertEqual(said.getvalue(), warning)
     with self.assertRaisesRegex(ConfigError, "^no run here is finished$"):
       plot.compared([late])
 

@@ -979,6 +979,14 @@ class BrowserTest(FolderTest):
         ['a "b", c', "7", "2", "", "", "2"],
         ["d", "3", "2", "0.25", "1", "3"],
     ])
+    # Half the range, and the runs of a mean that is not over all of them.
+    table = {"columns": [{"title": "loss"}],
+             "rows": [[[1.5, "1.5 ± 0.5", 0.5]], [[2, "2 (1 of 2)", 0, 1]]]}
+    self.assertEqual(
+        [*csv.reader(io.StringIO(shown.evaluate("csvOf", table)))],
+        [["loss", "loss, half range", "loss, runs"], ["1.5", "0.5", ""],
+         ["2", "0", "1"]],
+    )
 
   def test_many_clients(self):
     """The first 2,000 rows are shown, and the file has all."""

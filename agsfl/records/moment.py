@@ -14,9 +14,9 @@ EVALUATED = ("train_loss", "test_loss", "test_accuracy", *SPREAD, *OF_TASKS)
 OF_ROUNDS = COLUMNS - {*EVALUATED}
 
 _WORDS = {
-    "time": "at normalised time {:.6g}",
-    "round": "at round {:.6g}",
-    "seconds": "at {:.6g} simulated seconds",
+    "time": "at normalised time {:.12g}",
+    "round": "at round {:.12g}",
+    "seconds": "at {:.12g} simulated seconds",
     "bytes": "at {:,.0f} bytes sent",
 }
 

@@ -129,7 +129,7 @@ class LocalTest(LauncherTest):
     self.assertEqual(os.sched_getaffinity(0), before)
 
   def test_ends_and_failures(self):
-    """A folder that cannot be made fails its run; logs grow."""
+    """A folder that cannot be made fails its run. Logs grow."""
     (self.folder / "file").touch()
     commands = {
         self.folder / "well": python("print('well')"),
@@ -141,7 +141,9 @@ class LocalTest(LauncherTest):
     self.assertEqual(ends[self.folder / "ill"], "(1) last")
     self.assertIn("Not a directory", ends[self.folder / "file" / "run"])
     del commands[self.folder / "file" / "run"]
-    list(launchers.local(1, stopping.Signals())(commands))
+    look = mock.Mock()
+    list(launchers.local(1, stopping.Signals(), look)(commands))
+    look.assert_called()
     log = (self.folder / "well" / "log.txt").read_text()
     self.assertEqual(log, "well\n" * 2)
 

@@ -10,6 +10,7 @@ editors know the names. Where users can register more names, the type is such a
 """
 
 import dataclasses
+import fractions
 import math
 import numbers
 import os
@@ -185,7 +186,9 @@ def elements(amount: Amount, dim: int) -> float:
     Elements; a share of D, but at least one.
   """
   if isinstance(amount, str):
-    return max(1.0, float(amount.removesuffix("%")) / 100 * dim)
+    # Exact, so that 1% of 9,610 is 96.1 and not one bit more.
+    share = fractions.Fraction(amount.removesuffix("%")) / 100
+    return max(1.0, float(share * dim))
   return amount
 
 

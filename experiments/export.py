@@ -39,6 +39,8 @@ def main(argv):
       frame.write(table, temporary)
     if at is not None:
       print(f"a line for each run, {point_in_words(at)}")
+      for note in ranking.about_missing(runs, at):
+        print(note)
     print(path)
 
 

@@ -37,6 +37,8 @@ def main():
         f"experiments.{name}", run_name="__main__", alter_sys=True
     )
   else:
+    if name:
+      print(f"agsfl: there is no command {name}", file=sys.stderr)
     lines = [f"  {one:16} {what}" for one, what in COMMANDS.items()]
     print("usage: agsfl COMMAND [--flags]; agsfl --version", file=sys.stderr)
     print("\n".join(lines), file=sys.stderr)

@@ -65,7 +65,9 @@ def compared(runs: list[Run]) -> tuple[list[Run], Moment | None]:
   chosen = [run for run in runs if ready(run)]
   if not chosen:
     so_far = "" if at is None else f" or has values {point_in_words(at)}"
-    raise ConfigError(f"no run here is finished{so_far}")
+    raise ConfigError(
+        f"no run here is finished{so_far}; report and export show runs so far"
+    )
   if left := len(runs) - len(chosen):
     late = "" if at is None else " and do not come so far"
     print(
@@ -99,6 +101,7 @@ def main(argv):
     plugins.load()
     path = out.path(f"runs/plot-{out.new_name()}.png", drawing.ENDINGS)
     runs, at = compared(read_all(*argv[1:]))
+    groups.warn_of_copies(runs)
     by, fields = points.sort_by(runs), _GROUP_BY.value
     if fields is None:
       fields = frame.differing(runs)

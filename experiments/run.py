@@ -53,8 +53,10 @@ _COLUMNS = (
 _TABLE_ROWS = 10
 
 
-def _cell(value, style):
-  return "none" if value is None else format(value, style)
+def _cell(row, key, style):
+  if key not in row:  # round 0 has no k
+    return ""
+  return "none" if row[key] is None else format(row[key], style)
 
 
 def _table(rows):
@@ -69,8 +71,7 @@ def _table(rows):
       if any(row.get(column[0]) is not None for row in rows)
   ]
   cells = [[title for _, title, _ in shown]] + [
-      [_cell(rows[i].get(key), style) for key, _, style in shown]
-      for i in picked  # round 0 has no k
+      [_cell(rows[i], key, style) for key, _, style in shown] for i in picked
   ]
   return columns.aligned(cells, ">" * len(shown))
 

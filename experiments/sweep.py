@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
 from agsfl import errors, files, frame, simulation, sweeps
@@ -251,10 +251,13 @@ def run_all(
       for place, config in missing.items()
       if place not in in_lanes
   }
-  for place, why in launch(commands):
+  for count, (place, why) in enumerate(launch(commands), bar.n + 1):
     if why is not None:
       failed[place.name] = why
     bar.update()
+    if bar.disable and not runner.QUIET.value:
+      how = "finished" if why is None else "failed"
+      logging.info("run %d of %d %s: %s", count, bar.total, how, place.name)
   for group in lanes:
     signals.check()
     failed |= run_lanes({place: missing[place] for place in group}, signals)

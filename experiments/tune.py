@@ -25,7 +25,7 @@ from agsfl.parts import Parts
 from agsfl.records import strict_json, tables
 from agsfl.records.fairness import SPREAD
 from agsfl.records.folder import asked_of, refuse_other
-from agsfl.records.moment import best_is
+from agsfl.records.moment import best_is, point_in_words
 from agsfl.settings import require_utf8
 from agsfl.tasks import TASKS
 from agsfl.words import whole
@@ -218,7 +218,9 @@ def write_trials(search: Search, ranked: list, path: Path):
 def _table(search, ranked):
   """The best trials in aligned text; those with the best value are marked."""
   names = [one.name for one in search.space]
-  lines = [["", "trial", search.objective, *names, "rounds", "state"]]
+  point = "" if search.at is None else f" {point_in_words(search.at)}"
+  objective = f"{search.objective}{point}"
+  lines = [["", "trial", objective, *names, "rounds", "state"]]
   for trial in ranked[:_SHOWN]:
     has, tried = trial.user_attrs, search.settings_of(trial)
     finished = has["state"] == "finished"

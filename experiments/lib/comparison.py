@@ -6,9 +6,7 @@ from agsfl.errors import require
 from agsfl.records.moment import (
     Moment,
     best_is,
-    end,
     point_in_words,
-    value_at,
 )
 from agsfl.records.read import Run
 from agsfl.records.titles import WORST, title_of
@@ -136,9 +134,10 @@ def _table(by_label, lead_of, moment, sorted_by):
   if lead_of is not None:
     header.append(f"largest lead of {lead_of} in test accuracy")
   notes = [
+      *([groups.SPREAD] if any(len(x) > 1 for x in by_label.values()) else []),
       *_about_best(bold, best_by),
       *([groups.PARTLY] if partly else []),
-      *_about_missing(runs, moment),
+      *ranking.about_missing(runs, moment),
   ]
   table = groups.table(header, lines)
   return "\n".join([table, "", *notes]) if notes else table
@@ -151,22 +150,6 @@ def _about_best(bold, key):
   most = "largest" if best_is(key) == "max" else "smallest"
   names = "; ".join(bold)
   return [f"In bold: {names}, which {has} the {most} {title_of(key)}."]
-
-
-def _about_missing(runs, moment):
-  """Lines about the runs that are not at the point."""
-  if moment is None:
-    return []
-  missing = [run for run in runs if value_at(run, "round", moment) is None]
-  without = sum(end(run, moment.against) is None for run in missing)
-  reasons = {
-      f"have no {title_of(moment.against)}": without,
-      "do not come so far": len(missing) - without,
-  }
-  return [
-      f"{count} of {len(runs)} runs {reason} and so have no values here."
-      for reason, count in reasons.items() if count
-  ]
 
 
 def _k_moves(run):

@@ -1,6 +1,8 @@
 """Groups of runs: by settings, averaged over seeds, in tables."""
 
 import difflib
+import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +14,7 @@ from agsfl.records.read import Run
 from agsfl.words import natural_order
 
 NONE = "\u2013"  # a dash
+SPREAD = "\u00b1 is half the range over the runs of a group."
 PARTLY = (
     'Where a number has "(n of m)" beside it, only n of the m runs have a '
     "value, and it is their mean. Such a group is not marked as the best one."
@@ -100,6 +103,24 @@ def averaged_over(by_label: dict[str, list[Run]]) -> list[str]:
 def _seed(runs):
   """The name of the seed if it differs."""
   return ["seed"] if len({run.asked.get("seed") for run in runs}) > 1 else []
+
+
+def warn_of_copies(runs: list[Run]):
+  """Says on a line of stderr which runs have the same settings and data.
+
+  Args:
+    runs: those that are compared; each of them counts.
+  """
+  first: dict[str, Run] = {}
+  for run in runs:
+    settings = json.dumps([run.asked, run.config.get("data")], sort_keys=True)
+    same = first.setdefault(settings, run)
+    if same is not run:
+      print(
+          f"warning: {same.workdir} and {run.workdir} are runs of the same "
+          "settings and seed; both count",
+          file=sys.stderr,
+      )
 
 
 def metrics(runs: list[Run]) -> list[str]:

@@ -3,8 +3,9 @@
 import statistics
 
 from agsfl.frame import settings_of, value_of
-from agsfl.records.moment import EVALUATED, Moment, best_is, value_at
+from agsfl.records.moment import EVALUATED, Moment, best_is, end, value_at
 from agsfl.records.read import Run
+from agsfl.records.titles import title_of
 from experiments.lib.groups import has, in_order, metrics
 
 _NOTHING = (2,)  # the rank of a group without any value
@@ -102,3 +103,24 @@ def _ranks(groups, key, moment):
     else:
       ranks.append(_NOTHING)
   return ranks
+
+
+def about_missing(runs: list[Run], moment: Moment | None) -> list[str]:
+  """Lines about the runs that have no values at the point.
+
+  Args:
+    runs: those that are compared.
+    moment: the point; None for the end of each run, which all have.
+  """
+  if moment is None:
+    return []
+  missing = [run for run in runs if value_at(run, "round", moment) is None]
+  without = sum(end(run, moment.against) is None for run in missing)
+  reasons = {
+      f"have no {title_of(moment.against)}": without,
+      "do not come so far": len(missing) - without,
+  }
+  return [
+      f"{count} of {len(runs)} runs {reason} and so have no values here."
+      for reason, count in reasons.items() if count
+  ]

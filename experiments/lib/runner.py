@@ -131,6 +131,11 @@ class _Progress:
       self._bar.clear()
       self._log(row, done)
 
+  def end(self):
+    """Says if the run was at its end already."""
+    if self._first is None and not QUIET.value:
+      logging.info("this run was finished before; nothing was left to compute")
+
   def _log(self, row, done):
     words = [f"round {row['round']}", f"time {row['time']:.1f}"]
     if "k" in row:
@@ -223,6 +228,7 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
         on_stage=progress.stage,
         should_stop=lambda: signals.seen,
     )
+  progress.end()
   if hosts.is_first():
     draw(done)
   hosts.wait_for_all()

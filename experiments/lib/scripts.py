@@ -77,7 +77,8 @@ def start(argv: list[str]):
       lambda record: "orbax" not in record.pathname
       or record.levelno > logging.converter.ABSL_TO_STANDARD[logging.ERROR]
   )
-  python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+  for package in ("jax", "matplotlib"):
+    python_logging.getLogger(package).setLevel(python_logging.WARNING)
   _use_cores()
   compilation.use_cache()
 

@@ -1,6 +1,7 @@
 """Settings with several values, such as k=100,1000, as flags name them."""
 
 import csv
+import difflib
 from typing import Any
 
 from agsfl import errors
@@ -20,7 +21,9 @@ def split(flag: str, text: str) -> tuple[str, str]:
   """
   name, equals, rest = text.partition("=")
   if name not in run_flags.NAMES or not equals:
-    refuse(f"--{flag}={text}", "must begin with a setting and =")
+    like = difflib.get_close_matches(name, run_flags.NAMES)
+    such = f", such as {', '.join(f'{one}=' for one in like)}" if like else ""
+    refuse(f"--{flag}={text}", f"must begin with a setting and ={such}")
   return name, rest
 
 

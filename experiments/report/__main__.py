@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments.lib import out, plugins, points, ranking, scripts
+from experiments.lib import groups, out, plugins, points, ranking, scripts
 from experiments.report import page, runs
 
 flags.adopt_module_key_flags(points)
@@ -40,6 +40,7 @@ def main(argv):
     where, shown = runs.read_all(argv[1:])
     path = out.path("report.html")
     every = [one.run for one in shown]
+    groups.warn_of_copies(every)
     at, sort_by = points.asked(every), points.sort_by(every)
     best_by = ranking.best_by(every, sort_by)
     write(path, page.page(where, shown, at, sort_by, best_by))

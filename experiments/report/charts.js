@@ -1,5 +1,6 @@
 // Charts: one legend, one x axis, and the page's colours for all of them.
 const MANY_POINTS = 5000; // of a chart; canvas draws more than these faster
+const PNG_SCALE = 3; // so that a saved picture is sharp in print
 const dark = matchMedia("screen and (prefers-color-scheme: dark)");
 const axis = document.getElementById("axis");
 const logSwitch = document.getElementById("log-x");
@@ -18,6 +19,8 @@ function theme() {
   return {
     background: color("--card"), font: "system-ui, sans-serif", axis: text,
     view: {stroke: null}, rule: {color: color("--soft")},
+    title: {color: color("--text")},
+    legend: {labelColor: color("--text"), labelFontSize: 12},
     range: {category: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => color(`--c${i}`))},
   };
 }
@@ -57,6 +60,38 @@ function makeLog(channel, nice) {
   axis.labelExpr = `${test} ? format(datum.value, "${axis.format}") : ""`;
 }
 
+const how = () =>
+  ({mode: "vega-lite", ast: true, logLevel: 1, config: theme()});
+
+/** The address of a picture: what a chart shows, its title and a legend. */
+async function picture(chart, spec, view, kind) {
+  const copy = structuredClone(spec);
+  Object.assign(copy, {title: chart.title, width: 480});
+  copy.params.push(
+    {name: "names", value: report.lines.map(({name}) => name)});
+  const styles = new Set(chart.lines.map(({style}) => style));
+  const legend = {
+    title: null, orient: "bottom", columns: 1, labelLimit: 0,
+    values: [...styles].filter((style) => !hidden.has(style)),
+    labelExpr: "names[datum.value]", symbolType: "stroke", symbolSize: 900,
+    symbolOpacity: 1, symbolStrokeWidth: 2, rowPadding: -10,
+  };
+  for (const {encoding} of copy.layer) {
+    for (const name of ["color", "strokeDash"]) {
+      if (encoding[name]) Object.assign(encoding[name], {legend});
+    }
+    // The reader may have zoomed.
+    for (const name of ["x", "y"]) {
+      if (encoding[name]) encoding[name].scale.domain = view.scale(name).domain();
+    }
+  }
+  const made = await vegaEmbed(element("div"), copy, {...how(), actions: false});
+  await made.view.signal("hidden", [...hidden]).runAsync();
+  const url = await made.view.toImageURL(kind, kind === "png" ? PNG_SCALE : 1);
+  made.finalize();
+  return url;
+}
+
 async function draw(box) {
   const number = box.dataset.chart;
   const chart = report.charts[number];
@@ -85,13 +120,23 @@ async function draw(box) {
   };
   drawn.get(number)?.finalize();
   const made = await vegaEmbed(box, spec, {
-    mode: "vega-lite", ast: true, logLevel: 1, config: theme(),
+    ...how(),
     renderer: points.length > MANY_POINTS ? "canvas" : "svg",
     actions: {export: true, source: false, compiled: false, editor: false},
     downloadFileName: chart.title,
     tooltip: {theme: dark.matches ? "dark" : "light"},
   });
   const {view} = made;
+  // Vega's own pictures have neither a title nor a legend.
+  for (const link of box.querySelectorAll(".vega-actions a")) {
+    link.onclick = async (event) => {
+      event.preventDefault();
+      const {download} = link;
+      const kind = download.split(".").at(-1);
+      const href = await picture(chart, spec, view, kind);
+      element("a", {href, download}).click();
+    };
+  }
   const show = view.tooltip();
   view.tooltip((handler, event, item, value) => show(handler, event, item,
     value && wordsOf(chart, xTitle, item.datum.datum ?? item.datum)));
@@ -150,11 +195,7 @@ document.getElementById("all").onclick = () => {
   hidden.clear();
   showLines();
 };
-axis.onchange = () => {
-  logSwitch.checked = report.log_x[axis.value];
-  drawAll();
-};
-logSwitch.checked = report.log_x[axis.value];
+axis.onchange = drawAll;
 logSwitch.onchange = drawAll;
 dark.onchange = drawAll;
 for (const box of document.querySelectorAll("[data-log]")) {
@@ -172,6 +213,28 @@ for (const box of boxes) {
       event.stopPropagation();
     }
   }, {capture: true, passive: true});
+}
+
+// A tap shows the values of a point until the next one, as a pointer does.
+let tapped = null;
+function send(event, ...types) {
+  const {clientX, clientY} = event;
+  for (const type of types) {
+    event.target.dispatchEvent(
+      new PointerEvent(type, {clientX, clientY, bubbles: true}));
+  }
+}
+addEventListener("pointerdown", () => {
+  if (tapped) send(tapped, "pointerout");
+  tapped = null;
+}, {capture: true});
+for (const box of boxes) {
+  box.addEventListener("click", (event) => {
+    if (event.pointerType === "mouse") return;
+    tapped = {target: event.target, clientX: event.clientX,
+      clientY: event.clientY};
+    send(tapped, "pointerover", "pointermove");
+  });
 }
 
 showLines();

@@ -119,14 +119,6 @@ def axes(runs: list[Run]) -> dict[str, str]:
   }
 
 
-def log_x(runs: list[Run]) -> dict[str, bool]:
-  """By axis, whether runs end so far apart that it is logarithmic."""
-  ends = lambda axis: [
-      x[-1] for run in runs if len(x := run.series("round", axis)[0])
-  ]
-  return {axis: curves.spans_decades(ends(axis)) for axis in axes(runs)}
-
-
 def thin(most: int, x: np.ndarray, *ys: np.ndarray) -> tuple[np.ndarray, ...]:
   """Some points of a long line, with the extremes of each stretch.
 

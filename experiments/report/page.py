@@ -67,7 +67,6 @@ def data(
       ],
       "axes": charts.axes(every),
       "axis": at.against if at else "time",
-      "log_x": charts.log_x(every),
       "specification": charts.specification(len(labels)),
       "charts": made,
       "tables": [

@@ -32,6 +32,12 @@ class Shown(NamedTuple):
 
   @property
   def settings(self) -> dict[str, Any]:
+    """The settings as `setting` has them, without the seed."""
+    settings = {name: setting(self.run, name) for name in _SETTINGS}
+    return {**settings, "seed": None}
+
+  @property
+  def used(self) -> dict[str, Any]:
     """The settings as used, without the seed."""
     settings = {name: value_of(self.run.config, name) for name in _SETTINGS}
     return {**settings, "seed": None}
@@ -57,6 +63,12 @@ class Group(NamedTuple):
   def finished(self) -> bool:
     """Whether its runs are done."""
     return self.runs[0].finished
+
+
+def setting(run: Run, name: str) -> Any:
+  """A setting as the user asked for it, such as k="1%", else as used."""
+  asked, used = value_of(run.asked, name), value_of(run.config, name)
+  return used if asked in (None, used) else asked
 
 
 def has_k(run: Run) -> bool:
@@ -102,11 +114,12 @@ def group(runs: list[Shown]) -> list[Group]:
   by_settings: dict[str, list[Shown]] = {}
   for one in runs:
     alone = None if one.run.finished else one.name
-    key = json.dumps([one.settings, alone], sort_keys=True)
+    key = json.dumps([one.settings, one.used, alone], sort_keys=True)
     by_settings.setdefault(key, []).append(one)
   groups = list(by_settings.values())
   keys = _distinguishing([runs[0].settings for runs in groups])
-  groups.sort(key=lambda runs: [in_order(runs[0].settings[k]) for k in keys])
+  # As used, so that 50 comes before 1% of 9,610.
+  groups.sort(key=lambda runs: [in_order(runs[0].used[k]) for k in keys])
   labels = [_label(runs[0].run, keys) for runs in groups]
   return [
       Group(
@@ -131,9 +144,7 @@ def _distinguishing(settings):
 
 def _label(run, keys):
   words = [
-      value_in_words(run.config.get(key))
-      if key in _NAMES
-      else f"{key}={value_in_words(run.config.get(key))}"
+      ("" if key in _NAMES else f"{key}=") + value_in_words(setting(run, key))
       for key in keys
   ]
   if not run.finished:
@@ -145,7 +156,7 @@ def title(groups: list[Group]) -> str:
   """What the page is about, in a few words."""
   runs = [run for group in groups for run in group.runs]
   if len(runs) == 1:
-    name = lambda key: value_in_words(runs[0].config.get(key))
+    name = lambda key: value_in_words(setting(runs[0], key))
     how = f" with {name('controller')}" if has_k(runs[0]) else ""
     return f"{name('method')}{how} on {name('dataset')}"
   if len(groups) == 1:

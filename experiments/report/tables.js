@@ -57,7 +57,10 @@ function download(name, text) {
 function rowOf(table, row) {
   const best = table.best?.includes(table.rows.indexOf(row));
   const cells = row.map((cell, i) => {
-    const made = element(i ? "td" : "th", {}, textOf(cell, table.columns[i]));
+    // Lines break at spaces, and in names of folders after a comma or a slash.
+    const parts = String(textOf(cell, table.columns[i])).split(/(?<=[,/])/);
+    const made = element(i ? "td" : "th", {}, ...(i ? [parts.join("")]
+      : parts.flatMap((part) => [part, element("wbr")])));
     if (i && table.columns[i].numbers) made.className = "number";
     if (!i) made.scope = "row";
     if (!i && best) {
@@ -92,11 +95,14 @@ function fillTable(box) {
     const button = element("button", {type: "button"}, nameOf(title, unit));
     const head = element("th", {scope: "col", ariaSort: "none"}, button);
     if (column.numbers) head.className = "number";
+    // The first click shows the best row first.
+    const orders = ["ascending", "descending"];
+    if (column.larger) orders.reverse();
     button.onclick = () => {
-      const up = head.ariaSort !== "ascending";
+      const order = head.ariaSort === orders[0] ? orders[1] : orders[0];
       for (const other of heads) other.ariaSort = "none";
-      head.ariaSort = up ? "ascending" : "descending";
-      show(sorted(table.rows, index, up ? 1 : -1));
+      head.ariaSort = order;
+      show(sorted(table.rows, index, order === "ascending" ? 1 : -1));
     };
     return head;
   });
@@ -136,12 +142,15 @@ for (const box of document.querySelectorAll("[data-table]")) {
   }
 }
 
-// On paper everything is open, but for very long tables.
+// On paper everything is open, but for clients and very long tables.
 addEventListener("beforeprint", () => {
   for (const closed of document.querySelectorAll("main details")) {
+    if (closed.closest(".chart")) continue;
     const box = closed.querySelector("[data-table]");
-    const rows = box ? report.tables[box.dataset.table].rows.length : 0;
-    if (closed.closest(".chart") || rows > PRINTED_ROWS) continue;
+    const table = box && report.tables[box.dataset.table];
+    if (table?.section === "Clients" || table?.rows.length > PRINTED_ROWS) {
+      continue;
+    }
     if (box) fillOnce(box);
     closed.open = true;
   }

@@ -1,7 +1,7 @@
 """The tables of a report, as plain data: columns, and rows of cells.
 
 A cell is text, a number, None, or a number with its text: [number, text]. The
-mean over several seeds also has half their range: [number, text, half], and
+mean over several runs also has half their range: [number, text, half], and
 where some of them have no value, how many have one: [number, text, half, runs].
 The page shows a table of a single row as pairs of names and values.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from agsfl.config import Config
 from agsfl.records import traffic
 from agsfl.records.fairness import jain_index
-from agsfl.records.moment import Moment, value_at
+from agsfl.records.moment import Moment, best_is, value_at
 from agsfl.records.read import Run
 from agsfl.records.titles import BEST, DEVIATION, JAIN, MEAN, WORST, title_of
 from experiments.lib.groups import metrics, over_seeds, part_of, value_in_words
@@ -48,6 +48,7 @@ class Metric(NamedTuple):
     form, spread: formats of the mean and of half the range over seeds.
     unit: "bytes" is shown in a larger unit that fits, "%" in hundredths.
     always: whether a column without any number is shown too.
+    larger: whether larger numbers are better.
   """
 
   title: str
@@ -56,6 +57,7 @@ class Metric(NamedTuple):
   spread: str = ".2g"
   unit: str = ""
   always: bool = True
+  larger: bool = False
 
 
 def size_of(most: float) -> tuple[float, str]:
@@ -87,11 +89,15 @@ def _column(metric, groups):
     half = float(np.ptp(some)) / 2
     if len(some) < len(runs):
       return [float(np.mean(some)), text, half, len(some)]
-    return [some[0], text] if alike else [float(np.mean(some)), text, half]
+    mean = some[0] if alike else float(np.mean(some))
+    return [mean, text, half] if len(runs) > 1 else [mean, text]
 
   # A CSV file has the numbers as they are.
   file_unit = "" if unit == "%" else metric.unit
-  head = {"title": metric.title, "unit": unit, "file_unit": file_unit}
+  head = {
+      "title": metric.title, "unit": unit, "file_unit": file_unit,
+      "larger": metric.larger,
+  }
   return head, [*map(cell, values, groups)]
 
 
@@ -121,7 +127,7 @@ def _results_of(runs, at):
   row = lambda key, form=".4f", spread=".2g", always=False: {
       key: Metric(
           title_of(key), functools.partial(value_at, key=key, moment=at), form,
-          spread, always=always,
+          spread, always=always, larger=best_is(key) == "max",
       )
   }
   found = (
@@ -147,7 +153,9 @@ def _results_of(runs, at):
   found["mean_k"] = Metric(
       "mean k, second half", _mean_k, ".0f", ".0f", always=False
   )
-  found["jain"] = Metric("Jain's index of contributions", _jain, ".4f")
+  found["jain"] = Metric(
+      "Jain's index of contributions", _jain, ".4f", larger=True
+  )
   found |= _of_summary("median_round_seconds", "wall time per round", "s")
   if len(runs) == 1:
     for name in (BEST, MEAN, DEVIATION, JAIN):
@@ -201,7 +209,8 @@ def results(
   if best_by and best_by not in found:
     of = functools.partial(value_at, key=best_by, moment=at)
     unit = "bytes" if best_by == "bytes" else ""
-    found[best_by] = Metric(title_of(best_by), of, unit=unit)
+    larger = best_is(best_by) == "max"
+    found[best_by] = Metric(title_of(best_by), of, unit=unit, larger=larger)
   if len(runs) == 1:
     state = {"state": [_state(runs[0])]}
     return [_table("Results", "Results", state, found.values(), [runs])]
@@ -357,7 +366,10 @@ def clients(groups: list[Group]) -> list[dict[str, Any]]:
           "section": "Clients", "closed": True,
           "title": words if len(shown) == 1 else f"{one.name}: {words}",
           "columns": [{"title": "client"}] + [
-              dict(zip(("title", "digits"), _CLIENTS[name], strict=True))
+              {
+                  **dict(zip(("title", "digits"), _CLIENTS[name], strict=True)),
+                  "larger": best_is(name) == "max",
+              }
               for name in names
           ],
           "rows": list(zip(values["client"], *cells, strict=True)),

@@ -97,6 +97,7 @@ class ComparisonTest(parameterized.TestCase):
     )
     self.assertEqual(
         notes,
+        f"{groups.SPREAD}\n"
         "In bold: k = 0.5, which has the smallest test loss.\n"
         "1 of 5 runs do not come so far and so have no values here.",
     )
@@ -128,6 +129,7 @@ class ComparisonTest(parameterized.TestCase):
     self.assertEqual(
         notes.splitlines(),
         [
+            groups.SPREAD,
             "In bold: k = 9, which has the smallest test loss.",
             groups.PARTLY,
             "2 of 5 runs do not come so far and so have no values here.",
@@ -149,7 +151,9 @@ class ComparisonTest(parameterized.TestCase):
         [line[0] for line in lines], ["**k = 1**", "**k = 2**", "k = 3"]
     )
     self.assertEqual(
-        notes, "In bold: k = 1; k = 2, which have the smallest test loss."
+        notes,
+        f"{groups.SPREAD}\n"
+        "In bold: k = 1; k = 2, which have the smallest test loss.",
     )
 
   def test_a_setting_that_some_runs_do_not_name(self):
@@ -168,7 +172,7 @@ class ComparisonTest(parameterized.TestCase):
   def test_a_run_without_a_clock(self):
     runs = [run_of(seconds=float), run_of()]
     _, notes = self.compare(runs, [], moment=Moment("seconds", 3.0))
-    self.assertStartsWith(notes, groups.PARTLY)
+    self.assertStartsWith(notes, f"{groups.SPREAD}\n{groups.PARTLY}")
     self.assertEndsWith(
         notes, "1 of 2 runs have no simulated seconds and so have no values "
         "here."
@@ -253,7 +257,7 @@ class ComparisonTest(parameterized.TestCase):
         got, _ = plot.compared([late, *done, later])
       self.assertEqual([*map(id, got)], [*map(id, want)])
       self.assertEqual(said.getvalue(), warning)
-    with self.assertRaisesRegex(ConfigError, "^no run here is finished$"):
+    with self.assertRaisesRegex(ConfigError, "^no run here is finished; report and export "):
       plot.compared([late])
 
   @parameterized.parameters(

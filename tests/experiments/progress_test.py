@@ -140,7 +140,7 @@ class ProgressTest(parameterized.TestCase):
     group = {Path("a"): Config(num_rounds=2), Path("b"): Config(num_rounds=2)}
     with (
         mock.patch.object(sweep.sweeps, "simulate_lanes", simulate_lanes),
-        mock.patch.object(sweep, "_bar") as bar,
+        mock.patch.object(runner, "bar") as bar,
     ):
       sweep._side_by_side(group, stopping.Signals())
     self.assertEqual(bar.call_args.kwargs["total"], 4)

@@ -11,9 +11,11 @@ import io
 import json
 import math
 import shutil
+import struct
 import tempfile
 import unittest
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,6 @@ from experiments.lib import curves, groups
 from experiments.report import __main__ as report
 from experiments.report import charts, page, runs
 from tests import small
-from tests.experiments import run_test
 
 NUM_WEIGHTS = 40
 
@@ -59,9 +60,11 @@ def write_run(
     row: what each row has more, of (round, elements up, elements down).
   """
   asked = dataclasses.asdict(Config(**settings))
+  asked |= {name: value for name, value in dict(config).items()
+            if name in asked and name != "k"}
   used = asked | {
       "controller": Config(**settings).used_controller,
-      "k": settings.get("k", 1000.0),
+      "k": Config(**settings).k or 1000.0,
       "num_weights": NUM_WEIGHTS, "num_clients_used": len(names),
       "versions": {"jax": "0.0"}, **dict(config),
   }
@@ -634,6 +637,32 @@ class SeveralRunsTest(FolderTest):
         ],
     )
 
+  def test_labels_are_what_was_asked_for(self):
+    """k = "1%", although tables of settings have what was used.
+
+    The same k is another setting if it was asked for in another way, and in
+    models of another size.
+    """
+    for name, k, used in (
+        ("a", "10%", 961.0), ("b", "1%", 96.1), ("c", "1%", 96.1),
+        ("d", 96.1, 96.1), ("e", "1%", 50.0),
+    ):
+      write_run(self.folder / name, k=k, config={"k": used}, seed=ord(name))
+    made = self.shown()
+    table = made["tables"]["Results by setting"]
+    self.assertEqual(column(table, "runs"), {
+        "k=1%, e": 1, "k=1%, b": 2, "k=96.1": 1, "k=10%": 1
+    })
+    self.assertEqual(
+        [line["name"] for line in made["lines"]],
+        ["k=1%, e", "k=1%, b", "k=96.1", "k=10%"],
+    )
+    differ = column(made["tables"]["Settings that differ"], "k")
+    self.assertEqual([*differ.values()], [50, 96.1, 96.1, 961])
+    # Half the range of equal numbers is 0; a run alone has none.
+    losses = [row[2] for row in table["rows"][:2]]
+    self.assertEqual(losses, [[0.875, "0.8750"], [0.875, "0.8750", 0.0]])
+
   def test_a_wide_sweep(self):
     """Every line is in every chart, and has a style of its own."""
     for i in range(33):
@@ -689,17 +718,13 @@ class DamageTest(FolderTest):
 
 class ScriptTest(FolderTest):
 
-  def start(self, *arguments):
-    return run_test.run_python("-m", "experiments.report", *map(str, arguments))
-
   def test_out(self):
-    """A process and this one write the same page, in place of the old one."""
+    """The page stands in place of the old one; main_test starts a process."""
     write_run(self.folder / "runs" / "a")
     out = self.folder / "page.html"
     out.write_text("old")
-    result = self.start(self.folder / "runs", f"--out={out}")
-    self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertEqual(result.stdout, f"report: {out}\n")
+    result = small.main(report, self.folder / "runs", f"--out={out}")
+    self.assertEqual(result, (0, f"report: {out}\n"))
     found = runs.read_all([self.folder / "runs" / "a"])
     want = page.page(*found, None, None, "test_accuracy")
     self.assertEqual(out.read_text(encoding="utf-8"), want)
@@ -760,7 +785,7 @@ class CountsTest(parameterized.TestCase):
     """Numbers of 4 bytes, as the normalised time counts them."""
     sparsifier = METHODS[method].build()
     accumulated = jnp.arange(12.0).reshape(2, 6) + 1
-    selection, _ = sparsifier.select(
+    selection, _ = jax.jit(sparsifier.select)(
         jax.random.key(0), accumulated, jnp.full(2, 0.5), jnp.int32(2),
         sparsifier.init(2, 6),
     )
@@ -795,6 +820,13 @@ MARKS = """() => boxes.map(
 # The ends of the axes of the first chart.
 DOMAIN = """() => ["x", "y"].map(
   name => drawn.get("0").view.scale(name).domain())"""
+# Over how many lines a word of the second table's first column goes.
+WORD_LINES = """(word) => [...document.querySelectorAll(
+  '[data-table="1"] tbody th')].map(({firstChild}) => {
+    const range = document.createRange();
+    range.selectNodeContents(firstChild);
+    return firstChild.data.startsWith(word) && range.getClientRects().length;
+  })"""
 COLUMN = """([table, index]) => [...document.querySelectorAll(
   `[data-table="${table}"] tbody tr`)].map(row =>
   row.children[index].textContent)"""
@@ -824,10 +856,10 @@ class BrowserTest(FolderTest):
     report.write(out, page.page(*runs.read_all([folder]), *how))
     return out.as_uri()
 
-  def open(self, address, width=1200, scheme="light"):
+  def open(self, address, width=1200, **how):
     """The page in a window; it may neither ask for anything nor complain."""
     shown = self.browser.new_page(
-        viewport={"width": width, "height": 844}, color_scheme=scheme
+        viewport={"width": width, "height": 844}, **how
     )
     self.addCleanup(shown.close)
     asked, words = [], []
@@ -856,6 +888,7 @@ class BrowserTest(FolderTest):
         write_run(
             self.folder / "runs" / f"{k}{seed}", k=k, seed=seed,
             losses=(2.0 * k, 1.5, 1.25, k - 4.75 + seed),
+            **(dict.fromkeys(("ups", "downs"), [1] * 4) if k == 5 else {}),
         )
     shown = self.open(self.write_page(self.folder / "runs"))
     marks = lambda want: self.soon(shown, MARKS, [want] * 5)
@@ -900,6 +933,25 @@ class BrowserTest(FolderTest):
     second.dblclick()
     marks(1)
     self.assertEqual(pressed(), ["false", "true"])
+
+    # A saved picture has what is shown, a title and a legend; a PNG is large.
+    chart.locator("summary").click()
+    saved = {}
+    for kind in ("SVG", "PNG"):
+      with shown.expect_download() as download:
+        chart.locator("a", has_text=kind).click()
+      self.assertEqual(
+          download.value.suggested_filename, f"Training loss.{kind.lower()}"
+      )
+      saved[kind] = Path(download.value.path()).read_bytes()
+    picture = ElementTree.fromstring(saved["SVG"])
+    words = [*picture.itertext()]
+    self.assertIn("Training loss", words)
+    self.assertIn("k=7", words)
+    self.assertNotIn("k=5", words)
+    size = [3 * int(picture.get(name)) for name in ("width", "height")]
+    self.assertEqual([*struct.unpack(">2I", saved["PNG"][16:24])], size)
+    chart.locator("summary").click()
     shown.locator("#all").press("Enter")
     marks(2)
 
@@ -929,11 +981,13 @@ class BrowserTest(FolderTest):
     )
     shown.evaluate("work")
     self.assertEqual(chart.locator("summary").count(), 1)
-    log = shown.locator("[data-log='0']")
-    for logarithmic in (False, True):
-      log.set_checked(logarithmic)
-      kind = "log" if logarithmic else "linear"
-      self.soon(shown, "drawn.get('0').view.scale('y').type", kind)
+    # The runs end far apart in bytes. Still x is linear until it is switched.
+    for name, switch in (("x", "#log-x"), ("y", "[data-log='0']")):
+      log = shown.locator(switch)
+      self.assertEqual(log.is_checked(), name == "y")
+      for kind in ("linear", "log"):
+        log.set_checked(kind == "log")
+        self.soon(shown, f"drawn.get('0').view.scale('{name}').type", kind)
 
   def test_tables(self):
     """Sorted by number; the file has all digits, and no formula."""
@@ -958,6 +1012,9 @@ class BrowserTest(FolderTest):
       head.locator("button").press("Enter")
       self.assertEqual(losses(), want)
       self.assertEqual(head.get_attribute("aria-sort"), order)
+    # The best comes first: the greatest accuracy, 1 / (1 + loss).
+    shown.locator("[data-table='0'] button", has_text="accuracy").click()
+    self.assertEqual(losses(), ["0.2500", "9.5000", "10.0000", "\u2013"])
     best = shown.locator(".best th").text_content()
     self.assertIn("k=3 \u2605 best test loss", best)
     # The first column stays where it is.
@@ -1011,13 +1068,15 @@ class BrowserTest(FolderTest):
     write_run(self.folder / "runs" / "c", method="fedavg", finished=False)
     address = self.write_page(self.folder / "runs", Moment("round", 3.0))
     colours = set()
-    for width, scheme in (
-        (390, "light"), (390, "dark"), (1200, "light"), (1200, "dark")
-    ):
-      shown = self.open(address, width, scheme)
-      # As for paper, all tables are opened.
-      shown.evaluate("dispatchEvent(new Event('beforeprint'))")
-      self.assertEqual(shown.locator("[data-table]:empty").count(), 0)
+    for width in (390, 1200):
+      shown = self.open(address, width)
+      shown.evaluate(
+          "document.querySelectorAll('main details').forEach(one => "
+          "{ one.open = true; })"
+      )
+      self.soon(
+          shown, "document.querySelectorAll('[data-table]:empty').length", 0
+      )
       wide = shown.evaluate("document.documentElement.scrollWidth")
       self.assertLessEqual(wide, width)
       # The point of the comparison, and where the unfinished run is.
@@ -1025,17 +1084,64 @@ class BrowserTest(FolderTest):
       self.assertEqual(chart.locator(".role-mark.mark-rule line").count(), 1)
       stopped = chart.locator(".mark-symbol path[fill=transparent]")
       self.assertEqual(stopped.count(), 1)
-      colours.add(shown.evaluate(
-          "document.querySelector('.mark-line path').getAttribute('stroke') + "
-          "getComputedStyle(document.body).backgroundColor"
-      ))
+      # The charts follow the system at once.
+      for scheme in ("dark", "light"):
+        shown.emulate_media(color_scheme=scheme)
+        self.soon(
+            shown, "document.querySelector('.mark-line path').getAttribute("
+            "'stroke') === color('--c0')", True,
+        )
+        colours.add(shown.evaluate(
+            "color('--c0') + getComputedStyle(document.body).backgroundColor"
+        ))
     self.assertLen(colours, 2)
-    # The charts follow the system at once.
-    shown.emulate_media(color_scheme="light")
-    self.soon(
-        shown, "document.querySelector('.mark-line path').getAttribute("
-        "'stroke') === color('--c0')", True,
+
+  def test_on_a_phone(self):
+    """The whole legend, whole words in the first column, values by a tap."""
+    for i in range(12):
+      write_run(
+          self.folder / "runs" / f"learning_rate=0.{i:02},k={i}",
+          learning_rate=0.01 * (i + 1), k=float(i + 1),
+      )
+    shown = self.open(
+        self.write_page(self.folder / "runs"), 390, has_touch=True
     )
+    hides = "document.getElementById('legend')"
+    self.assertTrue(
+        shown.evaluate(f"{hides}.scrollHeight === {hides}.clientHeight")
+    )
+    shown.locator("summary", has_text="Results of each run").click()
+    self.soon(shown, WORD_LINES, [1] * 12, "learning_rate")
+    chart = shown.locator("[data-chart='0']")
+    chart.scroll_into_view_if_needed()
+    shown.touchscreen.tap(*shown.evaluate(PLACE, [0, 1, -1]))
+    tip = shown.locator("#vg-tooltip-element.visible")
+    tip.wait_for()
+    self.assertIn("Training loss0.875", tip.text_content())
+    box = tip.bounding_box()
+    self.assertBetween(box["x"], 0, 390 - box["width"])
+    shown.touchscreen.tap(380, 5)
+    tip.wait_for(state="detached")
+
+  def test_on_paper(self):
+    """Tables are open, but for those of clients, and charts fit their cards."""
+    for seed in (0, 1):
+      write_run(self.folder / "runs" / f"{seed}", seed=seed)
+    shown = self.open(self.write_page(self.folder / "runs"))
+    shown.emulate_media(media="print")
+    shown.evaluate("""() => {
+      dispatchEvent(new Event("beforeprint"));
+      // Paper is narrower than the window that the charts were drawn for.
+      document.querySelector("main").style.width = "400px";
+    }""")
+    self.assertEqual(
+        shown.evaluate("""() => report.tables.filter((table, i) =>
+          document.querySelector(`[data-table="${i}"]:empty`)
+        ).map(({section}) => section)"""), ["Clients", "Clients"],
+    )
+    self.assertTrue(shown.evaluate("""() => boxes.every(box =>
+      box.querySelector("svg.marks").getBoundingClientRect().right
+      <= box.getBoundingClientRect().right)"""))
 
 
 if __name__ == "__main__":

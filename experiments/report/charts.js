@@ -50,7 +50,7 @@ function wordsOf(chart, xTitle, {line, x, y, low, high}) {
   return words;
 }
 
-/** Gives an axis a logarithmic scale with lines at 1, 2, 5, 10, 20 and so on. */
+/** Gives an axis a logarithmic scale, with lines at 1, 2, 5, 10 and so on. */
 function makeLog(channel, nice) {
   const power = "pow(10, floor(log(datum.value) / LN10 + 1e-9))";
   const test = `indexof([1, 2, 5], round(datum.value / ${power})) >= 0`;
@@ -60,6 +60,7 @@ function makeLog(channel, nice) {
   axis.labelExpr = `${test} ? format(datum.value, "${axis.format}") : ""`;
 }
 
+/** What all calls of vegaEmbed have in common. */
 const how = () =>
   ({mode: "vega-lite", ast: true, logLevel: 1, config: theme()});
 
@@ -81,11 +82,12 @@ async function picture(chart, spec, view, kind) {
       if (encoding[name]) Object.assign(encoding[name], {legend});
     }
     // The reader may have zoomed.
-    for (const name of ["x", "y"]) {
-      if (encoding[name]) encoding[name].scale.domain = view.scale(name).domain();
+    for (const name of ["x", "y"].filter((name) => encoding[name])) {
+      encoding[name].scale.domain = view.scale(name).domain();
     }
   }
-  const made = await vegaEmbed(element("div"), copy, {...how(), actions: false});
+  const made = await vegaEmbed(
+    element("div"), copy, {...how(), actions: false});
   await made.view.signal("hidden", [...hidden]).runAsync();
   const url = await made.view.toImageURL(kind, kind === "png" ? PNG_SCALE : 1);
   made.finalize();
@@ -217,10 +219,9 @@ for (const box of boxes) {
 
 // A tap shows the values of a point until the next one, as a pointer does.
 let tapped = null;
-function send(event, ...types) {
-  const {clientX, clientY} = event;
+function send({target, clientX, clientY}, ...types) {
   for (const type of types) {
-    event.target.dispatchEvent(
+    target.dispatchEvent(
       new PointerEvent(type, {clientX, clientY, bubbles: true}));
   }
 }
@@ -231,9 +232,8 @@ addEventListener("pointerdown", () => {
 for (const box of boxes) {
   box.addEventListener("click", (event) => {
     if (event.pointerType === "mouse") return;
-    tapped = {target: event.target, clientX: event.clientX,
-      clientY: event.clientY};
-    send(tapped, "pointerover", "pointermove");
+    tapped = event;
+    send(event, "pointerover", "pointermove");
   });
 }
 

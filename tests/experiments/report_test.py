@@ -1101,7 +1101,8 @@ class BrowserTest(FolderTest):
     for i in range(12):
       write_run(
           self.folder / "runs" / f"learning_rate=0.{i:02},k={i}",
-          learning_rate=0.01 * (i + 1), k=float(i + 1),
+          config={"dataset": f"npz:a/folder/of/samples/by/user/{i}.npz"},
+          evaluate=bool,
       )
     shown = self.open(
         self.write_page(self.folder / "runs"), 390, has_touch=True
@@ -1110,14 +1111,14 @@ class BrowserTest(FolderTest):
     self.assertTrue(
         shown.evaluate(f"{hides}.scrollHeight === {hides}.clientHeight")
     )
-    shown.locator("summary", has_text="Results of each run").click()
+    shown.locator("summary", has_text="Results of each run").tap()
     self.soon(shown, WORD_LINES, [1] * 12, "learning_rate")
     chart = shown.locator("[data-chart='0']")
     chart.scroll_into_view_if_needed()
-    shown.touchscreen.tap(*shown.evaluate(PLACE, [0, 1, -1]))
+    shown.touchscreen.tap(*shown.evaluate(PLACE, [0, 1, 1]))
     tip = shown.locator("#vg-tooltip-element.visible")
     tip.wait_for()
-    self.assertIn("Training loss0.875", tip.text_content())
+    self.assertIn("Training loss1.5", tip.text_content())
     box = tip.bounding_box()
     self.assertBetween(box["x"], 0, 390 - box["width"])
     shown.touchscreen.tap(380, 5)

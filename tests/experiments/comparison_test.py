@@ -257,7 +257,8 @@ class ComparisonTest(parameterized.TestCase):
         got, _ = plot.compared([late, *done, later])
       self.assertEqual([*map(id, got)], [*map(id, want)])
       self.assertEqual(said.getvalue(), warning)
-    with self.assertRaisesRegex(ConfigError, "^no run here is finished; report and export "):
+    wanted = "^no run here is finished; report and export show runs so far$"
+    with self.assertRaisesRegex(ConfigError, wanted):
       plot.compared([late])
 
   @parameterized.parameters(

@@ -233,7 +233,7 @@ class DevicesTest(parameterized.TestCase):
 
   @parameterized.parameters(*IN_PARALLEL)
   def test_devices_change_nothing(self, name):
-    """Law: on 2 devices the same as on one, and in lanes on 8."""
+    """Law: on 2 devices the same as on one, and in lanes on 4."""
     one = functools.partial(cases.outcome, CONTRACT[name][1])
     alone = jax.jit(one)
     # A k among the few that a fast choice sorts, and a deeper one.
@@ -246,7 +246,7 @@ class DevicesTest(parameterized.TestCase):
       for k, want in zip(ks, wants, strict=True):
         self._check(split(accumulated, weights, k), want)
     # Lanes, each with its own k.
-    mesh = devices.client_mesh(8)
+    mesh = devices.client_mesh(4)
     with jax.set_mesh(mesh):
       accumulated, weights = cases.split_over(mesh, example(), WEIGHTS)
       lanes = jax.jit(jax.vmap(one, (0, None, 0)))(

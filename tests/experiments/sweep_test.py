@@ -225,10 +225,28 @@ class LanesTest(absltest.TestCase):
     with (
         given("--lanes=2"),
         mock.patch.object(sweep, "run_lanes", lambda x, _: in_lanes(x) or {}),
-        sweep.tqdm(disable=True) as bar,
+        sweep.tqdm(total=4, disable=True) as bar,
     ):
       sweep.run_all(configs, launch, bar, stopping.Signals())
     self.assertEqual(started, ["c", "d", ["a", "b"]])
+
+  def test_a_log_names_each_run_that_ends(self):
+    """Law: the number, the outcome and the folder, where there is no bar."""
+    configs = {
+        self.folder / name: dataclasses.replace(self.BASE, seed=seed)
+        for seed, name in enumerate("ab", 1)
+    }
+    ends = zip(configs, (None, "(1) error: no"), strict=True)
+    with (
+        given("--lanes=1"),
+        mock.patch.object(sweep.logging, "info") as info,
+        sweep.tqdm(total=5, initial=3, disable=True) as bar,
+    ):
+      sweep.run_all(configs, lambda commands: ends, bar, stopping.Signals())
+    self.assertEqual(
+        [call.args[0] % call.args[1:] for call in info.mock_calls],
+        ["run 4 of 5 finished: a", "run 5 of 5 failed: b"],
+    )
 
 
 class SweepTest(parameterized.TestCase):

@@ -4,7 +4,6 @@
 """
 
 import gc
-import sys
 
 import hypothesis
 import jax
@@ -33,33 +32,6 @@ _COMPILE_FAST = (
     "tests.training.networks_test", "tests.training.lora_test",
     "tests.tasks_test", "tests.training.augmentation_test",
 )
-
-
-# Commands, pages and processes that differ little between versions of Python
-# and JAX. They take minutes, so only newer Pythons than the oldest run them.
-_NEWER_ONLY = (
-    "tests/data/memory_test.py", "tests/editors_test.py",
-    "tests/experiments/benchmark_test.py",
-    "tests/experiments/comparison_test.py",
-    "tests/experiments/dashboards_test.py",
-    "tests/experiments/data_scripts_test.py", "tests/experiments/docs_test.py",
-    "tests/experiments/launchers_test.py",
-    "tests/experiments/progress_test.py", "tests/experiments/regret_test.py",
-    "tests/experiments/report_test.py", "tests/experiments/study_test.py",
-    "tests/experiments/tune_test.py", "tests/hosts_test.py",
-    "tests/records/documentation_test.py",
-    "tests/rounds_together_test.py::ModesTest",
-)
-
-
-def pytest_collection_modifyitems(items):
-  """Skips `_NEWER_ONLY` on the oldest Python."""
-  if sys.version_info >= (3, 12):
-    return
-  skip = pytest.mark.skip(reason="only on Python 3.12 or newer")
-  for item in items:
-    if item.nodeid.startswith(_NEWER_ONLY):
-      item.add_marker(skip)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,10 +19,9 @@ from agsfl.records.folder import Extent, RunFolder
 from agsfl.records.read import Run
 from agsfl.records.strict_json import finite
 from agsfl.records.summary import by_client, summarize
+from agsfl.records.traffic import BYTES_PER_NUMBER
 from agsfl.training.evaluation import Evaluation
 from agsfl.types import PyTree, RoundInfo, RoundState
-
-_BYTES_PER_NUMBER = 4
 
 OnRow = Callable[[dict[str, Any]], None]
 
@@ -361,8 +360,8 @@ def as_row(
       "k_probe": float(info.k_probe),
       "k_up": int(info.k_up),
       "k_down": int(info.k_down),
-      "bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.volume_up)),
-      "bytes_down": math.ceil(_BYTES_PER_NUMBER * volume_down),
+      "bytes_up": math.ceil(BYTES_PER_NUMBER * float(info.volume_up)),
+      "bytes_down": math.ceil(BYTES_PER_NUMBER * volume_down),
       "minibatch_loss": finite(float(info.minibatch_loss))
       if info.heard is None or info.heard > 0
       else None,
@@ -375,9 +374,9 @@ def as_row(
     }
   if info.all_up is not None:
     row |= {
-        "all_bytes_up": math.ceil(_BYTES_PER_NUMBER * float(info.all_up)),
+        "all_bytes_up": math.ceil(BYTES_PER_NUMBER * float(info.all_up)),
         "all_bytes_down": math.ceil(
-            _BYTES_PER_NUMBER * float(info.all_down or 0)
+            BYTES_PER_NUMBER * float(info.all_down or 0)
         ),
     }
   if info.timing is not None:

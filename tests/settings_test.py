@@ -144,12 +144,13 @@ class ElementsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       (7.5, 100, 7.5), ("1%", 444_062, 4440.62), ("100%", 17, 17.0),
-      ("0.2%", 444_062, 888.124),
+      ("0.2%", 444_062, 888.124), ("1%", 9610, 96.1),
       # A share stands for one element at least.
       ("1%", 50, 1.0),
   )
   def test_by_hand(self, amount, dim, want):
-    self.assertAlmostEqual(elements(amount, dim), want, places=9)
+    """Law: the float that is nearest to the decimal number, bit for bit."""
+    self.assertEqual(elements(amount, dim), want)
 
   @hypothesis.given(
       st.floats(1e-6, 100.0, exclude_min=True), st.integers(1, 10**9)

@@ -109,6 +109,8 @@ ROWS = (
     *(Columns({name: _is_known_or_null}) for name in OF_TASKS),
 )
 COLUMNS = frozenset(name for columns in ROWS for name in columns.fits)
+# Those of evaluations alone; figures draw lines between their values.
+EVALUATED = (*_OF_EVALUATIONS.fits, *SPREAD, *OF_TASKS)
 
 
 def require(fits: Any, name: str, value: Any):

@@ -5,12 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agsfl.records.columns import COLUMNS, OF_TASKS
-from agsfl.records.fairness import SPREAD
+from agsfl.records.columns import COLUMNS, EVALUATED
 from agsfl.records.read import Run
 
-# Columns of evaluations; figures draw lines between their values.
-EVALUATED = ("train_loss", "test_loss", "test_accuracy", *SPREAD, *OF_TASKS)
 OF_ROUNDS = COLUMNS - {*EVALUATED}
 
 _WORDS = {

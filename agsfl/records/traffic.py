@@ -10,7 +10,7 @@ if TYPE_CHECKING:
   from agsfl.records.read import Run
 
 WAYS = ("up", "down")
-_BYTES_PER_NUMBER = 4
+BYTES_PER_NUMBER = 4
 # Of a method that is not registered: an index and a value.
 _NUMBERS_PER_ELEMENT = 2
 
@@ -24,7 +24,7 @@ def element_bytes(method: str) -> int:
   numbers = _NUMBERS_PER_ELEMENT
   if method in METHODS:
     numbers = METHODS[method].numbers_per_element
-  return _BYTES_PER_NUMBER * numbers
+  return BYTES_PER_NUMBER * numbers
 
 
 def senders(run: "Run") -> int:

@@ -3,7 +3,8 @@
 import statistics
 
 from agsfl.frame import settings_of, value_of
-from agsfl.records.moment import EVALUATED, Moment, best_is, end, value_at
+from agsfl.records.columns import EVALUATED
+from agsfl.records.moment import Moment, best_is, end, value_at
 from agsfl.records.read import Run
 from agsfl.records.titles import title_of
 from experiments.lib.groups import has, in_order, metrics

@@ -13,6 +13,7 @@ from agsfl.config import Config
 from agsfl.files import expanded
 from agsfl.records.columns import OF_TASKS
 from agsfl.records.read import Run, read_run
+from agsfl.records.titles import title_of
 from experiments.lib import compilation, dashboards, plugins, stopping
 from experiments.lib import flags as run_flags
 
@@ -119,8 +120,7 @@ class _Progress:
       self._bar.initial = self._bar.last_print_n = done
     if "test_loss" in row:
       key = next(key for key in (*OF_TASKS, "test_accuracy") if key in row)
-      title = OF_TASKS.get(key, "test accuracy")
-      self._evaluated = [f"{title} {_text(row[key])}"]
+      self._evaluated = [f"{title_of(key)} {_text(row[key])}"]
     self._bar.n = round(done, 1)
     words = []
     if "k" in row:
@@ -228,8 +228,8 @@ def run(config: Config, workdir: Path, signals: stopping.Signals) -> Run:
         on_stage=progress.stage,
         should_stop=lambda: signals.seen,
     )
-  progress.end()
   if hosts.is_first():
+    progress.end()
     draw(done)
   hosts.wait_for_all()
   return done

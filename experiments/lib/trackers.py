@@ -16,7 +16,7 @@ from absl import logging
 from agsfl import files
 from agsfl.config import Config
 from agsfl.errors import ConfigError
-from agsfl.records.columns import OF_TASKS
+from agsfl.records.columns import EVALUATED
 from experiments.lib.scripts import first_line
 
 # A row's round, and its numbers by their names.
@@ -25,9 +25,9 @@ Sink = Callable[[int, dict[str, float]], None]
 # Columns that only grow, so that others can be drawn against them.
 AXES = ("time", "seconds", "bytes")
 
-# TensorBoard draws against whole numbers only. So these columns are there once
-# more for each axis: the folder, which also begins their names, and the unit.
-_EVALUATED = ("train_loss", "test_loss", "test_accuracy", *OF_TASKS)
+# TensorBoard draws against whole numbers only. So the columns of evaluations
+# are there once more for each axis. By axis: the folder, which also begins their
+# names, and the unit.
 _UNITS = {
     "time": ("by_time", 1),
     "seconds": ("by_milliseconds", 0.001),  # a round may take less than 1 s
@@ -68,7 +68,7 @@ def tensorboard(workdir: Path) -> Iterator[Sink]:
 
   def row(index, numbers):
     write("", index, numbers)
-    evaluated = [name for name in _EVALUATED if name in numbers]
+    evaluated = [name for name in EVALUATED if name in numbers]
     for axis, (folder, unit) in _UNITS.items():
       if evaluated and axis in numbers:
         shown = {f"{folder}/{name}": numbers[name] for name in evaluated}

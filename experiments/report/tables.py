@@ -24,7 +24,6 @@ from experiments.lib.groups import metrics, over_seeds, part_of, value_in_words
 from experiments.lib.ranking import best_of
 from experiments.report.runs import Group, has_k
 
-_NUMBER_BYTES = 4
 _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 # The columns of clients.csv: their titles and digits after the point.
 _CLIENTS = {
@@ -344,7 +343,7 @@ def _bytes_per_element(run):
 
 def _share_of_all(run):
   """What was sent, as a share of all D weights in every round."""
-  each = _NUMBER_BYTES * run.config["num_weights"]
+  each = traffic.BYTES_PER_NUMBER * run.config["num_weights"]
   whole = 2 * each * len(run.rows) * traffic.senders(run)
   return float(traffic.both_ways(run)[-1]) / whole if whole else None
 

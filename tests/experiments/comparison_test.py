@@ -241,6 +241,21 @@ class ComparisonTest(parameterized.TestCase):
     self.assertStartsWith(line, "warning: the runs of a group differ in learn")
     self.assertIn("--group_by=k,learning_rate ", line)
 
+  def test_copies(self):
+    """Law: runs of the same settings and data are named, and no others."""
+    here = lambda run, place, **config: Run(
+        run.rows, run.clients, run.summary, run.config | config, Path(place)
+    )
+    first, again = here(RUNS[0], "a"), here(RUNS[0], "b")
+    others = [here(RUNS[1], "c"), here(RUNS[0], "d", data="other")]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+      groups.warn_of_copies([first, *others, again])
+    self.assertEqual(
+        said.getvalue(),
+        "warning: a and b are runs of the same settings and seed; both count\n",
+    )
+
   def test_unfinished_runs(self):
     """They are compared at a point to which they have come, or counted."""
     done, late, later = RUNS[:4], run_of(2), run_of(5)

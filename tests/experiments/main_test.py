@@ -87,6 +87,7 @@ class MainTest(absltest.TestCase):
       self.assertEqual((result.returncode, result.stdout), (1, ""))
       for name in main.COMMANDS:
         self.assertIn(f"  {name} ", result.stderr)
+    self.assertStartsWith(result.stderr, "agsfl: there is no command fly\n")
     self.assertEqual(self.agsfl("--version").stdout, f"{agsfl.__version__}\n")
     result = self.agsfl("export", "--helpshort")
     self.assertIn("Writes the records of any number of runs", result.stdout)

@@ -146,6 +146,16 @@ class ProgressTest(parameterized.TestCase):
     self.assertEqual(bar.call_args.kwargs["total"], 4)
     self.assertEqual(bar().__enter__().update.mock_calls, 3 * [mock.call()])
 
+  def test_a_run_that_was_finished_before(self):
+    """Law: no row of a round has come."""
+    for rows, count in (([], 1), ([START, round_row(1)], 0)):
+      progress = runner._Progress(Config())
+      for row in rows:
+        progress.row(row)
+      with mock.patch.object(runner.logging, "info") as info:
+        progress.end()
+      self.assertLen(info.mock_calls, count)
+
   def test_quiet(self):
     with mock.patch.object(runner.logging, "info") as info:
       self.assertEqual(self.shown(Config(), [START], "--quiet"), [])

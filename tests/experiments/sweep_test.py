@@ -132,6 +132,14 @@ class CombinationsTest(parameterized.TestCase):
     self.assertIn(word, str(caught.exception))
     self.assertLen(str(caught.exception).splitlines(), 1)
 
+  def test_a_misspelt_setting(self):
+    """Law: the names that are like it are there."""
+    with self.assertRaisesRegex(
+        ConfigError, "^--sweep=batchsize=1: must begin with a setting and =, "
+        "such as batch_size="
+    ):
+      sweep.values_of("batchsize=1")
+
   def test_too_many(self):
     """A million runs are refused at once; their settings are not made."""
     seeds = sweep.values_of("seed=0..999")

@@ -26,8 +26,8 @@ Sink = Callable[[int, dict[str, float]], None]
 AXES = ("time", "seconds", "bytes")
 
 # TensorBoard draws against whole numbers only. So the columns of evaluations
-# are there once more for each axis. By axis: the folder, which also begins their
-# names, and the unit.
+# are there once more for each axis. By axis: the folder, whose name also begins
+# theirs, and the unit.
 _UNITS = {
     "time": ("by_time", 1),
     "seconds": ("by_milliseconds", 0.001),  # a round may take less than 1 s
